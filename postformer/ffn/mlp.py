@@ -1,0 +1,40 @@
+"""Two- and three-matrix feed-forward networks.
+
+SwiGLU: Shazeer 2020 (arXiv 2002.05202, eq. 6). GELU: Hendrycks & Gimpel 2016 (arXiv 1606.08415), as in Vaswani et al. 2017.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from postformer.ops.layers import Linear
+
+
+class MLP(nn.Module):
+    """`hidden` defaults to 8/3 dim for SwiGLU and 4 dim for GELU (equal parameters), rounded up to a multiple of 16."""
+
+    def __init__(self, dim: int, *, hidden: int | None = None, activation: Literal["swiglu", "gelu"] = "swiglu"):
+        super().__init__()
+        if hidden is not None and hidden < 1:
+            raise ValueError(f"hidden={hidden} must be at least 1")
+        default = dim * 8 / 3 if activation == "swiglu" else dim * 4
+        hidden = hidden or -(-int(default) // 16) * 16
+        self.activation = activation
+        self.gate = Linear(dim, hidden, bias=False) if activation == "swiglu" else None
+        self.up = Linear(dim, hidden, bias=False)
+        self.out = Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """Each token for itself."""
+        hidden = F.gelu(self.up(x)) if self.gate is None else F.silu(self.gate(x)) * self.up(x)
+        return self.out(hidden)
+
+    def flops(self, length: int) -> int:
+        """Floating-point operations of `length` tokens (a multiply-add is two)."""
+        return 2 * length * sum(p.numel() for p in self.parameters())
+
+    def active_parameters(self) -> int:
+        """Parameters that one token uses: all."""
+        return sum(p.numel() for p in self.parameters())

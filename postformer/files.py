@@ -1,0 +1,72 @@
+"""Durable files: what is written is on disk and whole, or not there at all."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def sha256_bytes(data: bytes | memoryview) -> str:
+    """Hex sha256 of the data."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex sha256 of a file's content."""
+    with Path(path).open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def sync(path: str | Path) -> None:
+    """Flush a file or a directory entry to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def durable_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; on success it becomes `path` in one step that survives a power loss.
+
+    On an error the old file stays as it was and the temporary one is removed.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_durably(path: str | Path, data: bytes | str) -> None:
+    """Write a whole file durably (see `durable_file`)."""
+    with durable_file(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def durable_directory(path: str | Path) -> Iterator[Path]:
+    """Yield a new temporary directory; on success it becomes `path`, every file flushed first.
+
+    `path` must not exist. On an error nothing of it stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            sync(file)
+        sync(temporary)
+        temporary.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,34 @@
+"""How tokens exchange information along time."""
+
+from typing import Any, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from postformer.mixers.attention import Attention
+from postformer.mixers.mamba import Mamba
+
+
+class Mixer(Protocol):
+    """The contract of a mixer, which is also an `nn.Module`; the laws of its state stand in `postformer.state`."""
+
+    def __init__(self, dim: int, **options: Any) -> None: ...
+
+    def init_state(self, batch: int) -> Any:
+        """A fresh state: zeros, made from shapes only."""
+        ...
+
+    def forward(self, x: Float[Tensor, "b t d"], state: Any = None) -> tuple[Float[Tensor, "b t d"], Any]:
+        """One path for training, prefill, decoding and resuming; without a state none is returned."""
+        ...
+
+    def flops(self, length: int, past: int = 0) -> int:
+        """Floating-point operations of one row's `length` new tokens after `past` others."""
+        ...
+
+    def state_bytes(self, length: int, itemsize: int = 4) -> int:
+        """Bytes of one row's state after `length` tokens."""
+        ...
+
+
+MIXERS: dict[str, Any] = {"attention": Attention, "mamba": Mamba}

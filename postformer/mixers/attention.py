@@ -1,0 +1,171 @@
+"""Causal softmax attention with grouped queries and rotary positions.
+
+Vaswani et al. 2017 (arXiv 1706.03762, section 3.2); grouped queries: Ainslie et al. 2023 (arXiv 2305.13245); rotary
+positions: Su et al. 2021 (arXiv 2104.09864); sliding window: Beltagy et al. 2020 (arXiv 2004.05150); query/key norm: Dehghani et al. 2023
+(arXiv 2302.05442); persistent tokens: Behrouz et al. 2024 (arXiv 2501.00663, eq. 19). With the defaults it is Llama's attention.
+
+b batch, t new tokens, h query heads, g key/value heads, e head width, s slots of the cache.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from postformer.ops.attention import HIDDEN, attention, causal_attention, read_all, rotate
+from postformer.ops.layers import Linear, RMSNorm
+
+BLOCK = 64
+"""A growing cache grows by this many slots."""
+
+
+class AttentionState(NamedTuple):
+    """Keys (rotated) and values. Slot j holds position j; with a window of w slots, the last position p with p mod w = j."""
+
+    k: Float[Tensor, "b s g e"]
+    v: Float[Tensor, "b s g e"]
+    seen: Int[Tensor, " b"]
+
+
+class Attention(nn.Module):
+    """`kv_heads` divides `heads`; `window` bounds what is seen and the state; `persistent` learned tokens are seen by all."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 4,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        window: int | None = None,
+        persistent: int = 0,
+        qk_norm: bool = False,
+        rope_base: float = 1e4,
+    ):
+        super().__init__()
+        self.heads, self.groups = heads, kv_heads or heads
+        self.width = head_dim or dim // max(heads, 1)
+        if heads < 1 or self.groups < 1 or heads % self.groups:
+            raise ValueError(f"heads={heads} must be a positive multiple of kv_heads={kv_heads}")
+        if head_dim is None and dim % heads:
+            raise ValueError(f"dim={dim} is not divisible by heads={heads}; give head_dim, or another number of heads")
+        if self.width < 2 or self.width % 2:
+            raise ValueError(f"the head width must be even for rotary positions; it is {self.width}")
+        if (window is not None and window < 1) or persistent < 0:
+            raise ValueError(f"window={window} must be at least 1 and persistent={persistent} at least 0")
+        self.dim, self.window, self.persistent, self.rope_base = dim, window, persistent, rope_base
+        self.q = Linear(dim, heads * self.width, bias=False)
+        self.k = Linear(dim, self.groups * self.width, bias=False)
+        self.v = Linear(dim, self.groups * self.width, bias=False)
+        self.out = Linear(heads * self.width, dim, bias=False)
+        self.q_norm = RMSNorm(self.width) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.width) if qk_norm else nn.Identity()
+        self.prefix = nn.Parameter(torch.randn(persistent, dim) * 0.02) if persistent else None
+
+    def init_state(self, batch: int) -> AttentionState:
+        """An empty cache, or a ring of `window` slots."""
+        like = {"device": self.out.weight.device, "dtype": self.out.weight.dtype}
+        k, v = (torch.zeros(batch, self.window or 0, self.groups, self.width, **like) for _ in "kv")
+        return AttentionState(k, v, torch.zeros(batch, dtype=torch.long, device=like["device"]))
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], state: AttentionState | None = None
+    ) -> tuple[Float[Tensor, "b t d"], AttentionState | None]:
+        """Attend over the state and the new tokens; returns the output and the state after them."""
+        b, t, _ = x.shape
+        q = self.q_norm(self.q(x).view(b, t, self.heads, self.width))
+        k = self.k_norm(self.k(x).view(b, t, self.groups, self.width))
+        v = self.v(x).view(b, t, self.groups, self.width)
+        seen = torch.zeros(b, dtype=torch.long, device=x.device) if state is None else state.seen
+        position = seen[:, None] + torch.arange(t, device=x.device)
+        q, k = rotate(q, position, self.rope_base), rotate(k, position, self.rope_base)
+        if state is None:
+            return self.out(self._fresh(q, k, v, position).flatten(2)), None
+        read = self._read_cache if self.window is None else self._read_ring
+        y, keys, values = read(q, k, v, position, state)
+        return self.out(y.flatten(2)), AttentionState(keys, values, seen + t)
+
+    def _fresh(self, q: Tensor, k: Tensor, v: Tensor, position: Tensor) -> Tensor:
+        if self.prefix is None and (self.window is None or k.shape[1] <= self.window):
+            return causal_attention(q, k, v)
+        return self._attend(q, k, v, position, position, fresh=k.shape[1])
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, position: Tensor, key_position: Tensor, fresh: int = 0) -> Tensor:
+        if self.prefix is not None:
+            b = k.shape[0]
+            x = self.prefix.to(k.dtype)
+            pk, pv = self.k_norm(self.k(x).view(-1, *k.shape[2:])), self.v(x).view(-1, *v.shape[2:])
+            k, v = torch.cat([pk.expand(b, *pk.shape), k], 1), torch.cat([pv.expand(b, *pv.shape), v], 1)
+            key_position = torch.cat([key_position.new_zeros(b, self.persistent), key_position], 1)
+        return attention(q, k, v, position, key_position, window=self.window, prefix=self.persistent, fresh=fresh)
+
+    def _read_cache(
+        self, q: Tensor, k: Tensor, v: Tensor, position: Tensor, state: AttentionState
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Write the new keys at their positions, then read."""
+        t = k.shape[1]
+        least, most = (int(n) for n in state.seen.aminmax())
+        keys, values = (_write(_grow(c.to(k.dtype), most + t), new, position, least == most) for c, new in
+                        ((state.k, k), (state.v, v)))  # fmt: skip
+        if most == 0:
+            return self._fresh(q, k, v, position), keys, values
+        k, v = keys[:, : most + t], values[:, : most + t]
+        if t == 1 and least == most and self.prefix is None:
+            return read_all(q, k, v), keys, values
+        slots = torch.arange(most + t, device=k.device).expand(len(k), -1)
+        return self._attend(q, k, v, position, slots), keys, values
+
+    def _read_ring(
+        self, q: Tensor, k: Tensor, v: Tensor, position: Tensor, state: AttentionState
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One token is written first and reads the ring; more tokens read the old ring and themselves, then are written."""
+        w, t = state.k.shape[1], k.shape[1]
+        slot = position[:, -w:] % w
+        old_k, old_v = state.k.to(k.dtype), state.v.to(v.dtype)
+        if t == 1:
+            keys, values = _write(old_k, k, slot, False), _write(old_v, v, slot, False)
+            return self._attend(q, keys, values, position, _ring_positions(state.seen + 1, w)), keys, values
+        both_k, both_v = torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
+        key_position = torch.cat([_ring_positions(state.seen, w), position], 1)
+        y = self._attend(q, both_k, both_v, position, key_position, fresh=t)
+        return y, _write(old_k, k[:, -w:], slot, False), _write(old_v, v[:, -w:], slot, False)
+
+    def flops(self, length: int, past: int = 0) -> int:
+        """Floating-point operations of `length` new tokens after `past` others (a multiply-add is two)."""
+        inner = self.heads * self.width
+        ends = range(past + 1, past + length + 1)
+        pairs = sum(ends) if self.window is None else sum(min(n, self.window) for n in ends)
+        projections = 2 * self.dim * (2 * inner + 2 * self.groups * self.width)
+        return length * projections + 4 * inner * (pairs + length * self.persistent)
+
+    def state_bytes(self, length: int, itemsize: int = 4) -> int:
+        """Bytes of one row's state after `length` tokens."""
+        slots = self.window if self.window is not None else -(-length // BLOCK) * BLOCK
+        return 2 * slots * self.groups * self.width * itemsize + 8
+
+
+def _grow(cache: Tensor, length: int) -> Tensor:
+    slots = -(-length // BLOCK) * BLOCK
+    if slots <= cache.shape[1]:
+        return cache
+    return torch.cat([cache, cache.new_zeros(cache.shape[0], slots - cache.shape[1], *cache.shape[2:])], 1)
+
+
+def _write(cache: Tensor, new: Tensor, slot: Tensor, aligned: bool) -> Tensor:
+    """Write new [b, t, g, e] at slot [b, t]: in place, since a state belongs to the call, unless autograd needs the old one."""
+    if torch.is_grad_enabled():
+        cache = cache.clone()
+    if aligned:
+        start = int(slot[0, 0])
+        cache[:, start : start + new.shape[1]] = new
+    else:
+        cache[torch.arange(len(cache), device=cache.device)[:, None], slot] = new
+    return cache
+
+
+def _ring_positions(seen: Tensor, w: int) -> Tensor:
+    """The position in each slot of a ring that holds the last w of `seen` tokens; HIDDEN where there is none yet."""
+    last = seen[:, None] - 1
+    position = last - (last - torch.arange(w, device=seen.device)) % w
+    return torch.where((position >= 0) & (last >= 0), position, HIDDEN)

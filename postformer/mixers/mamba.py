@@ -1,0 +1,102 @@
+"""Mamba-1: a selective state space with a short convolution and a gate.
+
+Gu & Dao 2023 (arXiv 2312.00752), section 3.4 and algorithm 2, with the parametrisation of the authors' code.
+
+    x, z = in(x);  x = SiLU(conv(x));  dt, B, C = select(x);  dt = softplus(W dt + b)
+    y = scan(x, dt, A, B, C) + D x;    out(y * SiLU(z))
+
+b batch, t time, d model width, c = expand * d channels, n state size, k convolution width.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from postformer.ops.conv import causal_conv
+from postformer.ops.layers import Linear
+from postformer.ops.scan import selective_scan
+
+
+class MambaState(NamedTuple):
+    """The last k-1 inputs of the convolution, and the state of the recurrence (fp32 or wider)."""
+
+    conv: Float[Tensor, "b past c"]
+    ssm: Float[Tensor, "b c n"]
+
+
+class Mamba(nn.Module):
+    """`state` is the paper's N, `rank` the width through which dt is predicted (default: dim / 16, rounded up)."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        state: int = 16,
+        expand: int = 2,
+        conv: int = 4,
+        rank: int | None = None,
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+    ):
+        super().__init__()
+        if min(state, expand, conv, 1 if rank is None else rank) < 1:
+            raise ValueError(f"state={state}, expand={expand}, conv={conv} and rank={rank} must be at least 1")
+        if not 0 < dt_min <= dt_max:
+            raise ValueError(f"dt_min={dt_min} and dt_max={dt_max} must satisfy 0 < dt_min <= dt_max")
+        c = expand * dim
+        self.dim, self.channels, self.n, self.rank = dim, c, state, rank or math.ceil(dim / 16)
+        self.inp = Linear(dim, 2 * c, bias=False)
+        self.conv_weight = nn.Parameter(torch.empty(c, conv).uniform_(-(conv**-0.5), conv**-0.5))
+        self.conv_bias = nn.Parameter(torch.empty(c).uniform_(-(conv**-0.5), conv**-0.5))
+        self.select = Linear(c, self.rank + 2 * state, bias=False)
+        self.dt = Linear(self.rank, c)
+        self.A_log = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(c, 1))
+        self.D = nn.Parameter(torch.ones(c))
+        self.out = Linear(c, dim, bias=False)
+        for p in (self.A_log, self.D, self.dt.bias):
+            p.no_weight_decay = True  # type: ignore[attr-defined]
+        self._init_dt(dt_min, dt_max)
+
+    @torch.no_grad()
+    def _init_dt(self, dt_min: float, dt_max: float) -> None:
+        """softplus(bias) is log-uniform in [dt_min, dt_max] (section 3.6)."""
+        nn.init.uniform_(self.dt.weight, -(self.rank**-0.5), self.rank**-0.5)
+        dt = torch.empty(self.channels).uniform_(math.log(dt_min), math.log(dt_max)).exp().clamp(min=1e-4)
+        self.dt.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+    def init_state(self, batch: int) -> MambaState:
+        """Zeros: nothing was read."""
+        like = {"device": self.D.device, "dtype": self.D.dtype}
+        conv = torch.zeros(batch, self.conv_weight.shape[1] - 1, self.channels, **like)
+        ssm = torch.zeros(batch, self.channels, self.n, **like)
+        return MambaState(conv, ssm)
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], state: MambaState | None = None
+    ) -> tuple[Float[Tensor, "b t d"], MambaState | None]:
+        """Continue from the state over the new tokens; returns the output and the state after them."""
+        past, h = state if state is not None else self.init_state(len(x))
+        wide = torch.promote_types(x.dtype, torch.float32)
+        u, z = self.inp(x).chunk(2, -1)
+        u, past = causal_conv(u, self.conv_weight, self.conv_bias, past)
+        u = F.silu(u)
+        low, B, C = self.select(u).split([self.rank, self.n, self.n], -1)
+        dt = F.softplus(F.linear(low.to(wide), self.dt.weight.to(wide), self.dt.bias.to(wide)))
+        y, h = selective_scan(u.to(wide), dt, -self.A_log.to(wide).exp(), B.to(wide), C.to(wide), h.to(wide))
+        y = (y + self.D.to(wide) * u).to(x.dtype)
+        return self.out(y * F.silu(z)), None if state is None else MambaState(past, h)
+
+    def flops(self, length: int, past: int = 0) -> int:
+        """Floating-point operations of `length` new tokens, whatever came before (a multiply-add is two, an exp is one)."""
+        c, n = self.channels, self.n
+        projections = 2 * (self.dim * 2 * c + c * (self.rank + 2 * n) + self.rank * c + c * self.dim)
+        conv, scan = 2 * c * self.conv_weight.shape[1], 8 * c * n + 4 * c
+        return length * (projections + conv + scan)
+
+    def state_bytes(self, length: int, itemsize: int = 4) -> int:
+        """Bytes of one row's state: the same after any number of tokens. The recurrence is kept in fp32 at least."""
+        return self.channels * ((self.conv_weight.shape[1] - 1) * itemsize + self.n * max(itemsize, 4))

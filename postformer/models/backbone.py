@@ -1,0 +1,109 @@
+"""The stack: a pattern of mixers and per-token networks tiled over depth, pre-norm, with its cost formulas."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from postformer.config import ConfigError, Spec, build, complete
+from postformer.ffn import FFNS
+from postformer.mixers import MIXERS
+from postformer.ops.layers import RMSNorm
+
+State = tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a model costs by formula, for one row of text."""
+
+    parameters: int
+    active_parameters: int
+    """Parameters that one token uses."""
+    prefill_flops: float
+    """Floating-point operations a token while reading `length` tokens at once."""
+    decode_flops: float
+    """Floating-point operations of the one token after `length` others."""
+    state_bytes: int
+    """Bytes of the state after `length` tokens."""
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + ffn(norm(x)) where the pattern has one."""
+
+    mixer: Any
+    ffn: Any
+
+    def __init__(self, dim: int, mixer: nn.Module, ffn: nn.Module | None, norm_eps: float):
+        super().__init__()
+        self.norm, self.mixer = RMSNorm(dim, norm_eps), mixer
+        self.ffn_norm, self.ffn = (RMSNorm(dim, norm_eps), ffn) if ffn is not None else (None, None)
+
+    def forward(self, x: Float[Tensor, "b t d"], state: Any = None) -> tuple[Float[Tensor, "b t d"], Any]:
+        """Residual stream in, residual stream and new state out."""
+        y, state = self.mixer(self.norm(x), state)
+        x = x + y
+        if self.ffn is not None and self.ffn_norm is not None:
+            x = x + self.ffn(self.ffn_norm(x))
+        return x, state
+
+
+class Backbone(nn.Module):
+    """`mixers` and `ffns` are tiled over `depth`; `{"kind": "none"}` in `ffns` leaves a layer without one (as in Mamba).
+
+    Three Mamba layers for each attention layer are `mixers=({"kind": "mamba"},) * 3 + ({"kind": "attention"},)`.
+    """
+
+    def __init__(self, dim: int, depth: int, mixers: tuple[Spec, ...], ffns: tuple[Spec, ...], norm_eps: float = 1e-5):
+        super().__init__()
+        if dim < 1 or depth < 1 or not mixers or not ffns:
+            raise ConfigError(f"model: dim={dim} and depth={depth} must be at least 1, and mixers and ffns must not be empty")
+        self.dim = dim
+        self.blocks: Any = nn.ModuleList()
+        for i in range(depth):
+            m, f = i % len(mixers), i % len(ffns)
+            mixer = build(mixers[m], MIXERS, f"model.mixers[{m}]", dim=dim)
+            ffn = None if ffns[f].get("kind") == "none" else build(ffns[f], FFNS, f"model.ffns[{f}]", dim=dim)
+            self.blocks.append(Block(dim, mixer, ffn, norm_eps))
+        self.norm = RMSNorm(dim, norm_eps)
+        self._scale_residual_branches()
+
+    @torch.no_grad()
+    def _scale_residual_branches(self) -> None:
+        """Divide each branch's last matrix by sqrt(number of branches) (Radford et al. 2019, section 2.3)."""
+        branches = [b for block in self.blocks for b in (block.mixer, block.ffn) if b is not None]
+        for branch in branches:
+            if isinstance(getattr(branch, "out", None), nn.Linear):
+                branch.out.weight.div_(len(branches) ** 0.5)
+
+    def init_state(self, batch: int) -> State:
+        """A fresh state: one entry a layer."""
+        return tuple(block.mixer.init_state(batch) for block in self.blocks)
+
+    def forward(self, x: Float[Tensor, "b t d"], state: State | None = None) -> tuple[Float[Tensor, "b t d"], State | None]:
+        """Through all layers and the last norm."""
+        after = []
+        for i, block in enumerate(self.blocks):
+            x, s = block(x, None if state is None else state[i])
+            after.append(s)
+        return self.norm(x), None if state is None else tuple(after)
+
+    def flops(self, length: int, past: int = 0) -> int:
+        """Floating-point operations of `length` new tokens after `past` others; norms and residual sums are left out."""
+        return sum(b.mixer.flops(length, past) + (b.ffn.flops(length) if b.ffn is not None else 0) for b in self.blocks)
+
+    def state_bytes(self, length: int, itemsize: int = 4) -> int:
+        """Bytes of one row's state after `length` tokens."""
+        return sum(b.mixer.state_bytes(length, itemsize) for b in self.blocks)
+
+    def idle_parameters(self) -> int:
+        """Parameters that a token does not use (experts that it is not sent to)."""
+        ffns = [b.ffn for b in self.blocks if b.ffn is not None]
+        return sum(sum(p.numel() for p in f.parameters()) - f.active_parameters() for f in ffns)
+
+
+def complete_pattern(pattern: tuple[Spec, ...], table: dict[str, Any], where: str) -> list[Spec]:
+    """The pattern with every default written out."""
+    return [s if s.get("kind") == "none" else complete(s, table, f"{where}[{i}]", "dim") for i, s in enumerate(pattern)]

@@ -1,0 +1,108 @@
+"""Models of the transformers library as ours: `mamba` and `llama` checkpoints, key by key."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from postformer.config import Spec, UserError
+
+LLAMA = {
+    "self_attn.q_proj": "mixer.q",
+    "self_attn.k_proj": "mixer.k",
+    "self_attn.v_proj": "mixer.v",
+    "self_attn.o_proj": "mixer.out",
+    "mlp.gate_proj": "ffn.gate",
+    "mlp.up_proj": "ffn.up",
+    "mlp.down_proj": "ffn.out",
+    "input_layernorm": "norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+MAMBA = {
+    "mixer.in_proj": "mixer.inp",
+    "mixer.x_proj": "mixer.select",
+    "mixer.dt_proj": "mixer.dt",
+    "mixer.out_proj": "mixer.out",
+    "mixer.conv1d.weight": "mixer.conv_weight",
+    "mixer.conv1d.bias": "mixer.conv_bias",
+    "mixer.A_log": "mixer.A_log",
+    "mixer.D": "mixer.D",
+    "norm": "norm",
+}
+LEADING = {"embed_tokens": "embed", "embeddings": "embed", "norm_f": "backbone.norm", "norm": "backbone.norm"}
+
+
+def language_options(config: Mapping[str, Any]) -> Spec:
+    """Keywords of `LanguageModel` for a transformers `config.json`.
+
+    Raises UserError for a model type or an option that has no equal here.
+    """
+    kind = config.get("model_type")
+    if kind not in ("llama", "mamba"):
+        raise UserError(f"config.json: model_type '{kind}' cannot be converted; choose from llama, mamba")
+    if kind == "mamba":
+        _require(config, use_bias=False, use_conv_bias=True, hidden_act="silu")
+        mixer = {
+            "kind": "mamba",
+            "state": config["state_size"],
+            "expand": config["expand"],
+            "conv": config["conv_kernel"],
+            "rank": config["time_step_rank"],
+        }
+        ffn, depth, eps = {"kind": "none"}, config["num_hidden_layers"], config["layer_norm_epsilon"]
+    else:
+        _require(config, attention_bias=False, mlp_bias=False, hidden_act="silu")
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if rope.get("rope_type", "default") != "default":
+            raise UserError(f"config.json: rope_type '{rope['rope_type']}' cannot be converted; choose from default")
+        mixer = {
+            "kind": "attention",
+            "heads": config["num_attention_heads"],
+            "kv_heads": config["num_key_value_heads"],
+            "head_dim": config.get("head_dim"),
+            "rope_base": float(rope.get("rope_theta") or config.get("rope_theta") or 1e4),
+        }
+        ffn = {"kind": "mlp", "hidden": config["intermediate_size"]}
+        depth, eps = config["num_hidden_layers"], config["rms_norm_eps"]
+    return {
+        "vocab": config["vocab_size"],
+        "dim": config["hidden_size"],
+        "depth": depth,
+        "mixers": (mixer,),
+        "ffns": (ffn,),
+        "tied": bool(config.get("tie_word_embeddings", kind == "mamba")),
+        "norm_eps": eps,
+    }
+
+
+def language_tensors(tensors: Mapping[str, Tensor], tied: bool) -> dict[str, Tensor]:
+    """The tensors under our names. A tied head is left out. Raises UserError for a name that has no place here."""
+    out = {}
+    for name, value in tensors.items():
+        if name == "lm_head.weight":
+            if not tied:
+                out["head.weight"] = value
+            continue
+        out[_rename(name)] = value.squeeze(1) if name.endswith("conv1d.weight") else value
+    return out
+
+
+def _rename(name: str) -> str:
+    layer = re.fullmatch(r"(?:model|backbone)\.layers\.(\d+)\.(.+?)(\.weight|\.bias)?", name)
+    if layer:
+        index, part, suffix = layer[1], layer[2], layer[3] or ""
+        for key, suffix_ in ((part + suffix, ""), (part, suffix)):
+            for table in (LLAMA, MAMBA):
+                if key in table:
+                    return f"backbone.blocks.{index}.{table[key]}{suffix_}"
+    lead = re.fullmatch(r"(?:model|backbone)\.(\w+)\.weight", name)
+    if lead and lead[1] in LEADING:
+        return f"{LEADING[lead[1]]}.weight"
+    raise UserError(f"the checkpoint's tensor '{name}' has no place in a converted model")
+
+
+def _require(config: Mapping[str, Any], **wanted: Any) -> None:
+    for key, value in wanted.items():
+        if config.get(key, value) != value:
+            raise UserError(f"config.json: {key}={config[key]} cannot be converted; only {key}={value} can")

@@ -1,0 +1,117 @@
+"""Models as folders: config.json + model.safetensors + tokenizer.json, the layout of model hubs.
+
+A folder is untrusted: nothing in it is executed, its configuration may name only our own kinds, and no memory is taken for a
+tensor that the file does not hold.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from postformer.config import ConfigError, UserError, build, foreign_kinds, read
+from postformer.files import durable_file, write_durably
+from postformer.models import MODELS
+from postformer.models.convert import language_options, language_tensors
+from postformer.tokens.text import load_tokens
+
+FORMAT = "postformer-model-1"
+FILES = ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+class ModelError(UserError):
+    """A model folder that is missing, damaged, or not what its configuration says."""
+
+
+def save_model(model: nn.Module, folder: str | Path) -> None:
+    """Write the model, and its tokenizer if it has one, into a folder, which is made if it is missing."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with durable_file(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    tokens = getattr(model, "tokens", None)
+    if tokens is not None:
+        tokens.save(folder)
+    write_durably(folder / "config.json", json.dumps({"format": FORMAT, **model.config}, indent=1) + "\n")  # type: ignore[dict-item]
+
+
+def load_model(folder: str | Path, *, trust_kinds: bool = False) -> Any:
+    """The model of a folder, in evaluation mode on the CPU; also `mamba` and `llama` folders of the transformers library.
+
+    `trust_kinds` allows a configuration that names classes of other packages, which are then imported.
+    Raises ModelError or ConfigError, each with the file and what is wrong with it.
+    """
+    folder = Path(folder)
+    config = read(folder / "config.json")
+    tensors = _tensors(folder / "model.safetensors")
+    if config.get("format") == FORMAT:
+        words = {k: v for k, v in config.items() if k != "format"}
+    elif "model_type" in config:
+        options = language_options(config)
+        words, tensors = {"kind": "language", **options}, language_tensors(tensors, options["tied"])
+    else:
+        raise ModelError(f"{folder}/config.json: neither a {FORMAT} nor a transformers configuration")
+    foreign = foreign_kinds(words)
+    if foreign and not trust_kinds:
+        raise ConfigError(
+            f"{folder}/config.json: {foreign[0]} names code of another package; pass trust_kinds=True to import it"
+        )
+    model = _assemble(words, tensors, folder)
+    if (folder / "tokenizer.json").exists() and config.get("format") == FORMAT:
+        model.tokens = load_tokens(folder)
+        if model.tokens.vocab != model.vocab:
+            raise ModelError(f"{folder}/tokenizer.json: {model.tokens.vocab} tokens, but the model has {model.vocab}")
+    return model.eval()
+
+
+def fetch(name: str, **options: Any) -> Path:
+    """The local copy of the model folder `owner/name`; `options` are those of `huggingface_hub.snapshot_download`.
+
+    Raises ModelError when it is neither in the cache nor can be fetched.
+    """
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES, **options))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise ModelError(f"{name}: no such folder here, and no such model could be fetched: {reason}") from e
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as f:
+            return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+    except OSError as e:
+        raise ModelError(f"{path}: {e.strerror or 'cannot be read'}") from e
+    except SafetensorError as e:
+        raise ModelError(f"{path}: not a readable safetensors file: {e}") from e
+
+
+def _assemble(words: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> Any:
+    """Build without memory, compare names and shapes, then put the file's tensors in."""
+    depth = words.get("depth", 1)
+    if isinstance(depth, int) and depth > len(tensors):
+        raise ModelError(f"{folder}/config.json: depth={depth}, but model.safetensors holds only {len(tensors)} tensors")
+    with torch.device("meta"):
+        model = build(words, MODELS, f"{folder}/config.json")
+    wanted = model.state_dict()
+    if odd := sorted(wanted.keys() ^ tensors.keys()):
+        where = "is missing" if odd[0] in wanted else "has no place in the model"
+        raise ModelError(f"{folder}/model.safetensors: '{odd[0]}' {where}")
+    for name, value in wanted.items():
+        if tensors[name].shape != value.shape:
+            got, want = tuple(tensors[name].shape), tuple(value.shape)
+            raise ModelError(f"{folder}/model.safetensors: '{name}' has shape {got}, but config.json asks for {want}")
+        if not tensors[name].is_floating_point():
+            raise ModelError(f"{folder}/model.safetensors: '{name}' is {tensors[name].dtype}, not a floating-point tensor")
+    marked = [name for name, p in model.named_parameters() if getattr(p, "no_weight_decay", False)]
+    model.load_state_dict(tensors, assign=True)
+    for name in marked:
+        model.get_parameter(name).no_weight_decay = True
+    return model

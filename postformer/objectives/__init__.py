@@ -1,0 +1,7 @@
+"""What a model is taught: an objective turns a batch into `{"loss": scalar, **metrics}`."""
+
+from typing import Any
+
+from postformer.objectives.next_token import NextToken
+
+OBJECTIVES: dict[str, Any] = {"next_token": NextToken}

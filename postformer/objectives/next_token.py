@@ -1,0 +1,26 @@
+"""Next-token prediction: the mean cross-entropy of each token given those before it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class NextToken(nn.Module):
+    """Teaches a model with `hidden(ids)` and `logits(hidden)`, such as `LanguageModel`."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, object]) -> dict[str, Tensor]:
+        """`batch["ids"]` is Int [b, t+1]. Returns the loss in nats a token (fp32), and the tokens predicted."""
+        ids = batch["ids"]
+        assert isinstance(ids, Tensor)
+        x, _ = self.model.hidden(ids[:, :-1])  # type: ignore[operator]
+        target = ids[:, 1:].reshape(-1)
+        logits: Tensor = self.model.logits(x.flatten(0, 1))  # type: ignore[operator]
+        loss = F.cross_entropy(logits.float(), target)
+        return {"loss": loss, "tokens": torch.tensor(target.numel())}
+
+    def after_step(self, step: int) -> None:
+        """Nothing follows an optimizer step."""

@@ -1,0 +1,86 @@
+"""Softmax attention with grouped queries over keys that carry their positions, and rotary position embedding.
+
+b batch, t queries, s keys, h query heads, g key/value heads (h a multiple of g), e head width.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+QUERY_BLOCK = 256
+MASK_ELEMENTS = 1 << 24
+HIDDEN = torch.iinfo(torch.long).max // 2
+"""The key position that no query reaches."""
+
+
+def rotate(x: Float[Tensor, "b t h e"], position: Int[Tensor, "b t"], base: float = 1e4) -> Float[Tensor, "b t h e"]:
+    """Rotary embedding (Su et al. 2021, arXiv 2104.09864, eq. 34), pairing coordinate i with i + e/2 as Llama does.
+
+    Angles are computed in float64, so that they are exact at any position.
+    """
+    e = x.shape[-1]
+    frequency = base ** (-torch.arange(0, e, 2, device=x.device, dtype=torch.float64) / e)
+    angle = position[..., None, None] * frequency
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def causal_attention(
+    q: Float[Tensor, "b t h e"], k: Float[Tensor, "b t g e"], v: Float[Tensor, "b t g e"]
+) -> Float[Tensor, "b t h e"]:
+    """softmax(q k^T / sqrt(e)) v, where each query sees the keys at or before itself."""
+    return _softmax_attention(q, k, v, None, causal=True)
+
+
+def attention(
+    q: Float[Tensor, "b t h e"],
+    k: Float[Tensor, "b s g e"],
+    v: Float[Tensor, "b s g e"],
+    position: Int[Tensor, "b t"],
+    key_position: Int[Tensor, "b s"],
+    *,
+    window: int | None = None,
+    prefix: int = 0,
+    fresh: int = 0,
+) -> Float[Tensor, "b t h e"]:
+    """Attention among positions: a query at p sees the keys at p - window + 1 ... p, and the first `prefix` keys always.
+
+    The last `fresh` keys are the queries' own (0 or t); with a window they let each block of queries read only the keys
+    near it, so that the cost is linear in t. Memory for the masks is bounded by the block.
+    """
+    t, past = q.shape[1], k.shape[1] - fresh
+    block = t if window is None else max(window, QUERY_BLOCK)
+    block = min(block, MASK_ELEMENTS // k.shape[1] + 1)
+    out = []
+    for i in range(0, t, block):
+        j = min(i + block, t)
+        keys = slice(None), slice(0)
+        if fresh:
+            near = 0 if window is None else max(0, i - window + 1)
+            keys = slice(past if window is None or i < window - 1 else prefix), slice(past + near, past + j)
+        k_, v_, at = (torch.cat([x[:, keys[0]], x[:, keys[1]]], 1) if fresh else x for x in (k, v, key_position))
+        age = position[:, i:j, None] - at[:, None]
+        mask = age >= 0 if window is None else (age >= 0) & (age < window)
+        mask[..., :prefix] = True
+        out.append(_softmax_attention(q[:, i:j], k_, v_, mask))
+    return out[0] if len(out) == 1 else torch.cat(out, 1)
+
+
+def read_all(q: Float[Tensor, "b 1 h e"], k: Float[Tensor, "b s g e"], v: Float[Tensor, "b s g e"]) -> Float[Tensor, "b 1 h e"]:
+    """One query that sees every key."""
+    return _softmax_attention(q, k, v, None)
+
+
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
+    b, t, h, e = q.shape
+    g = k.shape[2]
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    mask = None if mask is None else mask[:, None]
+    if t == 1 and h != g:  # the queries of one group become queries of one head, so that a long cache is not copied
+        y = F.scaled_dot_product_attention(q.reshape(b, g, h // g, e), k, v, attn_mask=mask)
+        return y.reshape(b, h, 1, e).transpose(1, 2)
+    if h != g:
+        k, v = k.repeat_interleave(h // g, 1), v.repeat_interleave(h // g, 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and t > 1).transpose(1, 2)

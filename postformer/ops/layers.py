@@ -1,0 +1,41 @@
+"""Layers that make dtype explicit: parameters may be kept in fp32 while activations are bf16; there is no autocast."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` that casts its parameters to the input's dtype."""
+
+    def forward(self, input: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.linear(input, self.weight.to(input.dtype), bias)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, computed in fp32 or wider (Zhang & Sennrich 2019, eq. 4)."""
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(wide), (x.shape[-1],), self.weight.to(wide), self.eps).to(x.dtype)
+
+
+class Embedding(nn.Embedding):
+    """`nn.Embedding` that starts at a standard deviation of 0.02 and whose weight can serve as a tied output head."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.02)
+
+    def head(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
+        """Logits against the embedding's own rows."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+    def forward(self, input: Int[Tensor, "*b"]) -> Float[Tensor, "*b d"]:
+        return F.embedding(input, self.weight)

@@ -1,0 +1,114 @@
+"""The selective scan of Mamba (Gu & Dao 2023, arXiv 2312.00752, sections 2 and 3.2, algorithm 2).
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t        y_t = C_t h_t
+
+b batch, t time, c channels (the paper's D), n state size (the paper's N); dt is the paper's Delta. As in the authors' code,
+B is discretised by Euler's rule (dt B) and not by the zero-order hold of equation 4.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+CHUNK = 16
+"""Steps whose [t, b, n, c] terms are held at once; the backward pass starts from the state before each chunk."""
+
+
+def selective_scan_reference(
+    u: Float[Tensor, "b t c"],
+    dt: Float[Tensor, "b t c"],
+    A: Float[Tensor, "c n"],
+    B: Float[Tensor, "b t n"],
+    C: Float[Tensor, "b t n"],
+    h: Float[Tensor, "b c n"],
+) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b c n"]]:
+    """The recurrence as it is written, one step after the other: the truth for outputs and, by autograd, for gradients."""
+    y = []
+    for t in range(u.shape[1]):
+        h = torch.exp(dt[:, t, :, None] * A) * h + (dt[:, t] * u[:, t])[..., None] * B[:, t, None]
+        y.append((h * C[:, t, None]).sum(-1))
+    return torch.stack(y, 1), h
+
+
+def selective_scan(
+    u: Float[Tensor, "b t c"],
+    dt: Float[Tensor, "b t c"],
+    A: Float[Tensor, "c n"],
+    B: Float[Tensor, "b t n"],
+    C: Float[Tensor, "b t n"],
+    h: Float[Tensor, "b c n"],
+) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b c n"]]:
+    """The scan with one small operation a step and memory for one chunk; all arguments of one dtype, fp32 or wider.
+
+    Returns y and the state after the last step. Gradients flow to every argument; they are first-order only.
+    """
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (u, dt, A, B, C, h)):
+        return _SelectiveScan.apply(u, dt, A, B, C, h)  # type: ignore[return-value]
+    return _forward(u, dt, A, B, C, h, starts=None)
+
+
+def _terms(u: Tensor, dt: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(dt A) and dt B u from time-first inputs, as [t, b, n, c]: channels last, along which the work is vectorised."""
+    return (dt[:, :, None] * A.mT).exp_(), (dt * u)[:, :, None] * B[..., None]
+
+
+def _states(decay: Tensor, h: Tensor, hs: Tensor) -> Tensor:
+    """Overwrite hs [t, b, n, c], which holds the inputs dt B u, with the states; returns the last."""
+    for a, x in zip(decay.unbind(0), hs.unbind(0), strict=True):
+        h = x.addcmul_(a, h)
+    return h
+
+
+def _forward(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, starts: list[Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    y = torch.empty_like(u)
+    h = h.mT
+    for i in range(0, u.shape[1], CHUNK):
+        at = slice(i, i + CHUNK)
+        if starts is not None:
+            starts.append(h.clone())
+        u_, dt_, B_, C_ = (x[:, at].transpose(0, 1) for x in (u, dt, B, C))
+        decay, hs = _terms(u_, dt_, A, B_)
+        h = _states(decay, h, hs)
+        y[:, at] = torch.einsum("tbnc,tbn->btc", hs, C_)
+    return y, h.mT.contiguous()
+
+
+class _SelectiveScan(torch.autograd.Function):
+    """Saves the inputs and the state before each chunk, and recomputes the rest."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        starts: list[Tensor] = []
+        y, h = _forward(*inputs, starts=starts)  # type: ignore[misc]
+        ctx.save_for_backward(*inputs[:5], *starts)
+        return y, h
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor, dh: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """The adjoint of h_t is g_t = C_t dy_t + exp(dt_{t+1} A) g_{t+1}: the recurrence backwards, chunk by chunk."""
+        u, dt, A, B, C, *starts = ctx.saved_tensors
+        du, ddt, dB, dC = (torch.empty_like(x) for x in (u, dt, B, C))
+        dA, g = torch.zeros_like(A), dh.mT
+        for j in reversed(range(len(starts))):
+            at = slice(j * CHUNK, (j + 1) * CHUNK)
+            u_, dt_, B_, C_, dy_ = (x[:, at].transpose(0, 1) for x in (u, dt, B, C, dy))
+            decay, hs = _terms(u_, dt_, A, B_)
+            _states(decay, starts[j], hs)
+            dC[:, at] = torch.einsum("tbnc,tbc->btn", hs, dy_)
+            gs = dy_[:, :, None] * C_[..., None]
+            for a, x in zip(reversed(decay.unbind(0)), reversed(gs.unbind(0)), strict=True):
+                g = torch.mul(a, x.add_(g))
+            dB[:, at] = torch.einsum("tbnc,tbc->btn", gs, dt_ * u_)
+            dx = torch.einsum("tbnc,tbn->tbc", gs, B_)  # the adjoint of dt u
+            du[:, at] = (dx * dt_).transpose(0, 1)
+            decay[1:] *= hs[:-1]
+            decay[0] *= starts[j]
+            da = decay.mul_(gs)  # the adjoint of dt A
+            ddt[:, at] = (torch.mul(da, A.mT).sum(2) + dx * u_).transpose(0, 1)
+            dA += da.mul_(dt_[:, :, None]).sum((0, 1)).mT
+        return du, ddt, dA, dB, dC, g.mT

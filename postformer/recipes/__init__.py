@@ -1,0 +1,12 @@
+"""Complete runs by name. No torch: `postformer train --help` lists them at once."""
+
+from collections.abc import Callable
+
+from postformer.config import Run
+from postformer.recipes.language import text_attention, text_hybrid, text_mamba
+
+RECIPES: dict[str, Callable[[], Run]] = {
+    "text-mamba": text_mamba,
+    "text-attention": text_attention,
+    "text-hybrid": text_hybrid,
+}

@@ -1,0 +1,38 @@
+"""Small language models of one size and different mixers: what the report compares, and starting points for one's own."""
+
+from typing import Any
+
+from postformer.config import OptimConfig, Run, TrainConfig
+
+DIM = 192
+
+
+def _text(name: str, **model: Any) -> Run:
+    return Run(
+        name=name,
+        model={"kind": "language", "dim": DIM, **model},
+        data={"kind": "text", "path": "corpora/default", "length": 256},
+        optim=OptimConfig(kind="muon", lr=3e-3, warmup=20, schedule="wsd", decay=0.4),
+        train=TrainConfig(steps=1000, batch=8),
+    )
+
+
+def text_mamba() -> Run:
+    """Mamba blocks only, as in Gu & Dao 2023."""
+    return _text("text-mamba", depth=5, mixers=({"kind": "mamba"},), ffns=({"kind": "none"},))
+
+
+def text_attention() -> Run:
+    """A Transformer as Llama is built: grouped queries, rotary positions, SwiGLU."""
+    return _text(
+        "text-attention",
+        depth=3,
+        mixers=({"kind": "attention", "heads": 6, "kv_heads": 6},),
+        ffns=({"kind": "mlp", "hidden": 448},),
+    )
+
+
+def text_hybrid() -> Run:
+    """Three Mamba layers for each sliding-window attention layer: a state of fixed size."""
+    window = {"kind": "attention", "heads": 6, "kv_heads": 2, "window": 128, "qk_norm": True}
+    return _text("text-hybrid", depth=4, mixers=({"kind": "mamba"},) * 3 + (window,), ffns=({"kind": "mlp", "hidden": 256},))

@@ -1,0 +1,170 @@
+"""A model's memory as a value.
+
+A state is a tree of tuples (one NamedTuple for each mixer) whose leaves are batch-first tensors. The laws, each a test
+over every mixer (tests/test_laws.py):
+
+1. any split of a sequence into pieces gives the same outputs and the same final state;
+2. without a state nothing is kept;
+3. every leaf is batch-first: rows leave (`take`) and join (`cat`);
+4. all zeros is a fresh state;
+5. a state belongs to the call that it is given to: `clone` it to keep it;
+6. a state saves to one safetensors file that names its model, and loads nowhere else;
+7. a recurrent mixer's state has a fixed size: `nbytes` does not depend on how much was read.
+
+A leaf that grows with the text grows along its second dimension, in which zeros may follow what is used.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from postformer.config import UserError
+from postformer.files import sha256_bytes, write_durably
+
+State = Any
+"""A tensor, None, or a tuple (or NamedTuple) of states."""
+
+FORMAT = "postformer-state-1"
+LARGEST_HEADER = 16 << 20
+
+
+class StateError(UserError):
+    """A state file that cannot be read, is damaged, or belongs to another model."""
+
+
+def map_leaves(f: Callable[..., Tensor], *states: State) -> State:
+    """Apply `f` to the corresponding leaves of equally shaped trees and return the tree of results."""
+    first = states[0]
+    if first is None:
+        return None
+    if isinstance(first, Tensor):
+        return f(*states)
+    parts = [map_leaves(f, *branch) for branch in zip(*states, strict=True)]
+    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+
+
+def leaves(state: State, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The leaves with their names, such as `("3.ssm", tensor)`, in a fixed order."""
+    if isinstance(state, Tensor):
+        yield name, state
+    elif state is not None:
+        names = getattr(state, "_fields", range(len(state)))
+        for key, part in zip(names, state, strict=True):
+            yield from leaves(part, f"{name}.{key}".lstrip("."))
+
+
+def take(state: State, rows: Tensor | list[int]) -> State:
+    """The state of the given rows, in that order: rows leave a batch, or one row is copied to many."""
+
+    def pick(leaf: Tensor) -> Tensor:
+        return leaf[torch.as_tensor(rows, dtype=torch.long, device=leaf.device)]
+
+    return map_leaves(pick, state)
+
+
+def cat(states: list[State]) -> State:
+    """Join the rows of several states of one model; a leaf that grows with the text is padded with zeros at its end."""
+
+    def join(*parts: Tensor) -> Tensor:
+        if len({p.shape[1:] for p in parts}) > 1:
+            length = max(p.shape[1] for p in parts)
+            parts = tuple(torch.cat([p, p.new_zeros(p.shape[0], length - p.shape[1], *p.shape[2:])], 1) for p in parts)
+        return torch.cat(parts)
+
+    return map_leaves(join, *states)
+
+
+def clone(state: State) -> State:
+    """A copy that shares no memory with the state."""
+    return map_leaves(Tensor.clone, state)
+
+
+def nbytes(state: State) -> int:
+    """Bytes that the state's leaves hold, over all rows."""
+    return sum(leaf.numel() * leaf.element_size() for _, leaf in leaves(state))
+
+
+def rows(state: State) -> int | None:
+    """The batch size, or None for a state without leaves."""
+    return next((leaf.shape[0] for _, leaf in leaves(state)), None)
+
+
+# ---------------------------------------------------------------- files
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Sha256 over a model's configuration (`model.config`) and all its parameters and buffers."""
+    digest = hashlib.sha256(json.dumps(getattr(model, "config", {}), sort_keys=True).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save(state: State, path: str | Path, model: nn.Module, note: dict[str, Any] | None = None) -> None:
+    """Write the state durably to one safetensors file that names its model. `note` is JSON-ready and comes back from `load`."""
+    tensors = {name: leaf.detach().cpu().contiguous() for name, leaf in leaves(state)}
+    note_text = json.dumps(note or {})
+    meta = {"format": FORMAT, "model": fingerprint(model), "note": note_text, "sha256": _checksum(tensors, note_text)}
+    write_durably(path, to_bytes(tensors, metadata=meta))
+
+
+def load(path: str | Path, model: nn.Module) -> tuple[State, dict[str, Any]]:
+    """Read a state and its note for exactly the model that wrote it.
+
+    Raises StateError when the file cannot be read, is damaged, or belongs to another model.
+    """
+    path = Path(path)
+    tensors, meta = _read(path)
+    if meta.get("format") != FORMAT:
+        raise StateError(f"{path}: not a postformer state ({FORMAT})")
+    if meta.get("model") != fingerprint(model):
+        raise StateError(f"{path}: this state belongs to another model ({meta.get('model', '?')[:12]}); load it with its own")
+    if meta.get("sha256") != _checksum(tensors, meta.get("note", "")):
+        raise StateError(f"{path}: damaged: the content does not match its checksum")
+    template = model.init_state(1)  # type: ignore[operator]
+    return _fill(template, tensors, path), json.loads(meta["note"])
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with path.open("rb") as f:
+            if int.from_bytes(f.read(8), "little") > LARGEST_HEADER:
+                raise StateError(f"{path}: damaged: its header is implausibly large")
+        with safe_open(path, framework="pt") as f:
+            return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}  # noqa: SIM118 (not a dict)
+    except OSError as e:
+        raise StateError(f"{path}: {e.strerror or e}") from e
+    except SafetensorError as e:
+        raise StateError(f"{path}: not a readable safetensors file: {e}") from e
+
+
+def _checksum(tensors: dict[str, Tensor], note: str) -> str:
+    parts = [note]
+    for name, t in sorted(tensors.items()):
+        parts.append(f"{name} {t.dtype} {tuple(t.shape)} {sha256_bytes(t.reshape(-1).view(torch.uint8).numpy().data)}")
+    return sha256_bytes("\n".join(parts).encode())
+
+
+def _fill(template: State, tensors: dict[str, Tensor], path: Path) -> State:
+    wanted = dict(leaves(template))
+    if wanted.keys() != tensors.keys():
+        odd = sorted(wanted.keys() ^ tensors.keys())
+        raise StateError(f"{path}: its leaves differ from the model's, first at '{odd[0]}'")
+    counts = {t.shape[0] if t.ndim else 0 for t in tensors.values()}
+    if len(counts) > 1:
+        raise StateError(f"{path}: its leaves disagree about the number of rows: {sorted(counts)}")
+    for name, leaf in wanted.items():
+        got = tensors[name].shape
+        grows = leaf.ndim > 1 and leaf.shape[1] == 0
+        if len(got) != leaf.ndim or got[2 if grows else 1 :] != leaf.shape[2 if grows else 1 :]:
+            raise StateError(f"{path}: '{name}' has shape {tuple(got)}, the model's has {tuple(leaf.shape)}")
+    order = iter(tensors[name] for name, _ in leaves(template))
+    return map_leaves(lambda leaf: next(order).to(leaf.device), template)

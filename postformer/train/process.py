@@ -1,0 +1,76 @@
+"""What training asks of its process: a directory of its own, a number of threads, and notice of a stop."""
+
+import fcntl
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from postformer.config import UserError
+
+
+class TrainingError(UserError):
+    """Training that must not go on: a loss or gradient that is not finite, or a directory in use."""
+
+
+@contextmanager
+def lock(out: Path) -> Iterator[None]:
+    """Hold a run directory for this process alone. Raises TrainingError when another one has it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / "lock").open("a+b", buffering=0)
+    except OSError as e:
+        raise TrainingError(f"{out}: cannot train there: {e.strerror or e}") from e
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
+        except BlockingIOError as e:
+            holder = (out / "lock").read_text()
+            raise TrainingError(f"{out}: process {holder} is training there; wait for it, or use another directory") from e
+        except OSError as e:
+            raise TrainingError(f"{out / 'lock'}: {e.strerror or e}") from e
+        yield
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with that many intra-op threads (0: as many as before) and put the number back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[str]]:
+    """Give a list that holds the signal's name once SIGTERM or SIGINT has come; a second SIGINT acts as it did before.
+
+    Python lets only the main thread listen: elsewhere the list stays empty.
+    """
+    received: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number).name)
+        if number == signal.SIGINT:
+            signal.signal(number, before[signal.SIGINT] or signal.SIG_DFL)
+
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    for s in before:
+        signal.signal(s, note)
+    try:
+        yield received
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler or signal.SIG_DFL)

@@ -1,0 +1,73 @@
+"""A run put together, trained, and opened again."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from postformer.config import Run, build
+from postformer.data import DATA
+from postformer.models import MODELS
+from postformer.models.hub import ModelError, load_model, save_model
+from postformer.models.language import LanguageModel
+from postformer.objectives import OBJECTIVES
+from postformer.train import checkpoint
+from postformer.train.log import Log, Progress
+from postformer.train.loop import Summary, to_stderr, train
+
+
+def prepare(run: Run) -> tuple[Run, nn.Module, Any]:
+    """Build a run's data and, from its seed, its objective; the returned run has every default of its model written out.
+
+    Raises ConfigError or DataError.
+    """
+    data = build(run.data, DATA, "data")
+    torch.manual_seed(run.seed)
+    model = build({k: v for k, v in run.model.items() if k != "vocab"}, MODELS, "model", vocab=data.tokens.vocab)
+    model.tokens = data.tokens
+    objective = build(run.objective, OBJECTIVES, "objective", model=model)
+    return dataclasses.replace(run, model=model.config), objective, data
+
+
+def train_run(
+    run: Run,
+    out: Path,
+    *,
+    on_step: Callable[[Progress], None] | None = None,
+    resume: bool = True,
+    logs: Sequence[Log] = (),
+    warn: Callable[[str], None] = to_stderr,
+) -> Summary:
+    """Train a run in the directory `out`, from its last whole checkpoint on; see `postformer.train.loop.train`."""
+    run, objective, data = prepare(run)
+    model = objective.model
+
+    def save(folder: Path) -> None:
+        save_model(model, folder)  # type: ignore[arg-type]
+
+    return train(
+        run, out, objective=objective, data=data, save_model=save, on_step=on_step, resume=resume, logs=logs, warn=warn
+    )
+
+
+def open_model(path: str | Path, *, trust_kinds: bool = False, warn: Callable[[str], None] = to_stderr) -> Any:
+    """The model of a run directory (its last whole checkpoint), of a checkpoint, of a model folder, or of a hub (`owner/name`).
+
+    Raises ModelError, CheckpointError or ConfigError.
+    """
+    folder = Path(path)
+    if (folder / "checkpoints").is_dir():
+        last = checkpoint.latest(folder, warn)
+        if last is None:
+            raise ModelError(f"{folder}: this run has no checkpoint yet")
+        return load_model(last, trust_kinds=trust_kinds)
+    if folder.is_dir():
+        if (folder / "train.json").exists():
+            checkpoint.verify(folder)
+        return load_model(folder, trust_kinds=trust_kinds)
+    if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/")):
+        raise ModelError(f"{path}: no such folder; name a run, a checkpoint, a model folder, or a hub's owner/name")
+    return LanguageModel.from_pretrained(str(path), trust_kinds=trust_kinds)

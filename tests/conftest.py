@@ -1,0 +1,38 @@
+"""Settings for every test: few threads, few surprises, and memory that nobody wrote is NaN."""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.load_profile("default")
+torch.set_num_threads(1)
+
+
+def _poison(make):
+    def poisoned(*args, **kwargs):
+        out = make(*args, **kwargs)
+        return out.fill_(float("nan")) if out.is_floating_point() else out
+
+    return poisoned
+
+
+@pytest.fixture(autouse=True)
+def unwritten_memory_is_nan(monkeypatch: pytest.MonkeyPatch):
+    """`torch.empty` holds NaN, so that a result which was never written is seen."""
+    monkeypatch.setattr(torch, "empty", _poison(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", _poison(torch.empty_like))
+
+
+@pytest.fixture
+def data_folder() -> Path:
+    """The folder of real data sets named by POSTFORMER_DATA. On CI a missing one is a failure."""
+    folder = os.environ.get("POSTFORMER_DATA")
+    if folder and Path(folder).is_dir():
+        return Path(folder)
+    if os.environ.get("CI"):
+        pytest.fail(f"POSTFORMER_DATA={folder!r} names no folder; CI needs it")
+    pytest.skip("POSTFORMER_DATA names no folder of data sets")
