@@ -124,6 +124,9 @@ def _corpus_arguments(p: Parser) -> None:
     p.add_argument("--vocab", type=_vocab, default=4096, metavar="N", help="BPE tokens to train, or 'bytes' (default: 4096)")
     p.add_argument("--field", default="text", help="the field of a .jsonl row that holds its text (default: text)")
     p.add_argument("--license", default="unknown", help="the text's licence, kept in the manifest")
+    p.add_argument("--hub", metavar="OWNER/NAME", help="a data set of the hub instead of PATH (needs the extra 'hub')")
+    p.add_argument("--hub-split", default="train", metavar="NAME", help="its split (default: train)")
+    p.add_argument("--hub-rows", type=_positive, metavar="N", help="how many of its rows (default: all)")
 
 
 def _cost_arguments(p: Parser) -> None:
@@ -290,7 +293,16 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def corpus(args: argparse.Namespace) -> int:
-    manifest = _build_corpus(args.paths, args.out, args.vocab, field=args.field, license=args.license)
+    paths, licence = args.paths, args.license
+    if args.hub:
+        from postformer.data.hub import hub_source
+
+        if paths:
+            raise UserError("--hub: give a data set of the hub or paths, not both")
+        rows = args.out.with_name(args.out.name + ".jsonl")
+        source = hub_source(args.hub, rows, split=args.hub_split, field=args.field, rows=args.hub_rows)
+        paths, licence = [source.path], source.license
+    manifest = _build_corpus(paths, args.out, args.vocab, field=args.field, license=licence)
     for count in manifest.counts:
         print(
             f"{count.split:<6} {count.domain:<10} {count.documents:>8,} documents {count.bytes:>13,} bytes {count.tokens:>12,} tokens"

@@ -292,16 +292,20 @@ def override(data: Mapping[str, Any], words: Iterable[str]) -> Spec:
             value = text
         at: Any = out
         for i, key in enumerate(keys):
-            inside = (isinstance(at, list) and isinstance(key, int) and key < len(at)) or (
-                isinstance(at, dict) and isinstance(key, str)
-            )
-            if not inside:
+            if not _holds(at, key):
                 size = f"a list of {len(at)}" if isinstance(at, list) else "a table" if isinstance(at, dict) else _show(at)
                 raise ConfigError(f"'{word}': {'.'.join(map(str, keys[:i])) or 'the run'} is {size}; '{key}' is not in it")
             if i == len(keys) - 1:
                 at[key] = value
-            elif isinstance(at, dict):
-                at = at.setdefault(key, {})
-            else:
+            elif key in at or isinstance(at, list):
                 at = at[key]
+            else:
+                at = at.setdefault(key, {})
     return out
+
+
+def _holds(at: Any, key: int | str) -> bool:
+    """Whether a table can hold the key, or a list has the index."""
+    if isinstance(key, str):
+        return isinstance(at, dict)
+    return isinstance(at, list) and key < len(at)

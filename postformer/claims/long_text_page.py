@@ -118,7 +118,7 @@ def figures(e: Evidence) -> tuple[Table, ...]:
             for p in e["peaks"]
         ]
         columns = ("text", *(f"{n}, for reading" for n in names), *(f"{n}, whole process" for n in names))
-        tables.append(Table("Peak resident memory, read in chunks of 1,024 tokens", columns, tuple(rows)))
+        tables.append(Table("Peak resident memory, read in chunks of 256 tokens", columns, tuple(rows)))
     return tuple(tables)
 
 

@@ -23,7 +23,7 @@ def main() -> None:
     model = open_model(folder)
     with torch.inference_mode():
         ids = torch.randint(model.vocab, (1, length), generator=torch.Generator().manual_seed(0))
-        model.read(ids[:, : chunk + 1], model.init_state(1), chunk)
+        model.read(ids[:, : 4 * chunk], model.init_state(1), chunk)
         Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is resident now
         before = resident("VmRSS")
         model.read(ids, model.init_state(1), chunk)

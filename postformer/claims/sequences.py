@@ -24,7 +24,7 @@ from postformer.state import nbytes
 from postformer.train.session import open_model, prepare, train_run
 
 VOCAB = 4096
-SCORED_BYTES = 1 << 20
+SCORED_BYTES = 1 << 19
 """At most this much held-out text is scored."""
 
 
@@ -117,7 +117,7 @@ def train_one(ctx: Context, run: Run, folder: Path) -> dict[str, Any]:
     name = f"train {run.name}, seed {run.seed}"
 
     def on_step(p: Any) -> None:
-        ctx.progress(f"{name}: loss {p.loss:.3f}, {p.tokens_per_s:,.0f} tokens/s", p.step, p.steps)
+        ctx.progress(name, p.step, p.steps)
 
     summary = train_run(run, folder, on_step=on_step, warn=lambda line: ctx.progress(line, 0, 1))
     if summary.stopped:

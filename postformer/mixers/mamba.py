@@ -94,7 +94,7 @@ class Mamba(nn.Module):
         """Floating-point operations of `length` new tokens, whatever came before (a multiply-add is two, an exp is one)."""
         c, n = self.channels, self.n
         projections = 2 * (self.dim * 2 * c + c * (self.rank + 2 * n) + self.rank * c + c * self.dim)
-        conv, scan = 2 * c * self.conv_weight.shape[1], 8 * c * n + 4 * c
+        conv, scan = 2 * c * self.conv_weight.shape[1], 7 * c * n + 3 * c
         return length * (projections + conv + scan)
 
     def state_bytes(self, length: int, itemsize: int = 4) -> int:

@@ -73,7 +73,7 @@ def _forward(
         u_, dt_, B_, C_ = (x[:, at].transpose(0, 1) for x in (u, dt, B, C))
         decay, hs = _terms(u_, dt_, A, B_)
         h = _states(decay, h, hs)
-        y[:, at] = torch.einsum("tbnc,tbn->btc", hs, C_)
+        y[:, at] = (hs * C_[..., None]).sum(2).transpose(0, 1)
     return y, h.mT.contiguous()
 
 
@@ -99,12 +99,12 @@ class _SelectiveScan(torch.autograd.Function):
             u_, dt_, B_, C_, dy_ = (x[:, at].transpose(0, 1) for x in (u, dt, B, C, dy))
             decay, hs = _terms(u_, dt_, A, B_)
             _states(decay, starts[j], hs)
-            dC[:, at] = torch.einsum("tbnc,tbc->btn", hs, dy_)
+            dC[:, at] = (hs * dy_[:, :, None]).sum(3).transpose(0, 1)
             gs = dy_[:, :, None] * C_[..., None]
             for a, x in zip(reversed(decay.unbind(0)), reversed(gs.unbind(0)), strict=True):
                 g = torch.mul(a, x.add_(g))
-            dB[:, at] = torch.einsum("tbnc,tbc->btn", gs, dt_ * u_)
-            dx = torch.einsum("tbnc,tbn->tbc", gs, B_)  # the adjoint of dt u
+            dB[:, at] = (gs * (dt_ * u_)[:, :, None]).sum(3).transpose(0, 1)
+            dx = (gs * B_[..., None]).sum(2)  # the adjoint of dt u
             du[:, at] = (dx * dt_).transpose(0, 1)
             decay[1:] *= hs[:-1]
             decay[0] *= starts[j]

@@ -12,23 +12,23 @@ def _text(name: str, **model: Any) -> Run:
         name=name,
         model={"kind": "language", "dim": DIM, **model},
         data={"kind": "text", "path": "corpora/default", "length": 256},
-        optim=OptimConfig(kind="muon", lr=3e-3, warmup=20, schedule="wsd", decay=0.4),
+        optim=OptimConfig(kind="muon", lr=6e-3, weight_decay=0.0, warmup=20, schedule="wsd", decay=0.5, final=0.02),
         train=TrainConfig(steps=1000, batch=8),
     )
 
 
 def text_mamba() -> Run:
     """Mamba blocks only, as in Gu & Dao 2023."""
-    return _text("text-mamba", depth=5, mixers=({"kind": "mamba"},), ffns=({"kind": "none"},))
+    return _text("text-mamba", depth=3, mixers=({"kind": "mamba"},), ffns=({"kind": "none"},))
 
 
 def text_attention() -> Run:
-    """A Transformer as Llama is built: grouped queries, rotary positions, SwiGLU."""
+    """A Transformer as Llama is built: rotary positions, SwiGLU."""
     return _text(
         "text-attention",
-        depth=3,
-        mixers=({"kind": "attention", "heads": 6, "kv_heads": 6},),
-        ffns=({"kind": "mlp", "hidden": 448},),
+        depth=2,
+        mixers=({"kind": "attention", "heads": 6},),
+        ffns=({"kind": "mlp", "hidden": 384},),
     )
 
 

@@ -1,0 +1,444 @@
+"""A mistake of the user's is one line that names the place; nothing on disk has changed, and there is no traceback."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+
+import postformer
+from postformer import state as states
+from postformer.cli import main
+from postformer.config import plain
+from postformer.models import hub
+from postformer.models.generation import Sampling, Stream
+from postformer.train.session import train_run
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """What a user has: a text, a corpus, a run, a model, a state of it, and a run's file."""
+    w = tmp_path_factory.mktemp("world")
+    small.corpus(w / "corpus")
+    (w / "rows.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in small.text(100).splitlines()))
+    run = small.run("corpus")
+    (w / "run.json").write_text(json.dumps(plain(run)))
+    (w / "run.toml").write_text(
+        'name = "tiny"\nmodel = {kind = "language", dim = 16}\ndata = {kind = "text", path = "corpus"}\n'
+    )
+    train_run(dataclasses.replace(run, data={**run.data, "path": str(w / "corpus")}), w / "run")
+    model = small.model("attention")
+    postformer.save(model, w / "model")
+    stream = Stream(model, "the day", Sampling(max_tokens=5))
+    list(stream)
+    stream.remember().save(w / "state", model)
+    (w / "empty").mkdir()
+    (w / "notes").mkdir()
+    (w / "notes" / "mine.txt").write_text("mine")
+    return w
+
+
+# ---------------------------------------------------------------- how things are spoiled
+
+
+def write(name: str, data: str | bytes) -> Callable[[Path], None]:
+    def spoil(w: Path) -> None:
+        (w / name).parent.mkdir(parents=True, exist_ok=True)
+        (w / name).write_bytes(data.encode() if isinstance(data, str) else data)
+
+    return spoil
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda w: (w / name).unlink()
+
+
+def flip(name: str, at: float = 0.5) -> Callable[[Path], None]:
+    def spoil(w: Path) -> None:
+        data = bytearray((w / name).read_bytes())
+        data[int(at * (len(data) - 1))] ^= 0x10
+        (w / name).write_bytes(data)
+
+    return spoil
+
+
+def cut(name: str, share: float = 0.7) -> Callable[[Path], None]:
+    def spoil(w: Path) -> None:
+        data = (w / name).read_bytes()
+        (w / name).write_bytes(data[: int(share * len(data))])
+
+    return spoil
+
+
+def edit(name: str, **changes: Any) -> Callable[[Path], None]:
+    """Change keys at the top of a JSON file; a None removes one."""
+
+    def spoil(w: Path) -> None:
+        data = {**json.loads((w / name).read_text()), **changes}
+        (w / name).write_text(json.dumps({k: v for k, v in data.items() if v is not None}))
+
+    return spoil
+
+
+def edit_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def spoil(w: Path) -> None:
+        tensors = load_file(w / "model" / "model.safetensors")
+        change(tensors)
+        save_file(tensors, w / "model" / "model.safetensors")
+
+    return spoil
+
+
+def as_transformers(**config: Any) -> Callable[[Path], None]:
+    return write("model/config.json", json.dumps(config))
+
+
+def other_model(w: Path) -> None:
+    postformer.save(small.model("attention", seed=1), w / "model")
+
+
+def batch_state(w: Path) -> None:
+    model = postformer.load(w / "model")
+    states.save(model.init_state(2), w / "state", model)
+
+
+CHECKPOINT = "run/checkpoints/step-00000002"
+GENERATE = "generate model --max-tokens 3"
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 257,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "rms_norm_eps": 1e-5,
+}
+MAMBA = {"model_type": "mamba", "vocab_size": 257, "hidden_size": 16, "state_size": 4, "expand": 2, "conv_kernel": 4}
+
+
+@dataclasses.dataclass
+class Mistake:
+    command: str
+    says: str
+    """A part of the line: the place and what is wrong."""
+    spoil: Callable[[Path], None] = lambda w: None
+    stdin: bytes = b""
+
+
+def config(what: str, says: str, **more: Any) -> Mistake:
+    return Mistake(f"train run.json {what} --out new", says, **more)
+
+
+MISTAKES: dict[str, dict[str, Mistake]] = {
+    "command": {
+        "none": Mistake("", "COMMAND"),
+        "unknown": Mistake("trian", "trian"),
+        "unknown option": Mistake("cost text-mamba --lenght 5", "--lenght"),
+        "missing argument": Mistake("generate", "checkpoint"),
+    },
+    "config": {
+        "unknown recipe": Mistake("train text-mamab", "'text-mamab' is not a recipe; choose from text-mamba"),
+        "missing file": Mistake("train no.toml", "no.toml: No such file"),
+        "a folder": Mistake("train dir.toml", "dir.toml: Is a directory", lambda w: (w / "dir.toml").mkdir()),
+        "bad TOML": Mistake("train run.toml", "run.toml: not valid TOML: ", write("run.toml", "name = ")),
+        "bad TOML's line": Mistake("train run.toml", "line 2", write("run.toml", 'name = "x"\n[[[\n')),
+        "bad JSON": Mistake("train run.json", "run.json: not valid JSON: ", cut("run.json")),
+        "not UTF-8": Mistake("train run.toml", "run.toml: not valid TOML", write("run.toml", b'name = "\xff"')),
+        "nested too deep": Mistake("train run.json", "run.json: not valid JSON", write("run.json", "[" * 10**5)),
+        "a list": Mistake("train run.json", "run.json: expected a table", write("run.json", "[1, 2]")),
+        "empty file": Mistake("train run.json", "run.json: not valid JSON", write("run.json", "")),
+        "missing key": Mistake("train run.json", "'data' is missing", edit("run.json", data=None)),
+        "unknown key in run": config("sede=1", "unknown 'sede' (did you mean 'seed'?)"),
+        "unknown key in train": config("train.stpes=1", "train: unknown 'stpes' (did you mean 'steps'?)"),
+        "unknown key in optim": config("optim.momentum=1", "optim: unknown 'momentum'"),
+        "unknown key in model": config("model.width=8", "model: unknown 'width'"),
+        "unknown key in mixer": config("model.mixers[0].stat=8", "model.mixers[0]: unknown 'stat' (did you mean 'state'?)"),
+        "unknown key in ffn": config("model.ffns[0].act=8", "model.ffns[0]: unknown 'act'"),
+        "unknown key in data": config("data.lenght=8", "data: unknown 'lenght' (did you mean 'length'?)"),
+        "unknown key in objective": config("objective.weight=8", "objective: unknown 'weight'"),
+        "wrong type": config("train.steps=many", "train.steps: expected a whole number, got 'many'"),
+        "float for int": config("train.steps=1.5", "train.steps: expected a whole number"),
+        "bool for int": config("seed=true", "seed: expected a whole number, got True"),
+        "text for table": config("model=mamba", "model: expected a table"),
+        "wrong type in mixer": config("model.mixers[0].state=[1]", "model.mixers[0].state: expected a whole number"),
+        "tuple too long": config("optim.betas=[1,2,3]", "optim.betas: expected 2 values, got 3"),
+        "unknown choice": config("train.dtype=fp16", "train.dtype: 'fp16' is not a choice; choose from fp32, bf16"),
+        "NaN": config("optim.lr=nan", "optim.lr: expected a finite number"),
+        "infinity": config("optim.eps=inf", "optim.eps: expected a finite number"),
+        "NaN in JSON": Mistake("train run.json", "seed: expected a whole number", edit("run.json", seed=float("nan"))),
+        "unknown model": config("model.kind=languge", "model.kind: unknown 'languge' (did you mean 'language'?)"),
+        "unknown mixer": config("model.mixers[0].kind=mambo", "model.mixers[0].kind: unknown 'mambo'"),
+        "unknown ffn": config("model.ffns[0].kind=moe", "model.ffns[0].kind: unknown 'moe'; choose from mlp"),
+        "unknown objective": config("objective.kind=x", "objective.kind: unknown 'x'; choose from next_token"),
+        "unknown data": config("data.kind=x", "data.kind: unknown 'x'; choose from text"),
+        "no kind": config("model.mixers=[{}]", "model.mixers[0]: expected a table with 'kind'; choose from attention, mamba"),
+        "no module": config("model.mixers[0].kind=no_such:Mixer", "model.mixers[0].kind: cannot import 'no_such:Mixer'"),
+        "no class": config("model.mixers[0].kind=os:Mixer", "model.mixers[0].kind: cannot import 'os:Mixer'"),
+        "not a class": config("model.mixers[0].kind=os:sep", "model.mixers[0].kind: 'os:sep' "),
+        "override without =": config("train.steps", "'train.steps': expected an override such as"),
+        "override without key": config("=5", "'=5': expected an override"),
+        "override past a list": config("model.mixers[5].state=8", "model.mixers is a list of 1; '5' is not in it"),
+        "override into a value": config("seed.x=8", "seed is 0; 'x' is not in it"),
+        "override with an odd digit": config("model.mixers[²].state=8", "model.mixers is a list of 1; '²' is not in it"),
+        "no layers": config("model.depth=0", "model: dim=16 and depth=0 must be at least 1"),
+        "no width": config("model.dim=-16", "model: dim=-16 and depth=1 must be at least 1"),
+        "no mixers": config("model.mixers=[]", "mixers and ffns must not be empty"),
+        "odd heads": config("model.mixers=[{kind='attention',heads=3}]", "model.mixers[0]: dim=16 is not divisible by heads=3"),
+        "no rank": config("model.mixers[0].rank=0", "model.mixers[0]: state=4"),
+        "beyond every machine": config("model.dim=1000000000000", "model"),
+        "beyond every integer": config("model.dim=10000000000000000000000000", "model"),
+        "no steps": config("train.steps=0", "train.steps: 0 must be at least 1"),
+        "no batch": config("train.batch=-1", "train.batch: -1 must be at least 1"),
+        "no device": config("train.device=abacus", "train.device: 'abacus' cannot be used here"),
+        "bad rate": config("optim.lr=-1.0", "optim: "),
+        "bad schedule": config("optim.decay=2.0", "optim.decay: 2.0 must be at least 0 and at most 1"),
+        "bad seed": config("seed=-1000000000000000000000", "seed: "),
+        "no length": config("data.length=0", "data: length: expected 1 or more tokens"),
+        "recipe's model before its corpus": Mistake("train text-mamba model.dim=0", "model: dim=0"),
+        "recipe's data before its corpus": Mistake("train text-mamba data.length=x", "data.length: expected a whole number"),
+        "recipe's steps before its corpus": Mistake("train text-mamba train.steps=0", "train.steps: 0 must be at least 1"),
+        "cost of it": Mistake("cost run.json model.mixers[0].kind=x", "model.mixers[0].kind: unknown 'x'"),
+        "length of it": Mistake("cost text-mamba --length 5,x", "--length: 'x' is not a whole number above 0"),
+        "run's folder is a file": Mistake("train run.json --out text.txt", "text.txt: cannot train there"),
+    },
+    "data": {
+        "missing text": Mistake("corpus no.txt --out new", "no.txt: no such file or folder"),
+        "binary": Mistake("corpus text.txt --out new", "text.txt", write("text.txt", bytes(range(256)) * 9)),
+        "empty": Mistake("corpus text.txt --out new", "text.txt: no text in it", write("text.txt", "")),
+        "empty folder": Mistake("corpus empty --out new", "empty: no text in it"),
+        "bad JSONL": Mistake("corpus rows.jsonl --out new", "rows.jsonl", write("rows.jsonl", "{]\n" * 30)),
+        "other field": Mistake("corpus rows.jsonl --field body --out new", "the first is row 1: no 'body'"),
+        "vocabulary": Mistake("corpus text.txt --vocab 0 --out new", "--vocab: '0' is not a whole number"),
+        "small vocabulary": Mistake("corpus text.txt --vocab 12 --out new", "vocab: expected 257 to"),
+        "someone's folder": Mistake("corpus text.txt --out notes", "notes"),
+        "missing corpus": config("data.path=no", "no: no such folder"),
+        "no corpus": config("data.path=notes", "notes: not a corpus: no manifest.json in it"),
+        "short corpus": config("data.length=100000", "corpus: train has"),
+        "damaged shard": config("", "corpus/train-00000.bin: damaged", spoil=flip("corpus/train-00000.bin")),
+        "truncated shard": config("", "corpus/train-00000.bin: damaged", spoil=cut("corpus/train-00000.bin")),
+        "missing shard": config("", "corpus/train-00000.bin: No such file", spoil=remove("corpus/train-00000.bin")),
+        "damaged index": config("", "corpus/train-00000.idx: damaged", spoil=flip("corpus/train-00000.idx", 1.0)),
+        "damaged manifest": config("", "corpus/manifest.json: damaged", spoil=cut("corpus/manifest.json")),
+        "other manifest": config("", "corpus/manifest.json", spoil=edit("corpus/manifest.json", format="zip")),
+        "damaged tokenizer": config("", "corpus/tokenizer.json", spoil=write("corpus/tokenizer.json", "{")),
+        "missing text to score": Mistake("evaluate model --text no.txt", "no.txt: no such file or folder"),
+        "binary to score": Mistake(
+            "evaluate model --text text.txt", "--text text.txt: holds no text", write("text.txt", b"\0" * 99)
+        ),
+        "window": Mistake("evaluate model --text text.txt --window 0", "--window: '0' is not a whole number above 0"),
+    },
+    "checkpoint": {
+        "missing": Mistake("generate ./no", "./no: no such folder; name a run, a checkpoint"),
+        "a file": Mistake("generate text.txt", "text.txt: no such folder"),
+        "not on the hub": Mistake("generate nobody/nothing", "nobody/nothing: no such folder here"),
+        "empty folder": Mistake("generate empty", "empty/config.json: No such file"),
+        "run without one": Mistake(
+            "generate new", "new: this run has no checkpoint yet", lambda w: (w / "new/checkpoints").mkdir(parents=True)
+        ),
+        "flipped bit": Mistake(
+            f"generate {CHECKPOINT}", f"{CHECKPOINT}/model.safetensors: damaged", flip(f"{CHECKPOINT}/model.safetensors")
+        ),
+        "truncated": Mistake(
+            f"generate {CHECKPOINT}", f"{CHECKPOINT}/model.safetensors: damaged", cut(f"{CHECKPOINT}/model.safetensors")
+        ),
+        "missing part": Mistake(
+            f"evaluate {CHECKPOINT} --text text.txt", f"{CHECKPOINT}/config.json", remove(f"{CHECKPOINT}/config.json")
+        ),
+        "damaged manifest": Mistake(f"generate {CHECKPOINT}", "manifest.json", flip(f"{CHECKPOINT}/manifest.json")),
+        "resumed as another": Mistake("train run.json model.dim=32 --out run", "model.dim is 16 there and 32 here"),
+        "resumed for less": Mistake("train run.json train.steps=1 --out run", "train.steps is 2 there and 1 here"),
+        "folder truncated": Mistake(GENERATE, "model/model.safetensors: not a readable", cut("model/model.safetensors")),
+        "folder's header flipped": Mistake(GENERATE, "model/model.safetensors", flip("model/model.safetensors", 0.001)),
+        "no weights": Mistake(GENERATE, "model/model.safetensors: No such file", remove("model/model.safetensors")),
+        "bad JSON": Mistake(GENERATE, "model/config.json: not valid JSON", cut("model/config.json")),
+        "other format": Mistake(GENERATE, "model/config.json: neither a", edit("model/config.json", format="x")),
+        "unknown key": Mistake(GENERATE, "model/config.json: unknown 'colour'", edit("model/config.json", colour="red")),
+        "no kind": Mistake(GENERATE, "model/config.json: expected a table with 'kind'", edit("model/config.json", kind=None)),
+        "wrong type": Mistake(GENERATE, "model/config.json.dim: expected a whole", edit("model/config.json", dim="wide")),
+        "other shape": Mistake(GENERATE, "'embed.weight' has shape", edit("model/config.json", vocab=300)),
+        "other names": Mistake(GENERATE, "'head.weight' has no place", edit("model/config.json", tied=True)),
+        "missing tensor": Mistake(GENERATE, "'embed.weight' is missing", edit_tensors(lambda t: t.pop("embed.weight"))),
+        "whole numbers": Mistake(
+            GENERATE,
+            "'embed.weight' is torch.int64",
+            edit_tensors(lambda t: t.update({"embed.weight": t["embed.weight"].long()})),
+        ),
+        "eight bits": Mistake(
+            GENERATE,
+            "'embed.weight' is torch.float8_e4m3fn",
+            edit_tensors(lambda t: t.update({"embed.weight": t["embed.weight"].to(torch.float8_e4m3fn)})),
+        ),
+        "NaN in the weights": Mistake(
+            GENERATE, "output is not finite", edit_tensors(lambda t: t["embed.weight"].fill_(float("nan")))
+        ),
+        "NaN when it is scored": Mistake(
+            "evaluate model --text text.txt",
+            "output is not finite",
+            edit_tensors(lambda t: t["embed.weight"].fill_(float("nan"))),
+        ),
+        "depth bomb": Mistake(GENERATE, "depth=1000000000, but", edit("model/config.json", depth=10**9)),
+        "width bomb": Mistake(GENERATE, "model/", edit("model/config.json", dim=10**9)),
+        "width beyond integers": Mistake(GENERATE, "model/config.json", edit("model/config.json", dim=10**30)),
+        "nesting bomb": Mistake(GENERATE, "model/config.json: not valid JSON", write("model/config.json", '{"a":' * 10**5)),
+        "foreign kind": Mistake(
+            GENERATE,
+            "model/config.json: mixers[0].kind names code of another package",
+            edit("model/config.json", mixers=[{"kind": "os:system"}]),
+        ),
+        "foreign model": Mistake(GENERATE, "config.json: kind names code of", edit("model/config.json", kind="os:system")),
+        "other tokenizer": Mistake(GENERATE, "model/tokenizer.json", edit("model/tokenizer.json", format="other")),
+        "damaged tokenizer": Mistake(GENERATE, "model/tokenizer.json: not a JSON file", cut("model/tokenizer.json")),
+        "no tokenizer": Mistake(GENERATE, "saved without a tokenizer", remove("model/tokenizer.json")),
+        "no tokenizer to score": Mistake(
+            "evaluate model --text text.txt", "model: this model was saved without", remove("model/tokenizer.json")
+        ),
+        "transformers' other type": Mistake(
+            GENERATE, "model_type 'gpt2' cannot be converted; choose from llama, mamba", as_transformers(model_type="gpt2")
+        ),
+        "transformers' missing key": Mistake(GENERATE, "config.json: 'num_hidden_layers' is missing", as_transformers(**MAMBA)),
+        "transformers' other option": Mistake(
+            GENERATE, "config.json: attention_bias=True", as_transformers(**LLAMA, attention_bias=True)
+        ),
+        "transformers' other positions": Mistake(
+            GENERATE, "rope_type 'yarn' cannot", as_transformers(**LLAMA, rope_parameters={"rope_type": "yarn"})
+        ),
+        "transformers' odd positions": Mistake(GENERATE, "rope_parameters", as_transformers(**LLAMA, rope_parameters=[1])),
+        "transformers' odd base": Mistake(GENERATE, "rope_base", as_transformers(**LLAMA, rope_theta="big")),
+        "transformers' odd width": Mistake(
+            GENERATE, "dim: expected a whole", as_transformers(**{**LLAMA, "hidden_size": "16"})
+        ),
+        "transformers' other tensors": Mistake(GENERATE, "has no place in a converted model", as_transformers(**LLAMA)),
+    },
+    "state": {
+        "missing": Mistake(f"{GENERATE} --load-state no", "no: No such file"),
+        "flipped bit": Mistake(f"{GENERATE} --load-state state", "state: damaged", flip("state", 0.9)),
+        "truncated": Mistake(f"{GENERATE} --load-state state", "state: not a readable safetensors", cut("state")),
+        "empty": Mistake(f"{GENERATE} --load-state state", "state: not a readable safetensors", write("state", b"")),
+        "not safetensors": Mistake(f"{GENERATE} --load-state text.txt", "text.txt: damaged: its header is implausibly large"),
+        "not a state": Mistake(f"{GENERATE} --load-state model/model.safetensors", "not a postformer state"),
+        "other model": Mistake(f"{GENERATE} --load-state state", "state: this state belongs to another model", other_model),
+        "of a batch": Mistake(f"{GENERATE} --load-state state", "not the one text that `generate` continues", batch_state),
+        "no folder for it": Mistake(f"{GENERATE} --save-state no/state", "--save-state no/state: the folder no does not exist"),
+        "a folder in its place": Mistake(f"{GENERATE} --save-state empty", "--save-state empty: is a folder"),
+        "of a failed text": Mistake(
+            f"{GENERATE} --save-state state",
+            "output is not finite",
+            edit_tensors(lambda t: t["embed.weight"].fill_(float("nan"))),
+        ),
+    },
+    "sampling": {
+        name: Mistake(f"{GENERATE} {words}", says)
+        for name, words, says in (
+            ("temperature", "--temperature -1", "temperature: -1.0 is not valid; it must be at least 0"),
+            ("endless temperature", "--temperature inf", "temperature: inf is not valid"),
+            ("NaN temperature", "--temperature nan", "temperature: nan is not valid"),
+            ("text temperature", "--temperature hot", "--temperature: invalid float value: 'hot'"),
+            ("top-k", "--top-k -1", "top_k: -1 is not valid"),
+            ("top-p", "--top-p 0", "top_p: 0.0 is not valid; it must be above 0 and at most 1"),
+            ("large top-p", "--top-p 1.5", "top_p: 1.5 is not valid"),
+            ("NaN top-p", "--top-p nan", "top_p: nan is not valid"),
+            ("min-p", "--min-p 2", "min_p: 2.0 is not valid"),
+            ("penalty", "--repetition-penalty 0", "repetition_penalty: 0.0 is not valid"),
+            ("tokens", "--max-tokens -5", "max_tokens: -5 is not valid"),
+            ("stop", "--stop ''", "stop: ('',) is not valid"),
+            ("seed", "--seed -1", "seed: -1 is not valid"),
+            ("large seed", f"--seed {1 << 63}", "seed: 9223372036854775808 is not valid"),
+        )
+    },
+    "report": {
+        "unknown claim": Mistake("report --claims long_txt --out new", "--claims: unknown 'long_txt'; choose from long_text"),
+        "no claim": Mistake("report --claims , --out new", "--claims: ',' names no claim"),
+        "budget": Mistake("report --budget soon --out new", "--budget: 'soon' is not a time such as 90s, 10m or 2h"),
+        "no budget": Mistake("report --budget 0 --out new", "--budget: '0' is not a time"),
+        "seeds": Mistake("report --seeds 0,0 --out new", "--seeds: '0,0' is not a list of different whole numbers"),
+        "odd seeds": Mistake("report --seeds a --out new", "--seeds: 'a' is not"),
+        "threads": Mistake("report --threads 0 --out new", "--threads: '0' is not a whole number above 0"),
+        "odd threads": Mistake("report --threads ² --out new", "--threads: '²' is not a whole number above 0"),
+        "missing text": Mistake("report --text no.txt --out new", "--text no.txt: no such file or folder"),
+        "a file": Mistake("report --out text.txt", "--out text.txt: is a file"),
+        "someone's folder": Mistake("report --out notes", "--out notes: holds 'mine.txt' but no report.json"),
+        "no report": Mistake("report --render no.json", "no.json: cannot be read as a report"),
+        "bad report": Mistake("report --render run.json", 'run.json: expected a report with "schema"'),
+        "not JSON": Mistake("report --render text.txt", "text.txt: cannot be read as a report"),
+        "half a report": Mistake(
+            "report --render run.json", "run.json: not a whole", write("run.json", '{"schema": "postformer-report-1"}')
+        ),
+    },
+}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every path below the folder with its content's digest."""
+    found = sorted(folder.rglob("*"))
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "" for p in found}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, table in MISTAKES.items() for name in table])
+def test_mistake(kind, name, world, tmp_path, monkeypatch, capsys):
+    def offline(*args: Any, **kwargs: Any) -> None:
+        raise LocalEntryNotFoundError("it is not in the cache,\nand there is no network")
+
+    mistake, w = MISTAKES[kind][name], tmp_path / "w"
+    shutil.copytree(world, w)
+    mistake.spoil(w)
+    monkeypatch.chdir(w)
+    monkeypatch.setattr(hub, "snapshot_download", offline)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(mistake.stdin)))
+    before = contents(w)
+    with pytest.raises(SystemExit) as end:
+        main(shlex.split(mistake.command))
+    _, err = capsys.readouterr()
+    assert end.value.code == 2
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    assert mistake.says in lines[0]
+    assert "Traceback" not in err
+    assert contents(w) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("config", "unknown key in mixer"), ("checkpoint", "flipped bit"), ("state", "other model"), ("report", "budget")],
+)
+def test_mistake_in_a_process(kind, name, world, tmp_path):
+    mistake, w = MISTAKES[kind][name], tmp_path / "w"
+    shutil.copytree(world, w)
+    mistake.spoil(w)
+    before = contents(w)
+    command = [sys.executable, "-m", "postformer.cli", *shlex.split(mistake.command)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=w, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert mistake.says in done.stderr
+    assert contents(w) == before
+
+
+def test_a_run_without_a_whole_checkpoint(world, tmp_path, monkeypatch, capsys):
+    """Each damaged checkpoint is a warning; the mistake itself is one line."""
+    w = tmp_path / "w"
+    shutil.copytree(world, w)
+    for step in (1, 2):
+        flip(f"run/checkpoints/step-{step:08d}/model.safetensors")(w)
+    monkeypatch.chdir(w)
+    with pytest.raises(SystemExit) as end:
+        main(["generate", "run"])
+    *warnings, last = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2
+    assert len(warnings) == 2
+    assert all(line.startswith("warning: ") for line in warnings)
+    assert "none of the 2 checkpoints is whole" in last
