@@ -23,7 +23,12 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 when it did what was asked, 2 for a mistake of the user's, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    args = _parser(argv).parse_args(argv)
+    parser = _parser(argv)
+    args, rest = parser.parse_known_args(argv)
+    if rest and not (hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # overrides that stand after an option
+        args.overrides += rest
     try:
         code = args.command(args)
         sys.stdout.flush()
@@ -140,7 +145,7 @@ def _cost_arguments(p: Parser) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
 
@@ -156,7 +161,10 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def _names(text: str) -> list[str]:
-    return [t for t in text.split(",") if t]
+    names = [t for t in text.split(",") if t]
+    if not names:
+        raise argparse.ArgumentTypeError(f"'{text}' names no claim")
+    return names
 
 
 def _seconds(text: str) -> float:
@@ -213,8 +221,9 @@ def report(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace) -> int:
     run = load_run(args.recipe, args.overrides)
     from postformer.train.log import TrackioLog, console_progress
-    from postformer.train.session import prepare, train_run
+    from postformer.train.session import check, prepare, train_run
 
+    check(run)
     out = args.out or Path("runs") / run.name
     if (
         run.data == {"kind": "text", "path": DEFAULT_CORPUS, "length": run.data.get("length")}
@@ -252,6 +261,8 @@ def generate(args: argparse.Namespace) -> int:
     )
     if args.save_state and not args.save_state.parent.is_dir():
         raise UserError(f"--save-state {args.save_state}: the folder {args.save_state.parent} does not exist")
+    if args.save_state and args.save_state.is_dir():
+        raise UserError(f"--save-state {args.save_state}: is a folder; name a file")
     model = open_model(args.checkpoint)
     memory = Memory.load(args.load_state, model) if args.load_state else None
     if memory and args.seed is not None:
@@ -262,6 +273,9 @@ def generate(args: argparse.Namespace) -> int:
         for piece in stream:
             print(piece, end="", flush=True)
         print()
+    except UserError:
+        args.save_state = None
+        raise
     finally:
         if args.save_state:
             stream.remember().save(args.save_state, model)
@@ -288,6 +302,8 @@ def evaluate(args: argparse.Namespace) -> int:
         size += len(row.text)
     if not size:
         raise UserError(f"--text {args.text}: holds no text ({bad} rows could not be read)")
+    if not math.isfinite(nats):
+        raise UserError(f"{args.checkpoint}: the model's output is not finite: its weights are damaged")
     print(f"{nats / math.log(2) / size:.4f} bits per byte over {size:,} bytes ({bad} rows left out)")
     return 0
 

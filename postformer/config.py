@@ -117,14 +117,18 @@ def _parse(hint: Any, data: Any, where: str) -> Any:
         if len(kinds) != len(data):
             raise ConfigError(f"{where}: expected {len(kinds)} values, got {len(data)}")
         return tuple(_parse(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, data, strict=True)))
+    if origin is list and isinstance(data, (list, tuple)):
+        return [_parse(args[0], v, f"{where}[{i}]") for i, v in enumerate(data)]
     if origin in (dict, Mapping) and isinstance(data, Mapping) and all(isinstance(k, str) for k in data):
-        return copy.deepcopy(dict(data))
+        return {k: _parse(args[1], v, f"{where}.{k}") for k, v in copy.deepcopy(dict(data)).items()}
     if hint is Any:
         return data
     if hint is float and isinstance(data, (int, float)) and not isinstance(data, bool):
         if not math.isfinite(data):
             raise ConfigError(f"{where}: expected a finite number, got {data}")
         return float(data)
+    if hint is int and isinstance(data, int) and not -(1 << 63) <= data < 1 << 63:
+        raise ConfigError(f"{where}: expected a whole number of at most 64 bits, got {_show(data)}")
     if isinstance(hint, type) and isinstance(data, hint) and not (hint is int and isinstance(data, bool)):
         return data
     raise ConfigError(f"{where}: expected {_name(hint)}, got {_show(data)}")
@@ -169,7 +173,7 @@ def _name(hint: Any) -> str:
     if typing.get_origin(hint) in (dict, Mapping) or hint in (dict, Spec):
         return "a table"
     return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
-        hint, "a list" if typing.get_origin(hint) is tuple else str(hint)
+        hint, "a list" if typing.get_origin(hint) in (tuple, list) else str(hint)
     )
 
 
@@ -206,7 +210,7 @@ def build(spec: Mapping[str, Any], table: Mapping[str, Any], where: str, **given
     """Build the object of an open part: `build({"kind": "mamba", "state": 16}, MIXERS, "model.mixers[0]", dim=512)`.
 
     A kind may also be an import path, `"their.package:Mixer"`. Raises ConfigError, also for what the constructor
-    refuses with a ValueError.
+    refuses with a ValueError, and for sizes that torch cannot hold (a RuntimeError).
     """
     words = complete(spec, table, where, *given)
     cls, _ = _resolve(spec, table, where)
@@ -214,8 +218,8 @@ def build(spec: Mapping[str, Any], table: Mapping[str, Any], where: str, **given
     values = {k: _parse(hints.get(k, Any), v, f"{where}.{k}") for k, v in words.items() if k != "kind"}
     try:
         return cls(**given, **values)
-    except ValueError as e:
-        raise ConfigError(f"{where}: {e}") from e
+    except (ValueError, RuntimeError) as e:
+        raise ConfigError(f"{where}: {str(e).partition(chr(10))[0]}") from e
 
 
 def _resolve(spec: Any, table: Mapping[str, Any], where: str) -> tuple[Any, str]:
@@ -231,9 +235,13 @@ def _resolve(spec: Any, table: Mapping[str, Any], where: str) -> tuple[Any, str]
         raise ConfigError(f"{where}.kind: unknown '{kind}'{hint}; choose from {choices}, or give 'package.module:Name'")
     module, _, name = kind.partition(":")
     try:
-        return getattr(importlib.import_module(module), name), kind
+        cls = getattr(importlib.import_module(module), name)
+        inspect.signature(cls)
     except (ImportError, AttributeError, ValueError) as e:
         raise ConfigError(f"{where}.kind: cannot import '{kind}' ({e}); choose from {choices}") from e
+    except TypeError as e:
+        raise ConfigError(f"{where}.kind: '{kind}' is no class; choose from {choices}") from e
+    return cls, kind
 
 
 def foreign_kinds(data: Any, where: str = "") -> list[str]:
@@ -283,7 +291,7 @@ def override(data: Mapping[str, Any], words: Iterable[str]) -> Spec:
     out = copy.deepcopy(dict(data))
     for word in words:
         path, eq, text = word.partition("=")
-        keys: list[Any] = [int(k) if k.isdigit() else k for k in re.findall(r"[^.\[\]]+", path)]
+        keys: list[Any] = [int(k) if re.fullmatch(r"[0-9]{1,9}", k) else k for k in re.findall(r"[^.\[\]]+", path)]
         if not eq or not keys:
             raise ConfigError(f"'{word}': expected an override such as model.depth=8")
         try:

@@ -33,6 +33,7 @@ State = Any
 
 FORMAT = "postformer-state-1"
 LARGEST_HEADER = 16 << 20
+MOST_READ = 1 << 48
 
 
 class StateError(UserError):
@@ -153,6 +154,20 @@ def _checksum(tensors: dict[str, Tensor], note: str) -> str:
     return sha256_bytes("\n".join(parts).encode())
 
 
+def _check_counts(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
+    """How much was read is not negative, and not more than what a growing leaf beside it holds."""
+    for name, leaf in wanted.items():
+        if leaf.is_floating_point() or not tensors[name].numel():
+            continue
+        beside = [n for n in wanted if n.rpartition(".")[0] == name.rpartition(".")[0]]
+        room = [tensors[n].shape[1] for n in beside if wanted[n].ndim > 1 and wanted[n].shape[1] == 0]
+        least, most = (int(v) for v in tensors[name].aminmax())
+        if least < 0 or most > min(room, default=MOST_READ):
+            raise StateError(
+                f"{path}: '{name}' counts {most if least >= 0 else least} tokens, which this state cannot have read"
+            )
+
+
 def _fill(template: State, tensors: dict[str, Tensor], path: Path) -> State:
     wanted = dict(leaves(template))
     if wanted.keys() != tensors.keys():
@@ -166,5 +181,8 @@ def _fill(template: State, tensors: dict[str, Tensor], path: Path) -> State:
         grows = leaf.ndim > 1 and leaf.shape[1] == 0
         if len(got) != leaf.ndim or got[2 if grows else 1 :] != leaf.shape[2 if grows else 1 :]:
             raise StateError(f"{path}: '{name}' has shape {tuple(got)}, the model's has {tuple(leaf.shape)}")
+        if tensors[name].is_floating_point() != leaf.is_floating_point():
+            raise StateError(f"{path}: '{name}' is {tensors[name].dtype}, the model's is {leaf.dtype}")
+    _check_counts(wanted, tensors, path)
     order = iter(tensors[name] for name, _ in leaves(template))
     return map_leaves(lambda leaf: next(order).to(leaf.device), template)

@@ -6,10 +6,12 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from torch.utils._device import _device_constructors
 
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("default")
 torch.set_num_threads(1)
+_device_constructors()  # it remembers torch's own functions: asked after one is replaced, meta tensors would take memory
 
 
 def _poison(make):

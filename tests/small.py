@@ -15,7 +15,7 @@ MIXERS: dict[str, dict[str, Any]] = {
     "attention": {"kind": "attention", "heads": 2},
     "window": {"kind": "attention", "heads": 2, "window": 5},
 }
-WORDS = "the day has a new name and all who wait for it to end will see the old light go out over an open sea".split()
+WORDS = ("the", "day", "has", "a", "new", "name", "and", "all", "who", "wait", "for", "it", "to", "end", "will", "see", "light")
 
 
 def model(mixer: str = "mamba", *, seed: int = 0, ascii_only: bool = True, depth: int = 2) -> LanguageModel:

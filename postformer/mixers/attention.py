@@ -54,6 +54,8 @@ class Attention(nn.Module):
             raise ValueError(f"the head width must be even for rotary positions; it is {self.width}")
         if (window is not None and window < 1) or persistent < 0:
             raise ValueError(f"window={window} must be at least 1 and persistent={persistent} at least 0")
+        if rope_base <= 0:
+            raise ValueError(f"rope_base={rope_base} must be above 0")
         self.dim, self.window, self.persistent, self.rope_base = dim, window, persistent, rope_base
         self.q = Linear(dim, heads * self.width, bias=False)
         self.k = Linear(dim, self.groups * self.width, bias=False)
@@ -134,10 +136,14 @@ class Attention(nn.Module):
     def flops(self, length: int, past: int = 0) -> int:
         """Floating-point operations of `length` new tokens after `past` others (a multiply-add is two)."""
         inner = self.heads * self.width
-        ends = range(past + 1, past + length + 1)
-        pairs = sum(ends) if self.window is None else sum(min(n, self.window) for n in ends)
+        pairs = self._pairs(past + length) - self._pairs(past)
         projections = 2 * self.dim * (2 * inner + 2 * self.groups * self.width)
         return length * projections + 4 * inner * (pairs + length * self.persistent)
+
+    def _pairs(self, n: int) -> int:
+        """Pairs of a query and a key that it sees, over the first n tokens."""
+        w = n if self.window is None else min(n, self.window)
+        return w * (w + 1) // 2 + (n - w) * w
 
     def state_bytes(self, length: int, itemsize: int = 4) -> int:
         """Bytes of one row's state after `length` tokens."""

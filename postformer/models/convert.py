@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from postformer.config import Spec, UserError
+from postformer.config import ConfigError, Spec
 
 LLAMA = {
     "self_attn.q_proj": "mixer.q",
@@ -36,11 +36,18 @@ LEADING = {"embed_tokens": "embed", "embeddings": "embed", "norm_f": "backbone.n
 def language_options(config: Mapping[str, Any]) -> Spec:
     """Keywords of `LanguageModel` for a transformers `config.json`.
 
-    Raises UserError for a model type or an option that has no equal here.
+    Raises ConfigError for a model type or an option that has no equal here, and for a key that is missing.
     """
+    try:
+        return _language_options(config)
+    except KeyError as e:
+        raise ConfigError(f"config.json: {e} is missing") from e
+
+
+def _language_options(config: Mapping[str, Any]) -> Spec:
     kind = config.get("model_type")
     if kind not in ("llama", "mamba"):
-        raise UserError(f"config.json: model_type '{kind}' cannot be converted; choose from llama, mamba")
+        raise ConfigError(f"config.json: model_type '{kind}' cannot be converted; choose from llama, mamba")
     if kind == "mamba":
         _require(config, use_bias=False, use_conv_bias=True, hidden_act="silu")
         mixer = {
@@ -54,14 +61,16 @@ def language_options(config: Mapping[str, Any]) -> Spec:
     else:
         _require(config, attention_bias=False, mlp_bias=False, hidden_act="silu")
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if not isinstance(rope, Mapping):
+            raise ConfigError(f"config.json: rope_parameters={rope!r} cannot be converted; it must be a table")
         if rope.get("rope_type", "default") != "default":
-            raise UserError(f"config.json: rope_type '{rope['rope_type']}' cannot be converted; choose from default")
+            raise ConfigError(f"config.json: rope_type '{rope['rope_type']}' cannot be converted; choose from default")
         mixer = {
             "kind": "attention",
             "heads": config["num_attention_heads"],
-            "kv_heads": config["num_key_value_heads"],
+            "kv_heads": config.get("num_key_value_heads"),
             "head_dim": config.get("head_dim"),
-            "rope_base": float(rope.get("rope_theta") or config.get("rope_theta") or 1e4),
+            "rope_base": rope.get("rope_theta") or config.get("rope_theta") or 1e4,
         }
         ffn = {"kind": "mlp", "hidden": config["intermediate_size"]}
         depth, eps = config["num_hidden_layers"], config["rms_norm_eps"]
@@ -77,7 +86,7 @@ def language_options(config: Mapping[str, Any]) -> Spec:
 
 
 def language_tensors(tensors: Mapping[str, Tensor], tied: bool) -> dict[str, Tensor]:
-    """The tensors under our names. A tied head is left out. Raises UserError for a name that has no place here."""
+    """The tensors under our names. A tied head is left out. Raises ConfigError for a name that has no place here."""
     out = {}
     for name, value in tensors.items():
         if name == "lm_head.weight":
@@ -99,10 +108,10 @@ def _rename(name: str) -> str:
     lead = re.fullmatch(r"(?:model|backbone)\.(\w+)\.weight", name)
     if lead and lead[1] in LEADING:
         return f"{LEADING[lead[1]]}.weight"
-    raise UserError(f"the checkpoint's tensor '{name}' has no place in a converted model")
+    raise ConfigError(f"the checkpoint's tensor '{name}' has no place in a converted model")
 
 
 def _require(config: Mapping[str, Any], **wanted: Any) -> None:
     for key, value in wanted.items():
         if config.get(key, value) != value:
-            raise UserError(f"config.json: {key}={config[key]} cannot be converted; only {key}={value} can")
+            raise ConfigError(f"config.json: {key}={config[key]} cannot be converted; only {key}={value} can")

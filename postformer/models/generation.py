@@ -53,7 +53,7 @@ class Sampling:
 
 def choose(logits: Float[Tensor, " v"], sampling: Sampling, occurred: set[int], generator: torch.Generator) -> int:
     """Draw the next token. Raises UserError when the model's output is not finite."""
-    logits = logits.detach().double()
+    logits = logits.detach().to(torch.double, copy=True)
     if not bool(logits.isfinite().all()):
         raise UserError("the model's output is not finite: its weights are damaged, or it overflows in this dtype")
     if sampling.repetition_penalty != 1 and occurred:
@@ -94,10 +94,21 @@ class Memory:
     def load(path: str | Path, model: LanguageModel) -> "Memory":
         """Read the file. Raises StateError when it is damaged, belongs to another model, or holds no text to continue."""
         state, note = states.load(path, model)
-        if "last" not in note or states.rows(state) != 1:
+        try:
+            ids = [note["last"], *note["occurred"]]
+            generator = None if note["generator"] is None else bytes.fromhex(note["generator"])
+            _generator(0, generator)
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            ids, generator = [], None
+        valid = all(isinstance(i, int) and 0 <= i < model.vocab for i in ids)
+        if not ids or not valid or states.rows(state) != 1:
             raise states.StateError(f"{path}: holds a state, but not the one text that `generate` continues")
-        generator = bytes.fromhex(note["generator"]) if note["generator"] else None
-        return Memory(state, note["last"], set(note["occurred"]), generator)
+        return Memory(state, ids[0], set(ids[1:]), generator)
+
+
+def _generator(seed: int, state: bytes | None) -> torch.Generator:
+    generator = torch.Generator().manual_seed(seed)
+    return generator if state is None else generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
 
 
 class Row:
@@ -127,18 +138,16 @@ class Batch:
     @torch.inference_mode()
     def join(self, prompt: list[int], sampling: Sampling, memory: Memory | None = None) -> Row:
         """Add a text that goes on with `prompt`, after `memory` if given, or else from the beginning of a document."""
-        generator = torch.Generator().manual_seed(sampling.seed)
-        if memory is not None and memory.generator is not None:
-            generator.set_state(torch.frombuffer(bytearray(memory.generator), dtype=torch.uint8))
+        generator = _generator(sampling.seed, memory.generator if memory is not None else None)
         if memory is None:
             memory = Memory(self.model.init_state(1), self.end)
         ids = [memory.last, *prompt]
         if min(ids) < 0 or max(ids) >= self.model.vocab:
             raise UserError(f"the prompt's token ids must lie in 0 ... {self.model.vocab - 1}")
-        state = memory.state
+        state = states.clone(memory.state)
         if prompt:
             device = self.model.embed.weight.device
-            _, state = self.model.read(torch.tensor([ids[:-1]], device=device), states.clone(state))
+            _, state = self.model.read(torch.tensor([ids[:-1]], device=device), state)
         row = Row(sampling, ids[-1], memory.occurred | set(prompt), generator)
         self.state = state if not self.rows else states.cat([self.state, state])
         self.rows.append(row)
@@ -151,16 +160,19 @@ class Batch:
         if not self.rows:
             return []
         ids = torch.tensor([[row.last] for row in self.rows], device=self.model.embed.weight.device)
-        logits, self.state = self.model(ids, self.state)
-        for row, row_logits in zip(self.rows, logits[:, -1], strict=True):
-            row.last = choose(row_logits, row.sampling, row.occurred, row.generator)
+        logits, state = self.model(ids, self.state)
+        drawn = [
+            (row, choose(y, row.sampling, row.occurred, row.generator)) for row, y in zip(self.rows, logits[:, -1], strict=True)
+        ]
+        self.state = state
+        for row, token in drawn:
+            row.last = token
             row.occurred.add(row.last)
             row.produced.append(row.last)
             if row.last == self.end:
                 row.ending = "end"
             elif len(row.produced) >= row.sampling.max_tokens:
                 row.ending = "length"
-        drawn = [(row, row.last) for row in self.rows]
         self._leave()
         return drawn
 

@@ -22,6 +22,7 @@ from postformer.models.convert import language_options, language_tensors
 from postformer.tokens.text import load_tokens
 
 FORMAT = "postformer-model-1"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FILES = ["config.json", "model.safetensors", "tokenizer.json"]
 
 
@@ -88,7 +89,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as f:
             return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
     except OSError as e:
-        raise ModelError(f"{path}: {e.strerror or 'cannot be read'}") from e
+        raise ModelError(f"{path}: {e.strerror or ('cannot be read' if path.exists() else 'No such file')}") from e
     except SafetensorError as e:
         raise ModelError(f"{path}: not a readable safetensors file: {e}") from e
 
@@ -108,8 +109,9 @@ def _assemble(words: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -
         if tensors[name].shape != value.shape:
             got, want = tuple(tensors[name].shape), tuple(value.shape)
             raise ModelError(f"{folder}/model.safetensors: '{name}' has shape {got}, but config.json asks for {want}")
-        if not tensors[name].is_floating_point():
-            raise ModelError(f"{folder}/model.safetensors: '{name}' is {tensors[name].dtype}, not a floating-point tensor")
+        if tensors[name].dtype not in DTYPES:
+            choices = ", ".join(map(str, DTYPES))
+            raise ModelError(f"{folder}/model.safetensors: '{name}' is {tensors[name].dtype}; choose from {choices}")
     marked = [name for name, p in model.named_parameters() if getattr(p, "no_weight_decay", False)]
     model.load_state_dict(tensors, assign=True)
     for name in marked:

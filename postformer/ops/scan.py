@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-CHUNK = 16
-"""Steps whose [t, b, n, c] terms are held at once; the backward pass starts from the state before each chunk."""
+CHUNK_ELEMENTS = 1 << 18
+"""Steps are taken in chunks whose [t, b, n, c] terms have about this many elements, so that they stay in a core's cache; the
+backward pass starts from the state before each chunk."""
 
 
 def selective_scan_reference(
@@ -49,6 +50,11 @@ def selective_scan(
     return _forward(u, dt, A, B, C, h, starts=None)
 
 
+def _chunk(u: Tensor, A: Tensor) -> int:
+    """Steps in a chunk."""
+    return min(max(CHUNK_ELEMENTS // (u.shape[0] * A.numel()), 4), 64)
+
+
 def _terms(u: Tensor, dt: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """exp(dt A) and dt B u from time-first inputs, as [t, b, n, c]: channels last, along which the work is vectorised."""
     return (dt[:, :, None] * A.mT).exp_(), (dt * u)[:, :, None] * B[..., None]
@@ -66,8 +72,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     y = torch.empty_like(u)
     h = h.mT
-    for i in range(0, u.shape[1], CHUNK):
-        at = slice(i, i + CHUNK)
+    chunk = _chunk(u, A)
+    for i in range(0, u.shape[1], chunk):
+        at = slice(i, i + chunk)
         if starts is not None:
             starts.append(h.clone())
         u_, dt_, B_, C_ = (x[:, at].transpose(0, 1) for x in (u, dt, B, C))
@@ -93,9 +100,9 @@ class _SelectiveScan(torch.autograd.Function):
         """The adjoint of h_t is g_t = C_t dy_t + exp(dt_{t+1} A) g_{t+1}: the recurrence backwards, chunk by chunk."""
         u, dt, A, B, C, *starts = ctx.saved_tensors
         du, ddt, dB, dC = (torch.empty_like(x) for x in (u, dt, B, C))
-        dA, g = torch.zeros_like(A), dh.mT
+        dA, g, chunk = torch.zeros_like(A), dh.mT, _chunk(u, A)
         for j in reversed(range(len(starts))):
-            at = slice(j * CHUNK, (j + 1) * CHUNK)
+            at = slice(j * chunk, (j + 1) * chunk)
             u_, dt_, B_, C_, dy_ = (x[:, at].transpose(0, 1) for x in (u, dt, B, C, dy))
             decay, hs = _terms(u_, dt_, A, B_)
             _states(decay, starts[j], hs)

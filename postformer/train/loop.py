@@ -24,6 +24,7 @@ from postformer.train.manifest import CheckpointError
 from postformer.train.optim import learning_rate, make_optimizer
 from postformer.train.process import TrainingError, lock, stop_signals, threads
 
+MOST_THREADS = 1024
 ROWS_NAMED = 16
 """How many data rows an error names."""
 
@@ -238,6 +239,8 @@ def _to(batch: Batch, device: torch.device) -> Batch:
 def _check(run: Run) -> None:
     lowest = {"steps": 1, "batch": 1, "accumulate": 1, "threads": 0, "save_every": 0, "keep": 1}
     lowest |= {"eval_every": 0, "eval_batches": 1, "log_every": 1}
+    if run.train.threads > MOST_THREADS:
+        raise ConfigError(f"train.threads: {run.train.threads} must be at most {MOST_THREADS}")
     for name, least in lowest.items():
         if (value := getattr(run.train, name)) < least:
             raise ConfigError(f"train.{name}: {value} must be at least {least}")

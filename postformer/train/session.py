@@ -8,15 +8,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from postformer.config import Run, build
+from postformer.config import Run, build, complete
 from postformer.data import DATA
 from postformer.models import MODELS
-from postformer.models.hub import ModelError, load_model, save_model
-from postformer.models.language import LanguageModel
+from postformer.models.hub import ModelError, fetch, load_model, save_model
 from postformer.objectives import OBJECTIVES
-from postformer.train import checkpoint
+from postformer.train import checkpoint, loop
 from postformer.train.log import Log, Progress
 from postformer.train.loop import Summary, to_stderr, train
+from postformer.train.optim import make_optimizer
+
+
+def check(run: Run) -> None:
+    """Refuse a malformed run without memory and before anything is read or written. Raises ConfigError."""
+    complete(run.data, DATA, "data")
+    with torch.device("meta"):
+        model = build({k: v for k, v in run.model.items() if k != "vocab"}, MODELS, "model", vocab=1)
+        objective = build(run.objective, OBJECTIVES, "objective", model=model)
+    make_optimizer(dict(objective.named_parameters()), run.optim)
+    loop._check(run)
+    loop._device(run.train.device)
 
 
 def prepare(run: Run) -> tuple[Run, nn.Module, Any]:
@@ -42,8 +53,11 @@ def train_run(
     warn: Callable[[str], None] = to_stderr,
 ) -> Summary:
     """Train a run in the directory `out`, from its last whole checkpoint on; see `postformer.train.loop.train`."""
+    check(run)
     run, objective, data = prepare(run)
     model = objective.model
+    for split in ("train", "valid")[: 2 if run.train.eval_every else 1]:  # refuses a text that is too short
+        data.batches(batch=run.train.batch, seed=run.seed, split=split)
 
     def save(folder: Path) -> None:
         save_model(model, folder)  # type: ignore[arg-type]
@@ -70,4 +84,4 @@ def open_model(path: str | Path, *, trust_kinds: bool = False, warn: Callable[[s
         return load_model(folder, trust_kinds=trust_kinds)
     if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/")):
         raise ModelError(f"{path}: no such folder; name a run, a checkpoint, a model folder, or a hub's owner/name")
-    return LanguageModel.from_pretrained(str(path), trust_kinds=trust_kinds)
+    return load_model(fetch(str(path)), trust_kinds=trust_kinds)

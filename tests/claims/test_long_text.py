@@ -1,0 +1,238 @@
+"""The rule on made-up evidence at each threshold, and the whole claim, small, stopped in the middle and gone on with."""
+
+import dataclasses
+import functools
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import small
+from rich.console import Console
+
+from postformer.claims import long_text, sequences
+from postformer.claims.ledger import Criterion, combine
+from postformer.claims.long_text import RULE, LongText
+from postformer.claims.report import Outcome, run_report
+from postformer.claims.stats import Estimate, interleaved
+from postformer.config import OptimConfig, Run
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "postformer/claims/report.schema.json").read_text())
+LENGTHS = [2048, 4096, 8192, 16384]
+FLOOR = Estimate(0.0, -0.01, 0.01, 20)
+
+
+def series(value: float, noise: float = 0.01, seed: int = 0) -> list[float]:
+    """Twenty samples, of median `value`, spread evenly."""
+    return (value * (1 + noise * np.random.default_rng(seed).permutation(np.linspace(-1, 1, 21)))).tolist()
+
+
+def evidence(
+    *,
+    exponent: float = 1.0,
+    reading: float = 5.0,
+    writing: float = 5.0,
+    noise: float = 0.01,
+    states: tuple[int, ...] = (100, 100, 100, 100),
+    growth: float | None = 0.0,
+    quality: tuple[float, ...] = (1.0,),
+    spread: float = 0.001,
+    lengths: list[int] = LENGTHS,
+) -> dict[str, Any]:
+    """What a run would have found: ratios at the longest text, the exponent of Mamba's reading, its states and peaks."""
+    prefill, decode = [], []
+    for i, n in enumerate(lengths):
+        mamba = 1e-4 * n**exponent
+        ratio = reading * n / lengths[-1]
+        prefill.append({"mamba": series(mamba, noise, i), "attention": series(mamba * ratio, noise, 10 + i)})
+        samples = {"mamba": series(1e-3, noise, 20 + i), "attention": series(1e-3 * writing * n / lengths[-1], noise, 30 + i)}
+        decode.append({"samples": samples, "state_bytes": {"mamba": states[i], "attention": 100 * n}})
+    peaks = []
+    for n, more in zip(lengths[:3], (0.0, 0.0, growth or 0.0), strict=True):
+        one = {"before": 1000, "peak": 2000 + round(2000 * more)}
+        peaks.append({"length": n, "mamba": one, "attention": one})
+    bits = {}
+    for seed, ratio in enumerate(quality):
+        documents = np.random.default_rng(seed).uniform(500, 1500, 200)
+        other = documents * ratio * (1 + spread * np.random.default_rng(seed + 1).standard_normal(200))
+        bits[str(seed)] = {"attention": {"windowed": documents.tolist()}, "mamba": {"windowed": other.tolist()}}
+    floors = {"prefill_floor": FLOOR, "decode_floor": FLOOR}
+    return {
+        "lengths": lengths,
+        "prefill": prefill,
+        "decode": decode,
+        "peaks": [] if growth is None else peaks,
+        "bits": bits,
+    } | floors
+
+
+def criterion(name: str) -> Criterion:
+    return next(c for c in RULE.criteria if c.name == name)
+
+
+SPEED = "five times faster at reading", "five times faster at writing"
+CASES = [
+    ("linear time", {"exponent": 1.0}, "supported"),
+    ("linear time", {"exponent": 1.08}, "supported"),
+    ("linear time", {"exponent": 1.12}, "contradicted"),
+    ("linear time", {"exponent": 2.0}, "contradicted"),
+    ("linear time", {"exponent": 1.1, "noise": 0.3}, "inconclusive"),
+    ("constant memory", {}, "supported"),
+    ("constant memory", {"growth": 0.049}, "supported"),
+    ("constant memory", {"growth": 0.051}, "contradicted"),
+    ("constant memory", {"growth": -0.3}, "supported"),
+    ("constant memory", {"states": (100, 100, 100, 101)}, "contradicted"),
+    ("constant memory", {"growth": None}, "inconclusive"),
+    ("constant memory", {"growth": None, "states": (100, 100, 100, 101)}, "contradicted"),
+    *((name, {way: 4.1}, "supported") for name, way in zip(SPEED, ("reading", "writing"), strict=True)),
+    *((name, {way: 3.9}, "contradicted") for name, way in zip(SPEED, ("reading", "writing"), strict=True)),
+    *((name, {way: 0.5}, "contradicted") for name, way in zip(SPEED, ("reading", "writing"), strict=True)),
+    *((name, {way: 4.0, "noise": 0.4}, "inconclusive") for name, way in zip(SPEED, ("reading", "writing"), strict=True)),
+    *(
+        (name, {way: 9.0, "lengths": [n // 2 - 1 for n in LENGTHS]}, "inconclusive")
+        for name, way in zip(SPEED, ("reading", "writing"), strict=True)
+    ),
+    *(
+        (name, {way: 9.0, "lengths": [n // 2 for n in LENGTHS]}, "supported")
+        for name, way in zip(SPEED, ("reading", "writing"), strict=True)
+    ),
+    ("as good", {}, "supported"),
+    ("as good", {"quality": (1.049,)}, "supported"),
+    ("as good", {"quality": (1.051,)}, "contradicted"),
+    ("as good", {"quality": (1.05,), "spread": 0.1}, "inconclusive"),
+    ("as good", {"quality": (1.0, 1.0)}, "supported"),
+    ("as good", {"quality": (1.2, 1.2)}, "contradicted"),
+    ("as good", {"quality": (1.0, 1.2)}, "inconclusive"),
+]
+
+
+@pytest.mark.parametrize(("name", "words", "verdict"), CASES, ids=str)
+def test_each_part_of_the_rule(name, words, verdict):
+    c = criterion(name)
+    finding = c.judge(evidence(**words), c.thresholds)
+    assert finding.verdict == verdict, finding.because
+    assert finding.numbers
+
+
+def test_every_part_is_tested_on_each_side():
+    for c in RULE.criteria:
+        assert {v for name, _, v in CASES if name == c.name} == {"supported", "contradicted", "inconclusive"}
+
+
+def test_the_rule_says_its_thresholds():
+    for c in RULE.criteria:
+        for key, value in c.thresholds.items():
+            assert f"{value:.0f}" in c.sentence if key == "length" else str(value) in c.sentence
+            other = dataclasses.replace(c, thresholds={**c.thresholds, key: 7777})
+            assert "7777" in other.sentence, "the sentence is filled from the thresholds that the judge is given"
+        assert "{" not in c.sentence
+
+
+@pytest.mark.parametrize(
+    ("words", "whole"),
+    [({}, "supported"), ({"exponent": 1.5}, "contradicted"), ({"growth": None}, "inconclusive")],
+    ids=str,
+)
+def test_the_verdict_on_the_whole(words, whole):
+    assert combine(RULE.judge(evidence(**words))) == whole
+
+
+def test_the_plan_is_the_budget():
+    assert sum(s.seconds for s in LongText().plan(600)) == pytest.approx(600)
+
+
+# ---------------------------------------------------------------- the whole claim
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path) -> Path:
+    """A text, and everything of the claim made small; peak memory is made up, for its processes take seconds each."""
+
+    def recipe(mixer: str) -> Run:
+        return dataclasses.replace(small.run("", mixer), name=mixer, optim=OptimConfig(warmup=2, lr=5e-3))
+
+    monkeypatch.setattr(long_text, "text_mamba", lambda: recipe("mamba"))
+    monkeypatch.setattr(long_text, "text_attention", lambda: recipe("attention"))
+    monkeypatch.setattr(long_text, "WINDOW", 32)
+    monkeypatch.setattr(sequences, "VOCAB", 280)
+    monkeypatch.setattr(sequences, "interleaved", lambda f, repeats, **words: interleaved(f, 3, **words))
+    monkeypatch.setattr(sequences, "decode_times", functools.partial(sequences.decode_times, repeats=3, steps=1))
+    monkeypatch.setattr(sequences, "peak_memory", lambda folder, length, *rest: {"before": 10**8, "peak": 10**8 + 50 * length})
+    (tmp_path / "text.txt").write_text(small.text(3000))
+    return tmp_path
+
+
+def report(tmp: Path, text: str = "text.txt") -> tuple[Outcome, dict[str, Any], str]:
+    heard = io.StringIO()
+    words: dict[str, Any] = {"budget_s": 1, "command": ["postformer", "report"], "console": Console(file=heard, width=200)}
+    outcome = run_report([LongText()], tmp / "report", text=tmp / text, seeds=(0,), threads=1, **words)
+    return outcome, json.loads((tmp / "report" / "report.json").read_text()), heard.getvalue()
+
+
+def test_the_claim_is_stopped_and_gone_on_with(tiny, monkeypatch):
+    taken: list[str] = []
+    train_one, decode_times = sequences.train_one, sequences.decode_times
+
+    def counted(ctx, run, folder):
+        taken.append(run.name)
+        return train_one(ctx, run, folder)
+
+    def broken(*args):
+        raise RuntimeError("the machine went away")
+
+    monkeypatch.setattr(sequences, "train_one", counted)
+    monkeypatch.setattr(sequences, "decode_times", broken)
+    outcome, first, _ = report(tiny)
+    jsonschema.validate(first, SCHEMA)
+    assert outcome.exit_code == 1
+    assert first["claims"][0]["status"] == "failed"
+    assert "the machine went away" in first["claims"][0]["reason"]
+    done = [s["step"] for s in first["claims"][0]["steps"]]
+    assert done[-1] == "read 1,024 tokens"
+
+    monkeypatch.setattr(sequences, "decode_times", decode_times)
+    outcome, second, _ = report(tiny)
+    jsonschema.validate(second, SCHEMA)
+    claim = second["claims"][0]
+    assert outcome.exit_code == 0, claim["reason"]
+    assert second["complete"]
+    assert taken == ["mamba", "attention"], "what is journaled is not done again"
+    assert claim["steps"][: len(done)] == first["claims"][0]["steps"]
+    result = claim["result"]
+    assert result["rule_sha256"] == RULE.sha256
+    assert [f["criterion"] for f in result["findings"]] == [c.name for c in RULE.criteria]
+    assert {f["criterion"]: f["verdict"] for f in result["findings"]}["constant memory"] == "supported"
+    assert result["data"]["own"] is True
+    assert "index.html" in {p.name for p in outcome.page.parent.iterdir()}
+
+    outcome, third, _ = report(tiny)
+    assert third["claims"] == second["claims"], "a finished report is made again from its journal"
+    assert taken == ["mamba", "attention"]
+
+
+def test_too_little_text_is_not_measurable(tiny):
+    (tiny / "short.txt").write_text("One line.\n")
+    outcome, found, heard = report(tiny, "short.txt")
+    jsonschema.validate(found, SCHEMA)
+    result = found["claims"][0]["result"]
+    assert outcome.exit_code == 0
+    assert result["verdict"] == "not measurable here"
+    reasons = {f["because"] for f in result["findings"]}
+    assert len(reasons) == 1
+    assert "\n" not in reasons.pop()
+    assert "long_text: not measurable here" in heard
+
+
+def test_peak_memory_is_that_of_reading(tmp_path):
+    """The process tells more for a longer text where the state grows."""
+    from postformer.models.hub import save_model
+
+    model = small.model("attention", depth=1)
+    save_model(model, tmp_path / "m")
+    found = sequences.peak_memory(tmp_path / "m", 512, 256, 1)
+    assert 0 < found["before"] <= found["peak"]
+    with pytest.raises(Exception, match="peak memory could not be measured"):
+        sequences.peak_memory(tmp_path / "none", 512, 256, 1)
