@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from postformer.claims.ledger import Chart, Context, Headline, Mark, Number, Series, Table
+from postformer.claims.ledger import Chart, Context, Headline, Mark, Number, Real, Series, Table
 from postformer.claims.stats import Estimate, Fit, crossover, fit_terms, median_interval, ratio_interval
 from postformer.claims.words import TIMES
 from postformer.config import Run
@@ -26,7 +26,7 @@ def used(peak: Mapping[str, Any], mixer: str) -> int:
     return peak[mixer]["peak"] - peak[mixer]["before"]
 
 
-def ratio_of_totals(a: Sequence[float], b: Sequence[float], draws: int = 2000) -> Estimate:
+def ratio_of_totals(a: Sequence[Real], b: Sequence[Real], draws: int = 2000) -> Estimate:
     """Ratio of two totals over the same documents, with a bootstrap interval over documents."""
     x, y = np.asarray(a), np.asarray(b)
     value = float(x.sum() / y.sum())
@@ -47,7 +47,7 @@ def quality(baselines: Mapping[str, Any], bits: Mapping[str, Any], trained: Mapp
     shown = [*dict.fromkeys(baselines["domains"])]
     chosen = {"all": np.ones(len(sizes), bool)} | ({d: domains == d for d in shown} if len(shown) > 1 else {})
 
-    def row(name: str, each: Sequence[float], seeds: tuple[int, ...] = ()) -> tuple[Number | str, ...]:
+    def row(name: str, each: Sequence[Real], seeds: tuple[int, ...] = ()) -> tuple[Number | str, ...]:
         cells = []
         for mask in chosen.values():
             ratio = ratio_of_totals(np.asarray(each)[mask].tolist(), sizes[mask].tolist())

@@ -75,14 +75,15 @@ class LanguageModel(nn.Module, ModelHubMixin):
 
     def read(self, ids: Int[Tensor, "b t"], state: State, chunk: int = 1024) -> tuple[Float[Tensor, "b v"], State]:
         """Read tokens in chunks and return the logits after the last one only: memory does not grow with the text."""
-        x = None
-        for piece in ids.split(chunk, 1):
-            x, after = self.hidden(piece, state)
-            assert after is not None
-            state = after
-        if x is None:
+        if not ids.shape[1]:
             raise ValueError("nothing to read")
-        return self.logits(x[:, -1]), state
+        *before, last = ids.split(chunk, 1)
+        after: State | None = state
+        for piece in before:
+            _, after = self.hidden(piece, after)
+        x, after = self.hidden(last, after)
+        assert after is not None
+        return self.logits(x[:, -1]), after
 
     def cost(self, length: int) -> Cost:
         """Cost formulas at a text length in tokens, in the parameters' dtype. An untied embedding costs no operations."""

@@ -86,7 +86,7 @@ def train(
     Raises ConfigError for a setting out of range, CheckpointError when a checkpoint cannot be used or written, and
     TrainingError when a loss or gradient is not finite or another process trains in `out`.
     """
-    _check(run)
+    check_settings(run)
     with ExitStack() as stack:
         stack.enter_context(lock(out))
         stack.enter_context(threads(run.train.threads))
@@ -114,7 +114,7 @@ class _Trainer:
 
     def __init__(self, run: Run, out: Path, objective: nn.Module, data: Data, save_model: Callable[[Path], None], warn: Warn):
         self.run, self.out, self.data, self.save_model, self.warn = run, out, data, save_model, warn
-        self.device = _device(run.train.device)
+        self.device = device(run.train.device)
         self.objective = objective.to(self.device)
         if run.train.dtype == "bf16":
             objective.model.compute_dtype = torch.bfloat16  # type: ignore[union-attr]
@@ -236,7 +236,7 @@ def _to(batch: Batch, device: torch.device) -> Batch:
 # ---------------------------------------------------------------- what stops it
 
 
-def _check(run: Run) -> None:
+def check_settings(run: Run) -> None:
     lowest = {"steps": 1, "batch": 1, "accumulate": 1, "threads": 0, "save_every": 0, "keep": 1}
     lowest |= {"eval_every": 0, "eval_batches": 1, "log_every": 1}
     if run.train.threads > MOST_THREADS:
@@ -246,7 +246,7 @@ def _check(run: Run) -> None:
             raise ConfigError(f"train.{name}: {value} must be at least {least}")
 
 
-def _device(name: str) -> torch.device:
+def device(name: str) -> torch.device:
     try:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as e:

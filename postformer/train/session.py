@@ -26,8 +26,8 @@ def check(run: Run) -> None:
         model = build({k: v for k, v in run.model.items() if k != "vocab"}, MODELS, "model", vocab=1)
         objective = build(run.objective, OBJECTIVES, "objective", model=model)
     make_optimizer(dict(objective.named_parameters()), run.optim)
-    loop._check(run)
-    loop._device(run.train.device)
+    loop.check_settings(run)
+    loop.device(run.train.device)
 
 
 def prepare(run: Run) -> tuple[Run, nn.Module, Any]:

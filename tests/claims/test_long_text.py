@@ -141,7 +141,7 @@ def test_the_verdict_on_the_whole(words, whole):
 
 
 def test_the_plan_is_the_budget():
-    assert sum(s.seconds for s in LongText().plan(600)) == pytest.approx(600)
+    assert sum(s.seconds for s in LongText().plan(600.0)) == pytest.approx(600)
 
 
 # ---------------------------------------------------------------- the whole claim

@@ -1,0 +1,170 @@
+"""Every mixer: what its constructor refuses, what it costs, and in which dtype it computes and remembers."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from postformer import state as states
+from postformer.config import ConfigError, build
+from postformer.mixers import MIXERS
+
+DIM = 16
+CASES = {
+    "attention": {"kind": "attention", "heads": 2},
+    "grouped": {"kind": "attention", "heads": 4, "kv_heads": 2, "qk_norm": True},
+    "wide": {"kind": "attention", "heads": 3, "head_dim": 6},
+    "persistent": {"kind": "attention", "heads": 2, "persistent": 3},
+    "window": {"kind": "attention", "heads": 2, "window": 5},
+    "mamba": {"kind": "mamba"},
+    "mamba-small": {"kind": "mamba", "state": 3, "conv": 2, "rank": 2, "expand": 1},
+}
+
+
+def make(case: str):
+    torch.manual_seed(0)
+    return build(CASES[case], MIXERS, case, dim=DIM)
+
+
+def test_every_mixer_has_a_case():
+    assert {c["kind"] for c in CASES.values()} == set(MIXERS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"kind": "attention", "heads": 0}, "heads=0"),
+        ({"kind": "attention", "heads": -2}, "heads=-2"),
+        ({"kind": "attention", "heads": 3}, "dim=16 is not divisible by heads=3; give head_dim"),
+        ({"kind": "attention", "heads": 4, "kv_heads": 3}, "heads=4 must be a positive multiple of kv_heads=3"),
+        ({"kind": "attention", "heads": 4, "kv_heads": -2}, "kv_heads=-2"),
+        ({"kind": "attention", "heads": 2, "head_dim": 5}, "the head width must be even for rotary positions; it is 5"),
+        ({"kind": "attention", "heads": 2, "head_dim": -4}, "the head width must be even"),
+        ({"kind": "attention", "heads": 16}, "the head width must be even for rotary positions; it is 1"),
+        ({"kind": "attention", "window": 0}, "window=0 must be at least 1"),
+        ({"kind": "attention", "persistent": -1}, "persistent=-1 at least 0"),
+        ({"kind": "attention", "rope_base": 0.0}, "rope_base=0.0"),
+        ({"kind": "mamba", "state": 0}, "state=0"),
+        ({"kind": "mamba", "expand": 0}, "expand=0"),
+        ({"kind": "mamba", "conv": 0}, "conv=0"),
+        ({"kind": "mamba", "rank": -1}, "rank=-1"),
+        ({"kind": "mamba", "dt_min": 0.0}, "dt_min=0.0 and dt_max=0.1 must satisfy 0 < dt_min <= dt_max"),
+        ({"kind": "mamba", "dt_min": 0.2}, "dt_min=0.2 and dt_max=0.1"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(spec, says):
+    with pytest.raises(ConfigError) as e:
+        build(spec, MIXERS, "here", dim=DIM)
+    assert str(e.value).startswith("here: ")
+    assert says in str(e.value)
+
+
+# ---------------------------------------------------------------- costs
+
+
+def counted(m, length: int, past: int) -> int:
+    """What torch counts of matrix products and convolutions for `length` new tokens after `past` others."""
+    state = m.init_state(1)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        if past:
+            _, state = m(torch.randn(1, past, DIM), state)
+        with FlopCounterMode(display=False) as counter:
+            m(torch.randn(1, length, DIM), state)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("past", [0, 1, 3, 11])
+@pytest.mark.parametrize("case", [c for c in CASES if "mamba" not in c])
+def test_a_step_of_attention_costs_what_torch_counts(case, past):
+    """One token reads all slots: those of the future and of the prefix are counted alike."""
+    m = make(case)
+    unseen = max(0, (m.window or 0) - past - 1)  # slots of the ring that hold nothing yet are computed and not counted
+    prefix = 4 * DIM * m.groups * m.width * m.persistent  # keys and values of the persistent tokens, once a call
+    extra = 4 * m.heads * m.width * unseen + prefix
+    assert counted(m, 1, past) == m.flops(1, past) + extra
+
+
+@pytest.mark.parametrize("case", ["mamba", "mamba-small"])
+@pytest.mark.parametrize("length", [2, 9, 40])
+def test_mamba_costs_what_torch_counts_and_the_scan(case, length):
+    """Torch counts no elementwise operation. Those of the scan for a channel and a state: dt A, exp, decay h, (dt u) B, the sum of
+    these, h C, its sum; for a channel: dt u, D u, the sum."""
+    m = make(case)
+    scan = 7 * m.channels * m.n + 3 * m.channels
+    assert counted(m, length, 3) == m.flops(length, 3) - scan * length
+
+
+@pytest.mark.parametrize("case", CASES)
+@given(cuts=st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_costs_add_up(case, cuts):
+    m, past, total = make(case), 0, 0
+    for n in cuts:
+        total += m.flops(n, past)
+        past += n
+    assert total == m.flops(past)
+
+
+def test_pairs_are_counted_one_by_one():
+    for case in ("attention", "window"):
+        m = make(case)
+        inner, w = m.heads * m.width, m.window or 10**9
+        for past in (0, 2, 4, 5, 9):
+            pairs = sum(min(at + 1, w) for at in range(past, past + 7))
+            assert (
+                m.flops(7, past) - make(case).flops(0, past)
+                == 7 * 2 * DIM * (2 * inner + 2 * m.groups * m.width) + 4 * inner * pairs
+            )
+
+
+def test_formulas_answer_at_once_at_any_length():
+    n = 75_000_000
+    assert make("attention").flops(n) == pytest.approx(4 * DIM * n * n / 2, rel=0.01)
+    assert make("window").flops(1, n) == make("window").flops(1, 100)
+    assert make("mamba").flops(n) == n * make("mamba").flops(1)
+
+
+# ---------------------------------------------------------------- dtypes
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bf16_activations_with_fp32_parameters(case):
+    m = make(case)
+    x = torch.randn(2, 9, DIM)
+    exact, _ = m(x)
+    y, state = m(x.bfloat16(), m.init_state(2))
+    z, after = m(x.bfloat16()[:, :1], state)
+    assert y.dtype == z.dtype == torch.bfloat16
+    (y.float().sum() + z.float().sum()).backward()
+    assert {p.dtype for p in m.parameters()} == {p.grad.dtype for p in m.parameters()} == {torch.float32}
+    assert float((y.float() - exact).detach().abs().max()) < 0.05 * float(exact.detach().abs().max()) + 0.02
+    kinds = {name: leaf.dtype for name, leaf in states.leaves(after)}
+    if case.startswith("mamba"):
+        assert kinds == {"conv": torch.bfloat16, "ssm": torch.float32}
+    else:
+        assert kinds == {"k": torch.bfloat16, "v": torch.bfloat16, "seen": torch.int64}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_a_model_of_one_dtype(case, dtype):
+    """The state keeps its dtypes and its bytes from the first token on; the recurrence stays in fp32 at least."""
+    m = make(case).to(dtype)
+    with torch.no_grad():
+        y, state = m(torch.randn(1, 6, DIM, dtype=dtype), m.init_state(1))
+    assert y.dtype == dtype
+    kinds = {name: leaf.dtype for name, leaf in states.leaves(state)}
+    wide = torch.promote_types(dtype, torch.float32)
+    expected = {"conv": dtype, "ssm": wide} if case.startswith("mamba") else {"k": dtype, "v": dtype, "seen": torch.int64}
+    assert kinds == expected
+    assert states.nbytes(state) == m.state_bytes(6, dtype.itemsize)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_of_the_future_is_seen(case):
+    m = make(case).double()
+    x = torch.randn(1, 12, DIM, dtype=torch.double)
+    other = torch.cat([x[:, :7], torch.randn(1, 5, DIM, dtype=torch.double)], 1)
+    torch.testing.assert_close(m(x)[0][:, :7], m(other)[0][:, :7], rtol=0.0, atol=1e-12)

@@ -1,0 +1,85 @@
+"""The language model: logits, state, chunks, dtype and the cost formulas."""
+
+import pytest
+import small
+import torch
+
+from postformer import state as states
+from postformer.config import ConfigError, build
+from postformer.models import MODELS
+from postformer.models.language import LanguageModel
+
+IDS = torch.arange(40).view(2, 20)
+
+
+def test_the_configuration_is_complete_and_builds_the_same_model():
+    for mixer in small.MIXERS:
+        model = small.model(mixer)
+        again = build(model.config, MODELS, "model")
+        assert again.config == model.config
+        assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("mixer", sorted(small.MIXERS))
+@pytest.mark.parametrize("chunk", [1, 7, 20, 99])
+def test_reading_in_chunks(mixer, chunk):
+    model = small.model(mixer).double()
+    with torch.no_grad():
+        whole, end = model(IDS, model.init_state(2))
+        last, state = model.read(IDS, model.init_state(2), chunk)
+    torch.testing.assert_close(last, whole[:, -1], rtol=0.0, atol=1e-9)
+    for (_, a), (_, b) in zip(states.leaves(state), states.leaves(end), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.0, atol=1e-9)
+
+
+def test_nothing_to_read():
+    model = small.model()
+    with pytest.raises(ValueError, match="nothing to read"):
+        model.read(IDS[:, :0], model.init_state(2))
+
+
+def test_tied_and_untied_heads():
+    tied = LanguageModel(31, dim=16, depth=1)
+    untied = LanguageModel(31, dim=16, depth=1, tied=False)
+    assert tied.head is None
+    assert {n for n, _ in untied.named_parameters()} - {n for n, _ in tied.named_parameters()} == {"head.weight"}
+    x, _ = tied.hidden(IDS[:, :3] % 31)
+    torch.testing.assert_close(tied.logits(x), x @ tied.embed.weight.T)
+    assert float(tied.embed.weight.detach().std()) == pytest.approx(0.02, rel=0.2)
+
+
+@pytest.mark.parametrize("mixer", sorted(small.MIXERS))
+def test_bf16_is_what_activations_are_computed_in(mixer):
+    model = small.model(mixer)
+    with torch.no_grad():
+        exact = model(IDS)[0]
+        model.compute_dtype = torch.bfloat16
+        logits, state = model(IDS, model.init_state(2))
+        again, _ = model(IDS[:, :1], state)
+    assert logits.dtype == again.dtype == torch.bfloat16
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert (logits.float() - exact).abs().mean() < 0.1 * exact.abs().mean()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_costs(tied):
+    model = LanguageModel(31, dim=16, depth=2, mixers=(small.MIXERS["mamba"], small.MIXERS["attention"]), tied=tied)
+    cost = model.cost(100)
+    parameters = sum(p.numel() for p in model.parameters())
+    assert cost.parameters == parameters
+    assert cost.active_parameters == parameters - (0 if tied else 31 * 16)
+    assert cost.prefill_flops == pytest.approx(model.backbone.flops(100) / 100 + 2 * 31 * 16)
+    assert cost.decode_flops == model.backbone.flops(1, 100) + 2 * 31 * 16
+    with torch.no_grad():
+        _, state = model(torch.zeros(1, 100, dtype=torch.long), model.init_state(1))
+    assert cost.state_bytes == states.nbytes(state)
+    half = model.to(torch.bfloat16)
+    with torch.no_grad():
+        _, state = half(torch.zeros(1, 100, dtype=torch.long), half.init_state(1))
+    assert half.cost(100).state_bytes == states.nbytes(state)
+
+
+def test_what_is_refused():
+    for words in ({"vocab": 0}, {"vocab": 3, "dim": 0}, {"vocab": 3, "depth": 0}, {"vocab": 3, "mixers": ()}):
+        with pytest.raises(ConfigError, match=r"^model: "):
+            LanguageModel(**words)

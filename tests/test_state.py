@@ -1,0 +1,107 @@
+"""The tree of a state and its file, apart from any mixer; the laws stand in test_laws.py."""
+
+from typing import NamedTuple
+
+import pytest
+import small
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from postformer import state as S
+
+
+class Pair(NamedTuple):
+    a: Tensor
+    b: Tensor | None
+
+
+def tree(rows: int = 2, length: int = 3):
+    return (Pair(torch.arange(rows * length).view(rows, length).float(), None), None, (torch.ones(rows, 2, dtype=torch.long),))
+
+
+def test_leaves_have_names_and_an_order():
+    assert [name for name, _ in S.leaves(tree())] == ["0.a", "2.0"]
+    assert [name for name, _ in S.leaves(torch.ones(1))] == [""]
+    assert list(S.leaves(None)) == []
+    assert isinstance(S.map_leaves(torch.neg, tree())[0], Pair)
+    doubled = S.map_leaves(torch.add, tree(), tree())
+    assert torch.equal(doubled[0].a, 2 * tree()[0].a)
+    with pytest.raises(ValueError):
+        S.map_leaves(torch.add, (torch.ones(1), torch.ones(1)), (torch.ones(1),))
+
+
+def test_rows_bytes_and_clones():
+    assert S.rows(tree(5)) == 5
+    assert S.rows((None, ())) is None
+    assert S.nbytes(tree(2, 3)) == 2 * 3 * 4 + 2 * 2 * 8
+    one = tree()
+    other = S.clone(one)
+    other[0].a.zero_()
+    assert one[0].a.any()
+
+
+def test_take_and_cat():
+    t = tree(4)
+    assert torch.equal(S.take(t, [2, 0, 2])[0].a, t[0].a[[2, 0, 2]])
+    assert S.rows(S.take(t, torch.tensor([], dtype=torch.long))) == 0
+    joined = S.cat([tree(1, 2), tree(2, 4)])
+    assert joined[0].a.tolist() == [[0, 1, 0, 0], [0, 1, 2, 3], [4, 5, 6, 7]]
+    assert S.rows(joined) == 3
+
+
+def test_the_fingerprint_is_of_the_weights_and_the_configuration():
+    model = small.model()
+    first = S.fingerprint(model)
+    assert S.fingerprint(small.model()) == first
+    assert S.fingerprint(model.to(torch.bfloat16)) != first
+    other = small.model()
+    with torch.no_grad():
+        other.embed.weight[3, 3] += 1e-6
+    assert S.fingerprint(other) != first
+    renamed = small.model()
+    renamed.config = {**renamed.config, "norm_eps": 1e-6}
+    assert S.fingerprint(renamed) != first
+
+
+@pytest.mark.parametrize("mixer", sorted(small.MIXERS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_fresh_state_and_a_read_one_are_kept(mixer, dtype, tmp_path):
+    model = small.model(mixer).to(dtype)
+    fresh = model.init_state(3)
+    with torch.no_grad():
+        _, used = model(torch.arange(21).view(3, 7), model.init_state(3))
+    for state in (fresh, used):
+        S.save(state, tmp_path / "s", model, {"x": "é"})
+        again, note = S.load(tmp_path / "s", model)
+        assert note == {"x": "é"}
+        for (name, a), (other, b) in zip(S.leaves(state), S.leaves(again), strict=True):
+            assert name == other
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)
+
+
+def forged(model, change) -> dict[str, Tensor]:
+    _, state = model(torch.tensor([[1, 2, 3]]), model.init_state(1))
+    tensors = {name: leaf.detach().contiguous() for name, leaf in S.leaves(state)}
+    change(tensors)
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.pop("0.k"), "its leaves differ from the model's, first at '0.k'"),
+        (lambda t: t.update(odd=torch.zeros(1)), "its leaves differ from the model's, first at 'odd'"),
+        (lambda t: t.update({"0.k": torch.zeros(2, 64, 2, 8)}), "its leaves disagree about the number of rows"),
+        (lambda t: t.update({"0.k": torch.zeros(1, 64, 2, 4)}), r"'0.k' has shape \(1, 64, 2, 4\)"),
+        (lambda t: t.update({"0.k": torch.zeros(())}), "its leaves disagree about the number of rows"),
+    ],
+)
+def test_a_forged_file_with_a_right_checksum_is_refused(change, says, tmp_path):
+    model = small.model("attention")
+    tensors = forged(model, change)
+    meta = {"format": S.FORMAT, "model": S.fingerprint(model), "note": "{}", "sha256": S._checksum(tensors, "{}")}
+    save_file(tensors, tmp_path / "s", meta)
+    with pytest.raises(S.StateError, match=says):
+        S.load(tmp_path / "s", model)
