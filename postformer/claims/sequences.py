@@ -24,7 +24,7 @@ from postformer.state import nbytes
 from postformer.train.session import open_model, prepare, train_run
 
 VOCAB = 4096
-SCORED_BYTES = 1 << 19
+SCORED_BYTES = 1 << 20
 """At most this much held-out text is scored."""
 
 

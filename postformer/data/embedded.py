@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ from typing import Literal
 
 from postformer.data.build import build_corpus
 from postformer.data.scan import Progress
-from postformer.data.sources import BadRow, Document, Row, Source, readable, why_bad
+from postformer.data.sources import BadRow, Document, Row, Skipped, Source, readable, why_bad
 from postformer.tokens.text import Bytes
 
 LICENSE = "PSF-2.0"
@@ -28,6 +29,8 @@ EXCLUDED = frozenset(["site-packages", "dist-packages", "test", "tests", "idle_t
 prose here."""
 SHORTEST_PROSE = 200
 """Characters of the shortest docstring that counts as prose."""
+TABLE_ENTRY = re.compile(rb"^[ \t]*(?:[bru]?['\"\d(\[{-]).*,[ \t]*(?:#.*)?$", re.MULTILINE)
+"""A line that is an entry of a literal table."""
 VALID = 0.05
 """Share of the documents held out: enough to measure bits per byte of each domain."""
 
@@ -59,7 +62,11 @@ class Library(Source):
     def read(self) -> Iterator[Row]:
         for file in self.files():
             with readable(file):
-                yield from _row(self._name(file), self.domain, file.read_bytes(), self._name(file))
+                text = file.read_bytes()
+            if _is_table(text):
+                yield Skipped(self._name(file), "a table of data")
+            else:
+                yield from _row(self._name(file), self.domain, text, self._name(file))
 
     def _chosen(self, file: Path) -> bool:
         return int.from_bytes(hashlib.sha256(self._name(file).encode()).digest()[:4], "big") < self.share * 2**32
@@ -103,6 +110,11 @@ def _row(name: str, domain: str, text: bytes, group: str) -> Iterator[Row]:
         yield Document(name, domain, text, group)
     elif reason != "empty":
         yield BadRow(name, 1, reason, text[:200])
+
+
+def _is_table(text: bytes) -> bool:
+    """Whether most of a module is entries of literal tables, such as `html.entities`: data, which tells nothing of code."""
+    return 2 * sum(map(len, TABLE_ENTRY.findall(text))) > len(text)
 
 
 def _encoded(text: str) -> bytes:

@@ -1,7 +1,7 @@
 """The optimizer and its schedule: AdamW, or Muon for the hidden matrices with AdamW for the rest.
 
 AdamW: Loshchilov & Hutter 2019 (arXiv 1711.05101). Muon: Jordan et al. 2024, with the update scaled to AdamW's root mean
-square (Liu et al. 2025, arXiv 2502.16982, section 2.2), so that one learning rate and one weight decay serve both.
+square (Liu et al. 2025, arXiv 2502.16982, section 2.2), so that a learning rate means the same for both.
 """
 
 import math
@@ -63,10 +63,10 @@ class Optimizer:
             part.zero_grad(set_to_none=True)
 
     def step(self, lr: float) -> None:
-        """One update at the given learning rate."""
+        """One update at the given learning rate, of which Muon's matrices take their share."""
         for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("share", 1.0)
             part.step()
 
     def state(self) -> dict[str, Tensor]:
@@ -129,7 +129,7 @@ def make_optimizer(named: Mapping[str, nn.Parameter], config: OptimConfig) -> Op
     try:
         if groups["muon"]:
             options: dict[str, Any] = {"weight_decay": config.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-            parts.append(torch.optim.Muon(groups["muon"], lr=config.lr, **options))
+            parts.append(torch.optim.Muon([{"params": groups["muon"], "share": config.matrix_lr}], lr=config.lr, **options))
         if adamw:
             parts.append(torch.optim.AdamW(adamw, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused))
     except ValueError as e:
@@ -138,7 +138,14 @@ def make_optimizer(named: Mapping[str, nn.Parameter], config: OptimConfig) -> Op
 
 
 def _check(config: OptimConfig) -> None:
-    for name, most in {"weight_decay": math.inf, "warmup": math.inf, "clip": math.inf, "decay": 1, "final": 1}.items():
+    for name, most in {
+        "weight_decay": math.inf,
+        "warmup": math.inf,
+        "clip": math.inf,
+        "decay": 1,
+        "final": 1,
+        "matrix_lr": math.inf,
+    }.items():
         value = getattr(config, name)
         if not 0 <= value <= most:
             raise ConfigError(

@@ -176,3 +176,15 @@ def test_a_setting_out_of_range_is_one_line(kind, field, value):
     with pytest.raises(ConfigError, match=r"^optim") as e:
         make_optimizer(dict(Net().named_parameters()), OptimConfig(kind=kind, **{field: value}))
     assert "\n" not in str(e.value)
+
+
+def test_muon_takes_its_share_of_the_learning_rate():
+    torch.manual_seed(0)
+    moved = []
+    for share in (1.0, 0.25):
+        w = nn.Parameter(torch.ones(4, 4))
+        optimizer = make_optimizer({"w.weight": w}, OptimConfig(kind="muon", matrix_lr=share, weight_decay=0.0))
+        w.grad = torch.eye(4)
+        optimizer.step(0.1)
+        moved.append((w.detach() - 1).norm())
+    torch.testing.assert_close(moved[1], moved[0] * 0.25)
