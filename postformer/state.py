@@ -11,7 +11,7 @@ over every mixer (tests/test_laws.py):
 6. a state saves to one safetensors file that names its model, and loads nowhere else;
 7. a recurrent mixer's state has a fixed size: `nbytes` does not depend on how much was read.
 
-A leaf that grows with the text grows along its second dimension, in which zeros may follow what is used.
+A leaf that grows with the text does so along the dimension that is 0 in a fresh state; zeros may follow what is used there.
 """
 
 import hashlib
@@ -74,12 +74,19 @@ def cat(states: list[State]) -> State:
     """Join the rows of several states of one model; a leaf that grows with the text is padded with zeros at its end."""
 
     def join(*parts: Tensor) -> Tensor:
-        if len({p.shape[1:] for p in parts}) > 1:
-            length = max(p.shape[1] for p in parts)
-            parts = tuple(torch.cat([p, p.new_zeros(p.shape[0], length - p.shape[1], *p.shape[2:])], 1) for p in parts)
-        return torch.cat(parts)
+        largest = [max(sizes) for sizes in zip(*(p.shape[1:] for p in parts), strict=True)]
+        return torch.cat([_pad(p, largest) for p in parts])
 
     return map_leaves(join, *states)
+
+
+def _pad(leaf: Tensor, sizes: list[int]) -> Tensor:
+    """The leaf with zeros after its end in each dimension but the first."""
+    if list(leaf.shape[1:]) == sizes:
+        return leaf
+    out = leaf.new_zeros(leaf.shape[0], *sizes)
+    out[tuple(slice(n) for n in leaf.shape)] = leaf
+    return out
 
 
 def clone(state: State) -> State:
@@ -160,7 +167,7 @@ def _check_counts(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: P
         if leaf.is_floating_point() or not tensors[name].numel():
             continue
         beside = [n for n in wanted if n.rpartition(".")[0] == name.rpartition(".")[0]]
-        room = [tensors[n].shape[1] for n in beside if wanted[n].ndim > 1 and wanted[n].shape[1] == 0]
+        room = [held for n in beside for held, fresh in zip(tensors[n].shape, wanted[n].shape, strict=True) if fresh == 0]
         least, most = (int(v) for v in tensors[name].aminmax())
         if least < 0 or most > min(room, default=MOST_READ):
             raise StateError(
@@ -178,8 +185,7 @@ def _fill(template: State, tensors: dict[str, Tensor], path: Path) -> State:
         raise StateError(f"{path}: its leaves disagree about the number of rows: {sorted(counts)}")
     for name, leaf in wanted.items():
         got = tensors[name].shape
-        grows = leaf.ndim > 1 and leaf.shape[1] == 0
-        if len(got) != leaf.ndim or got[2 if grows else 1 :] != leaf.shape[2 if grows else 1 :]:
+        if len(got) != leaf.ndim or any(n != fresh != 0 for n, fresh in zip(got[1:], leaf.shape[1:], strict=True)):
             raise StateError(f"{path}: '{name}' has shape {tuple(got)}, the model's has {tuple(leaf.shape)}")
         if tensors[name].is_floating_point() != leaf.is_floating_point():
             raise StateError(f"{path}: '{name}' is {tensors[name].dtype}, the model's is {leaf.dtype}")

@@ -78,15 +78,9 @@ def _constant(e: Evidence, t: Mapping[str, float]) -> Finding:
     if not peaks:
         because = "the state has one size, but this system does not tell a process's peak memory"
         return Finding("contradicted" if grown else "inconclusive", because, numbers)
-    first, last = (p["mamba"]["peak"] - p["mamba"]["before"] for p in (peaks[0], peaks[-1]))
-    share = (last - first) / peaks[0]["mamba"]["peak"]
-    numbers["growth of peak memory"] = Number(100 * share, "%", "measured", n=1)
-    numbers["the Transformer's growth of peak memory"] = Number(
-        100 * (page.used(peaks[-1], "attention") - page.used(peaks[0], "attention")) / peaks[0]["attention"]["peak"],
-        "%",
-        "measured",
-        n=1,
-    )
+    growth = {m: peaks[-1][m]["peak"] / peaks[0][m]["peak"] - 1 for m in NAMES}
+    share = growth["mamba"]
+    numbers |= {f"growth of {NAMES[m]}'s peak memory": Number(100 * g, "%", "measured", n=1) for m, g in growth.items()}
     because = (
         f"the state has {'more than one size' if grown else 'the same size at every length'}, and from {peaks[0]['length']:,} to "
         f"{peaks[-1]['length']:,} tokens the process's peak memory changes by {100 * share:.1f}%"

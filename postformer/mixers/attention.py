@@ -23,8 +23,8 @@ BLOCK = 64
 class AttentionState(NamedTuple):
     """Keys (rotated) and values. Slot j holds position j; with a window of w slots, the last position p with p mod w = j."""
 
-    k: Float[Tensor, "b s g e"]
-    v: Float[Tensor, "b s g e"]
+    k: Float[Tensor, "b g s e"]
+    v: Float[Tensor, "b g s e"]
     seen: Int[Tensor, " b"]
 
 
@@ -68,7 +68,7 @@ class Attention(nn.Module):
     def init_state(self, batch: int) -> AttentionState:
         """An empty cache, or a ring of `window` slots."""
         like = {"device": self.out.weight.device, "dtype": self.out.weight.dtype}
-        k, v = (torch.zeros(batch, self.window or 0, self.groups, self.width, **like) for _ in "kv")
+        k, v = (torch.zeros(batch, self.groups, self.window or 0, self.width, **like) for _ in "kv")
         return AttentionState(k, v, torch.zeros(batch, dtype=torch.long, device=like["device"]))
 
     def forward(
@@ -108,12 +108,13 @@ class Attention(nn.Module):
         """Write the new keys at their positions, then read."""
         t = k.shape[1]
         least, most = (int(n) for n in state.seen.aminmax())
-        keys, values = (_write(_grow(c.to(k.dtype), most + t), new, position, least == most) for c, new in
-                        ((state.k, k), (state.v, v)))  # fmt: skip
+        aligned = least == most
+        keys = _write(_grow(state.k.to(k.dtype), most + t), k, position, aligned)
+        values = _write(_grow(state.v.to(v.dtype), most + t), v, position, aligned)
         if most == 0:
             return self._fresh(q, k, v, position), keys, values
-        k, v = keys[:, : most + t], values[:, : most + t]
-        if t == 1 and least == most and self.prefix is None:
+        k, v = keys.transpose(1, 2)[:, : most + t], values.transpose(1, 2)[:, : most + t]
+        if t == 1 and aligned and self.prefix is None:
             return read_all(q, k, v), keys, values
         slots = torch.arange(most + t, device=k.device).expand(len(k), -1)
         return self._attend(q, k, v, position, slots), keys, values
@@ -122,13 +123,14 @@ class Attention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, position: Tensor, state: AttentionState
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One token is written first and reads the ring; more tokens read the old ring and themselves, then are written."""
-        w, t = state.k.shape[1], k.shape[1]
+        w, t = state.k.shape[2], k.shape[1]
         slot = position[:, -w:] % w
         old_k, old_v = state.k.to(k.dtype), state.v.to(v.dtype)
         if t == 1:
             keys, values = _write(old_k, k, slot, False), _write(old_v, v, slot, False)
-            return self._attend(q, keys, values, position, _ring_positions(state.seen + 1, w)), keys, values
-        both_k, both_v = torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
+            ring = _ring_positions(state.seen + 1, w)
+            return self._attend(q, keys.transpose(1, 2), values.transpose(1, 2), position, ring), keys, values
+        both_k, both_v = torch.cat([old_k.transpose(1, 2), k], 1), torch.cat([old_v.transpose(1, 2), v], 1)
         key_position = torch.cat([_ring_positions(state.seen, w), position], 1)
         y = self._attend(q, both_k, both_v, position, key_position, fresh=t)
         return y, _write(old_k, k[:, -w:], slot, False), _write(old_v, v[:, -w:], slot, False)
@@ -152,21 +154,22 @@ class Attention(nn.Module):
 
 
 def _grow(cache: Tensor, length: int) -> Tensor:
-    slots = -(-length // BLOCK) * BLOCK
-    if slots <= cache.shape[1]:
-        return cache
-    return torch.cat([cache, cache.new_zeros(cache.shape[0], slots - cache.shape[1], *cache.shape[2:])], 1)
+    """The cache [b, g, s, e] with room for `length` slots."""
+    b, g, slots, e = cache.shape
+    room = -(-length // BLOCK) * BLOCK
+    return cache if room <= slots else torch.cat([cache, cache.new_zeros(b, g, room - slots, e)], 2)
 
 
 def _write(cache: Tensor, new: Tensor, slot: Tensor, aligned: bool) -> Tensor:
     """Write new [b, t, g, e] at slot [b, t]: in place, since a state belongs to the call, unless autograd needs the old one."""
     if torch.is_grad_enabled():
         cache = cache.clone()
+    by_slot = cache.transpose(1, 2)
     if aligned:
         start = int(slot[0, 0])
-        cache[:, start : start + new.shape[1]] = new
+        by_slot[:, start : start + new.shape[1]] = new
     else:
-        cache[torch.arange(len(cache), device=cache.device)[:, None], slot] = new
+        by_slot[torch.arange(len(cache), device=cache.device)[:, None], slot] = new
     return cache
 
 
