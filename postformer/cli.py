@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except (MemoryError, RecursionError) as e:
+        sys.exit(_fail(f"too large for this machine: {str(e) or type(e).__name__}", 2))
     except OSError as e:
         sys.exit(_fail(f"{e.filename or 'the disk'}: {e.strerror or e}", 2))
     sys.exit(code)
@@ -205,6 +207,8 @@ def report(args: argparse.Namespace) -> int:
     for name in names:
         if name not in CLAIMS:
             raise UserError(f"--claims: unknown '{name}'; choose from {', '.join(CLAIMS)}")
+    if args.text:
+        _refuse_inside(args.out, args.text)
     claims = [CLAIMS[name] for name in dict.fromkeys(names)]
     outcome = run_report(
         claims,
@@ -225,6 +229,8 @@ def train(args: argparse.Namespace) -> int:
 
     check(run)
     out = args.out or Path("runs") / run.name
+    if out.is_dir() and any(out.iterdir()) and not any((out / own).exists() for own in ("checkpoints", "log.jsonl", "lock")):
+        raise UserError(f"--out {out}: holds files that are no run's; name a new folder or the folder of an earlier run")
     if (
         run.data == {"kind": "text", "path": DEFAULT_CORPUS, "length": run.data.get("length")}
         and not Path(DEFAULT_CORPUS).exists()
@@ -285,7 +291,7 @@ def generate(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     import math
 
-    from postformer.data.sources import Document, Source
+    from postformer.data.sources import Document, Source, why_bad
     from postformer.objectives.likelihood import streamed_nats, windowed_nats
     from postformer.train.session import open_model
 
@@ -293,7 +299,12 @@ def evaluate(args: argparse.Namespace) -> int:
     if model.tokens is None:
         raise UserError(f"{args.checkpoint}: this model was saved without a tokenizer; it cannot read text")
     nats, size, bad = 0.0, 0, 0
-    for row in Source(args.text, "text", "unknown").read():
+    rows = Source(args.text, "text", "unknown").read()
+    if args.text.is_file() and args.text.suffix != ".jsonl":  # one document, read whole
+        text = args.text.read_bytes()
+        rows = iter([] if why_bad(text) else [Document(args.text.name, "text", text)])
+        bad += bool(why_bad(text))
+    for row in rows:
         if not isinstance(row, Document):
             bad += 1
             continue
@@ -308,6 +319,12 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_inside(out: Path, source: Path) -> None:
+    """What is written must not become part of what is read."""
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"--out {out}: lies inside {source}, which is read; name a folder outside of it")
+
+
 def corpus(args: argparse.Namespace) -> int:
     paths, licence = args.paths, args.license
     if args.hub:
@@ -318,6 +335,8 @@ def corpus(args: argparse.Namespace) -> int:
         rows = args.out.with_name(args.out.name + ".jsonl")
         source = hub_source(args.hub, rows, split=args.hub_split, field=args.field, rows=args.hub_rows)
         paths, licence = [source.path], source.license
+    for path in paths:
+        _refuse_inside(args.out, path)
     manifest = _build_corpus(paths, args.out, args.vocab, field=args.field, license=licence)
     for count in manifest.counts:
         print(

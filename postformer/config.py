@@ -11,7 +11,6 @@ import difflib
 import importlib
 import inspect
 import json
-import math
 import re
 import tomllib
 import types
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
+LARGEST_NUMBER = 1e300
 Spec = dict[str, Any]
 """An open part: `{"kind": name, **keywords of the class that the kind names}`."""
 
@@ -126,7 +126,7 @@ def _parse(hint: Any, data: Any, where: str) -> Any:
     if hint is Any:
         return data
     if hint is float and isinstance(data, (int, float)) and not isinstance(data, bool):
-        if not math.isfinite(data):
+        if not abs(data) <= LARGEST_NUMBER:  # also not-a-number
             raise ConfigError(f"{where}: expected a finite number, got {data}")
         return float(data)
     if hint is int and isinstance(data, int) and not -(1 << 63) <= data < 1 << 63:
@@ -298,7 +298,7 @@ def override(data: Mapping[str, Any], words: Iterable[str]) -> Spec:
             raise ConfigError(f"'{word}': expected an override such as model.depth=8")
         try:
             value = tomllib.loads(f"x = {text}")["x"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             value = text
         at: Any = out
         for i, key in enumerate(keys):

@@ -138,7 +138,11 @@ def load(path: str | Path, model: nn.Module) -> tuple[State, dict[str, Any]]:
     if meta.get("sha256") != _checksum(tensors, meta.get("note", "")):
         raise StateError(f"{path}: damaged: the content does not match its checksum")
     template = model.init_state(1)  # type: ignore[operator]
-    return _fill(template, tensors, path), json.loads(meta["note"])
+    try:
+        note = json.loads(meta.get("note", ""))
+    except (ValueError, RecursionError) as e:
+        raise StateError(f"{path}: damaged: its note is not JSON") from e
+    return _fill(template, tensors, path), note
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

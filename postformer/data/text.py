@@ -14,17 +14,28 @@ from postformer.tokens.text import Tokens
 
 
 class Text:
-    """The data of a run: `{"kind": "text", "path": "corpora/default", "length": 256}`. Nothing is opened until it is used."""
+    """The data of a run: `{"kind": "text", "path": "corpora/default", "length": 256}`. Nothing is opened until it is used.
 
-    def __init__(self, path: str, length: int = 256):
+    With `sha256`, which a saved run names, any other corpus at the path is refused.
+    """
+
+    def __init__(self, path: str, length: int = 256, sha256: str | None = None):
         if length < 1:
             raise ValueError(f"length: expected 1 or more tokens, got {length}")
-        self.path, self.length = Path(path), length
+        self.path, self.length, self.sha256 = Path(path), length, sha256
 
     @functools.cached_property
     def corpus(self) -> Corpus:
         """The corpus, opened and verified. Raises DataError."""
-        return open_corpus(self.path)
+        corpus = open_corpus(self.path)
+        if self.sha256 not in (None, corpus.sha256):
+            raise DataError(f"{self.path}: another corpus than the run names (data.sha256={self.sha256})")
+        return corpus
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a saved run keeps of the data, so that it does not go on with other text."""
+        return {"sha256": self.corpus.sha256}
 
     @property
     def tokens(self) -> Tokens:

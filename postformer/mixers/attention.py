@@ -17,6 +17,7 @@ from postformer.ops.attention import HIDDEN, attention, causal_attention, read_a
 from postformer.ops.layers import Linear, RMSNorm
 
 BLOCK = 64
+LARGEST_WINDOW = 1 << 20
 """A growing cache grows by this many slots."""
 
 
@@ -52,8 +53,8 @@ class Attention(nn.Module):
             raise ValueError(f"dim={dim} is not divisible by heads={heads}; give head_dim, or another number of heads")
         if self.width < 2 or self.width % 2:
             raise ValueError(f"the head width must be even for rotary positions; it is {self.width}")
-        if (window is not None and window < 1) or persistent < 0:
-            raise ValueError(f"window={window} must be at least 1 and persistent={persistent} at least 0")
+        if (window is not None and not 1 <= window <= LARGEST_WINDOW) or persistent < 0:
+            raise ValueError(f"window={window} must be 1 to {LARGEST_WINDOW} and persistent={persistent} at least 0")
         if rope_base <= 0:
             raise ValueError(f"rope_base={rope_base} must be above 0")
         self.dim, self.window, self.persistent, self.rope_base = dim, window, persistent, rope_base
@@ -81,7 +82,7 @@ class Attention(nn.Module):
         v = self.v(x).view(b, t, self.groups, self.width)
         seen = torch.zeros(b, dtype=torch.long, device=x.device) if state is None else state.seen
         position = seen[:, None] + torch.arange(t, device=x.device)
-        q, k = rotate(q, position, self.rope_base), rotate(k, position, self.rope_base)
+        q, k = rotate(torch.cat([q, k], 2), position, self.rope_base).split([self.heads, self.groups], 2)
         if state is None:
             return self.out(self._fresh(q, k, v, position).flatten(2)), None
         read = self._read_cache if self.window is None else self._read_ring

@@ -64,6 +64,8 @@ def choose(logits: Float[Tensor, " v"], sampling: Sampling, occurred: set[int], 
     if sampling.temperature == 0:
         return int(logits.argmax())
     probability = (logits / sampling.temperature).softmax(0)
+    if not bool(probability.isfinite().all()):
+        raise UserError("temperature and repetition_penalty: too near 0 to compute with")
     ranked, order = probability.sort(descending=True, stable=True)
     keep = torch.ones_like(ranked, dtype=torch.bool)
     if sampling.top_k:
@@ -268,6 +270,7 @@ def generate(model: LanguageModel, prompts: list[str], sampling: Sampling, width
             out[i] += text.push(token)
             if text.stopped and row.ending is None:
                 row.ending = "stop"
-    for i, text in texts.values():
-        out[i] += text.flush()
+        for row in [r for r in texts if r.ending is not None]:
+            i, text = texts.pop(row)
+            out[i] += text.flush()
     return out

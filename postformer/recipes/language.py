@@ -1,4 +1,5 @@
-"""Small language models of one size and different mixers: what the report compares, and starting points for one's own."""
+"""Small language models of different mixers: what the report compares (text-mamba and text-attention, of one size), and
+starting points for one's own."""
 
 from typing import Any
 

@@ -40,7 +40,7 @@ def prepare(run: Run) -> tuple[Run, nn.Module, Any]:
     model = build({k: v for k, v in run.model.items() if k != "vocab"}, MODELS, "model", vocab=data.tokens.vocab)
     model.tokens = data.tokens
     objective = build(run.objective, OBJECTIVES, "objective", model=model)
-    return dataclasses.replace(run, model=model.config), objective, data
+    return dataclasses.replace(run, model=model.config, data={**run.data, **data.identity}), objective, data
 
 
 def train_run(

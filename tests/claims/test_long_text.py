@@ -11,17 +11,20 @@ import jsonschema
 import numpy as np
 import pytest
 import small
+import torch
 from rich.console import Console
 
 from postformer.claims import long_text, sequences
+from postformer.claims import long_text_page as page
 from postformer.claims.ledger import Criterion, combine
 from postformer.claims.long_text import RULE, LongText
 from postformer.claims.report import Outcome, run_report
 from postformer.claims.stats import Estimate, interleaved
 from postformer.config import OptimConfig, Run
+from postformer.models.language import LanguageModel
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "postformer/claims/report.schema.json").read_text())
-LENGTHS = [2048, 4096, 8192, 16384]
+LENGTHS = [1024, 2048, 4096, 8192]
 FLOOR = Estimate(0.0, -0.01, 0.01, 20)
 
 
@@ -96,7 +99,7 @@ CASES = [
         for name, way in zip(SPEED, ("reading", "writing"), strict=True)
     ),
     *(
-        (name, {way: 9.0, "lengths": [n // 2 for n in LENGTHS]}, "supported")
+        (name, {way: 9.0, "lengths": [*LENGTHS[1:], 16384]}, "supported")
         for name, way in zip(SPEED, ("reading", "writing"), strict=True)
     ),
     ("as good", {}, "supported"),
@@ -236,3 +239,37 @@ def test_peak_memory_is_that_of_reading(tmp_path):
     assert 0 < found["before"] <= found["peak"]
     with pytest.raises(Exception, match="peak memory could not be measured"):
         sequences.peak_memory(tmp_path / "none", 512, 256, 1)
+
+
+def test_the_page_says_who_is_ahead_where_the_curves_do_not_cross():
+    assert "Mamba was the faster of the two at every length" in page.consequences(evidence(reading=50.0))[0]
+    behind = evidence(reading=0.01)
+    behind["prefill"] = [{"mamba": p["mamba"], "attention": [0.1 * x for x in p["mamba"]]} for p in behind["prefill"]]
+    assert "the Transformer was the faster of the two at every length" in page.consequences(behind)[0]
+
+
+def test_too_few_rounds_decide_nothing():
+    few = evidence(reading=9.0)
+    few["prefill"][-1] = {name: samples[:5] for name, samples in few["prefill"][-1].items()}
+    verdicts = {f.criterion: f.verdict for f in RULE.judge(few)}
+    assert verdicts["linear time"] == verdicts["five times faster at reading"] == "inconclusive"
+
+
+def test_without_a_fused_scan_slowness_refutes_nothing():
+    slow = {f.criterion: f.verdict for f in RULE.judge({**evidence(reading=0.5, writing=0.5), "fused": False})}
+    assert slow["five times faster at reading"] == slow["five times faster at writing"] == "inconclusive"
+
+
+def test_a_timed_step_does_not_copy_the_cache():
+    model = LanguageModel(31, dim=16, depth=1, mixers=({"kind": "attention", "heads": 2},)).eval()
+    seen = []
+    forward = type(model).forward
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(
+            LanguageModel,
+            "forward",
+            lambda self, ids, state=None: seen.append(state[0].k.shape[2]) or forward(self, ids, state),
+        )
+        sequences.decode_times({"attention": model}, torch.zeros(1, 128, dtype=torch.long), repeats=2, steps=1)
+    assert seen[0] == 128
+    assert set(seen[1:]) == {192}

@@ -43,7 +43,7 @@ def test_every_mixer_has_a_case():
         ({"kind": "attention", "heads": 2, "head_dim": 5}, "the head width must be even for rotary positions; it is 5"),
         ({"kind": "attention", "heads": 2, "head_dim": -4}, "the head width must be even"),
         ({"kind": "attention", "heads": 16}, "the head width must be even for rotary positions; it is 1"),
-        ({"kind": "attention", "window": 0}, "window=0 must be at least 1"),
+        ({"kind": "attention", "window": 0}, "window=0 must be 1 to"),
         ({"kind": "attention", "persistent": -1}, "persistent=-1 at least 0"),
         ({"kind": "attention", "rope_base": 0.0}, "rope_base=0.0"),
         ({"kind": "mamba", "state": 0}, "state=0"),
