@@ -112,13 +112,15 @@ def test_evaluate_whole_and_in_windows(ground, tmp_path, capsys):
     assert say(capsys, "evaluate", ground / "model", "--text", tmp_path / "rows.jsonl", "--window", 2) != whole
 
 
-def test_cost(capsys):
+def test_cost(ground, capsys):
     out = say(capsys, "cost", "text-attention", "--length", "64,128", "--vocab", 1000)
     head, _, *rows = out.splitlines()
     assert re.fullmatch(r"text-attention: [\d,]+ parameters, [\d,]+ active a token", head)
     numbers = [[int(n.replace(",", "")) for n in row.split()] for row in rows]
     assert [n[0] for n in numbers] == [64, 128]
     assert numbers[1][3] > numbers[0][3]
+    trained = say(capsys, "cost", ground / "model", "--length", "64").splitlines()
+    assert trained[0].startswith(f"{ground / 'model'}: ")
     long = say(capsys, "cost", "text-mamba", "--length", f"1000,{10**12}").splitlines()[2:]
     assert len({row.split()[3] for row in long}) == 1
 

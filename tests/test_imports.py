@@ -22,7 +22,8 @@ LAYERS = {
     "train": 6,
     "recipes": 7,
     "claims": 8,
-    "cli": 9,
+    "commands": 9,
+    "cli": 10,
 }
 """A part imports parts of lower layers, and itself. `postformer/__init__.py` stands above all and imports lazily."""
 BESIDE = {("recipes", "train"), ("data", "state"), ("data", "ops"), ("tokens", "state"), ("serve", "objectives")}

@@ -3,7 +3,7 @@
 from typing import Any
 
 from postformer.data.build import build_corpus
-from postformer.data.corpus import Corpus, Manifest, Tokenized, open_corpus
+from postformer.data.corpus import Corpus, Manifest, Tokenized, open_corpus, remarks
 from postformer.data.embedded import corpus_from, default_corpus
 from postformer.data.sources import DataError, Document, Source
 from postformer.data.text import Text, TextBatches
@@ -25,4 +25,5 @@ __all__ = [
     "corpus_from",
     "default_corpus",
     "open_corpus",
+    "remarks",
 ]

@@ -59,7 +59,8 @@ def build_corpus(
     kept out of training, drawn by the sha256 of their content or group; with two or more documents neither split is empty
     unless `valid` is 0. `max_bad` is the largest share of bad rows that a source may hold; `shard` is in tokens.
 
-    Raises DataError for sources that cannot be read or hold too many bad rows, and for a folder that holds anything else.
+    Raises DataError for sources that cannot be read or hold too many bad rows, and for a folder that holds anything else. A
+    build that was refused or interrupted before its first shard stands in no other build's way.
     """
     out = Path(out)
     if not 0 <= valid < 1:
@@ -130,15 +131,21 @@ class _Journal:
         if not self.path.exists():
             if any(out.iterdir()):
                 raise DataError(f"{out}: holds files that are no corpus of postformer's; choose an empty or a new folder")
-            write_durably(self.path, json.dumps({"plan": plan}) + "\n")
+            self._begin(plan)
         whole = self.path.read_bytes()
         whole = whole[: whole.rfind(b"\n") + 1]
         os.truncate(self.path, len(whole))
         try:
             self.lines: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+            if self.lines[0]["plan"] != plan and not self.shards():
+                self._begin(plan)
             _check_plan(out, self.lines[0]["plan"], plan)
         except (ValueError, LookupError, TypeError) as e:
             raise DataError(f"{self.path}: damaged; remove {out} to build the corpus anew") from e
+
+    def _begin(self, plan: dict[str, Any]) -> None:
+        self.lines = [{"plan": plan}]
+        write_durably(self.path, json.dumps(self.lines[0]) + "\n")
 
     def add(self, **line: Any) -> None:
         with self.path.open("ab") as f:

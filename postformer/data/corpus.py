@@ -171,6 +171,20 @@ class Corpus:
             raise DataError(f"{self.path}: no domain '{domain}'; choose from {', '.join(self.manifest.domains)}")
 
 
+def remarks(manifest: Manifest) -> list[str]:
+    """What its user should know of how a corpus came about: rows left out, files skipped, and a split far from what was asked."""
+    lines = [f"{count:,} rows quarantined: {reason} (see {QUARANTINE})" for reason, count in manifest.quarantine.items()]
+    for source in manifest.sources:
+        lines += [f"{source.label}: {n:,} files skipped: {reason}" for reason, n in source.skipped.items()]
+        lines += [f"{source.label}: {source.duplicates:,} exact duplicates left out"] if source.duplicates else []
+    size = {split: sum(c.bytes for c in manifest.counts if c.split == split) for split in SPLITS}
+    share, asked = size["valid"] / max(1, sum(size.values())), manifest.plan.get("valid", 0.0)
+    if not asked / 3 <= share <= asked * 3:
+        few = sum(c.documents for c in manifest.counts)
+        lines.append(f"{share:.1%} of the text is held out where {asked:.0%} was asked for: it has only {few:,} documents")
+    return lines
+
+
 def token_dtype(vocab: int) -> np.dtype:
     """How a token is stored."""
     return np.dtype("<u2" if vocab <= 1 << 16 else "<u4")

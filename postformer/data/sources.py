@@ -15,10 +15,11 @@ LARGEST_ROW = 16 << 20
 """Bytes in one line of JSONL; a longer one is a bad row."""
 LARGEST_PART = 1 << 20
 """Bytes in one document; a longer file is cut at line ends."""
-LONE_FILE_PARTS = 50
-"""A file given alone is cut into about this many documents or more, so that both splits have some of it."""
-LONE_FILE_PART = (1 << 10, 1 << 16)
-"""The smallest and the largest part of a file given alone, in bytes."""
+LARGE_SHARE = 0.1
+"""A file with more than this share of its source's bytes is cut into documents of its own, so that both splits have some of it."""
+SHARED_PARTS = 50
+"""Such a file's documents have about this fraction of the source's bytes, between the sizes of SHARED_PART."""
+SHARED_PART = (1 << 10, 1 << 16)
 SUFFIXES = frozenset(
     f".{suffix}" if suffix else ""
     for line in (
@@ -70,7 +71,7 @@ Row = Document | BadRow | Skipped
 class Source:
     """A text file, a folder of them (files in order of their names, hidden ones left out) or JSONL with the text in `field`.
 
-    A document is a row of JSONL, a file of a folder, or a part of a file that is given alone.
+    A document is a row of JSONL, a file, or a part of a file that is a large share of the source (as one given alone is).
     """
 
     path: Path
@@ -105,13 +106,13 @@ class Source:
 
     def read(self) -> Iterator[Row]:
         """Documents, bad rows and skipped files, in a fixed order. Raises DataError when a file cannot be read."""
-        folder = self.path.is_dir()
+        folder, total = self.path.is_dir(), self.size()
         for path in self._everything() if folder else self.files():
             if folder and path.suffix.lower() not in SUFFIXES:
                 yield Skipped(self._name(path), "not a text file's suffix")
                 continue
             with readable(path), path.open("rb") as f:
-                rows = self._rows(f, path) if path.suffix.lower() == ".jsonl" else self._parts(f, path, folder)
+                rows = self._rows(f, path) if path.suffix.lower() == ".jsonl" else self._parts(f, path, total)
                 yield from rows
 
     def _everything(self) -> list[Path]:
@@ -131,10 +132,11 @@ class Source:
             else:
                 yield Document(f"{self._name(path)}:{number}", self.domain, text)
 
-    def _parts(self, f: BinaryIO, path: Path, folder: bool) -> Iterator[Row]:
-        name, size = self._name(path), path.stat().st_size
-        smallest, largest = LONE_FILE_PART
-        part = LARGEST_PART if folder else max(smallest, min(largest, size // LONE_FILE_PARTS))
+    def _parts(self, f: BinaryIO, path: Path, total: int) -> Iterator[Row]:
+        name, size, folder = self._name(path), path.stat().st_size, self.path.is_dir()
+        shared = size > LARGE_SHARE * total
+        smallest, largest = SHARED_PART
+        part = max(smallest, min(largest, total // SHARED_PARTS)) if shared else LARGEST_PART
         if not size:
             yield Skipped(name, "empty")
         for number, text in enumerate(_blocks(f, part), 1):
@@ -146,7 +148,7 @@ class Source:
             elif size <= part:
                 yield Document(name, self.domain, text)
             else:
-                yield Document(f"{name}#{number}", self.domain, text, group=name if folder else "")
+                yield Document(f"{name}#{number}", self.domain, text, group="" if shared else name)
 
 
 def why_bad(text: bytes) -> str:

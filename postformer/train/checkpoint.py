@@ -168,20 +168,21 @@ def _step(folder: Path) -> int:
 def latest(out: Path, warn: Warn) -> Path | None:
     """The newest checkpoint of a run directory that is whole; None when it has none.
 
-    Each damaged one is told through `warn` in one line. Raises CheckpointError when there are checkpoints and none is whole.
+    Each damaged one with another before it is told through `warn` in one line. Raises CheckpointError when there are
+    checkpoints and none is whole.
     """
     folders = _directories(out)
-    for folder in reversed(folders):
+    for before, folder in reversed(list(enumerate(folders))):
         try:
             verify(folder)
         except CheckpointError as e:
+            if not before:
+                raise CheckpointError(
+                    f"{e}; none of the run's checkpoints ({len(folders)}) is whole: train in another folder"
+                ) from e
             warn(f"{e}; falling back to the checkpoint before it")
         else:
             return folder
-    if folders:
-        raise CheckpointError(
-            f"{out / 'checkpoints'}: none of the {len(folders)} checkpoints is whole; start in another directory"
-        )
     return None
 
 

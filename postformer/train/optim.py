@@ -1,17 +1,17 @@
 """The optimizer and its schedule: AdamW, or Muon for the hidden matrices with AdamW for the rest.
 
-AdamW: Loshchilov & Hutter 2019 (arXiv 1711.05101). Muon: Jordan et al. 2024, with the update scaled to AdamW's root mean
-square (Liu et al. 2025, arXiv 2502.16982, section 2.2), so that a learning rate means the same for both.
+AdamW: Loshchilov & Hutter 2019 (arXiv 1711.05101). Muon's update is scaled to AdamW's root mean square, so that a learning rate
+means the same for both.
 """
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from postformer.config import ConfigError, OptimConfig, UserError
+from postformer.train.muon import Muon
 
 ENDS = frozenset({"embed", "embedding", "head", "lm_head"})
 """Modules at a model's ends: no hidden matrices."""
@@ -100,11 +100,7 @@ class Optimizer:
 
 def _keys(part: torch.optim.Optimizer) -> dict[str, bool]:
     """What the optimizer keeps for a parameter, and whether it has the parameter's shape."""
-    return (
-        {"momentum_buffer": True}
-        if isinstance(part, torch.optim.Muon)
-        else {"exp_avg": True, "exp_avg_sq": True, "step": False}
-    )
+    return {"momentum_buffer": True} if isinstance(part, Muon) else {"exp_avg": True, "exp_avg_sq": True, "step": False}
 
 
 def make_optimizer(named: Mapping[str, nn.Parameter], config: OptimConfig) -> Optimizer:
@@ -128,8 +124,8 @@ def make_optimizer(named: Mapping[str, nn.Parameter], config: OptimConfig) -> Op
     parts: list[torch.optim.Optimizer] = []
     try:
         if groups["muon"]:
-            options: dict[str, Any] = {"weight_decay": config.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-            parts.append(torch.optim.Muon([{"params": groups["muon"], "share": config.matrix_lr}], lr=config.lr, **options))
+            matrices = [{"params": groups["muon"], "share": config.matrix_lr}]
+            parts.append(Muon(matrices, lr=config.lr, weight_decay=config.weight_decay))
         if adamw:
             parts.append(torch.optim.AdamW(adamw, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused))
     except ValueError as e:

@@ -11,7 +11,7 @@ import pytest
 
 from postformer.data import build, sources
 from postformer.data.build import build_corpus
-from postformer.data.corpus import open_corpus
+from postformer.data.corpus import open_corpus, remarks
 from postformer.data.sources import DataError, Source
 from postformer.tokens import BPE, Bytes
 
@@ -199,11 +199,13 @@ def test_a_finished_corpus_is_taken_as_it_is(texts: Path, tmp_path: Path, monkey
 )
 @pytest.mark.parametrize("finished", [True, False])
 def test_another_corpus_is_not_overwritten(texts: Path, tmp_path: Path, change: dict, message: str, finished: bool):
+    """Once its first shard is there."""
+
     def stop(what: str, done: int, total: int) -> None:
         if not finished and what == "encoding":
             raise KeyboardInterrupt
 
-    arguments = {"sources": [Source(texts)], "tokens": 300, "seed": 0, "valid": 0.02}
+    arguments = {"sources": [Source(texts)], "tokens": 300, "seed": 0, "valid": 0.02, "shard": 100}
     try:
         build_corpus(out=tmp_path / "out", progress=stop, **arguments)
     except KeyboardInterrupt:
@@ -215,6 +217,47 @@ def test_another_corpus_is_not_overwritten(texts: Path, tmp_path: Path, change: 
     with pytest.raises(DataError, match=f"holds a corpus built from {message}"):
         build_corpus(out=tmp_path / "out", **{**arguments, **change})
     assert files_of(tmp_path / "out") == before
+
+
+def test_what_ended_before_its_first_shard_stands_in_no_ones_way(texts: Path, tmp_path: Path):
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "training the tokenizer":
+            raise KeyboardInterrupt
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"body": "a line of text"}\n' * 3)
+    with pytest.raises(DataError, match="no 'text'"):
+        build_corpus([Source(rows)], tmp_path / "out", Bytes())
+    with pytest.raises(KeyboardInterrupt):
+        build_corpus([Source(texts)], tmp_path / "out", 300, progress=stop)
+    made = build_corpus([Source(texts)], tmp_path / "out", Bytes())
+    assert made == build_corpus([Source(texts)], tmp_path / "other", Bytes())
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "other")
+
+
+def test_a_folder_of_few_large_files_is_split_near_what_was_asked(tmp_path: Path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.txt").write_text("".join(f"book {i} line {j}\n" for j in range(20_000)))
+    (folder / "note.txt").write_text("a note\n")
+    made = build_corpus([Source(folder)], tmp_path / "out", Bytes(), valid=0.05)
+    size = {c.split: c.bytes for c in made.counts}
+    assert 0.02 < size["valid"] / sum(size.values()) < 0.1
+    assert not remarks(made)
+
+
+def test_remarks_tell_what_was_left_out_and_a_split_that_is_far_off(tmp_path: Path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text('{"text": "one"}\n' * 2 + '{"text": "two words"}\n' + '{"body": "x"}\n')
+    (folder / "picture.png").write_bytes(b"\0")
+    made = build_corpus([Source(folder)], tmp_path / "out", Bytes(), valid=0.05, max_bad=0.5)
+    quarantined, skipped, duplicates, share = remarks(made)
+    assert quarantined == "1 rows quarantined: no 'text' (see quarantine.jsonl)"
+    assert skipped == f"{folder}: 1 files skipped: not a text file's suffix"
+    assert duplicates == f"{folder}: 1 exact duplicates left out"
+    assert "is held out where 5% was asked for: it has only 2 documents" in share
 
 
 def test_a_folder_of_other_files_is_left_alone(texts: Path, tmp_path: Path):

@@ -100,11 +100,20 @@ def test_parts_never_cut_a_character(tmp_path: Path):
 
 def test_a_long_file_of_a_folder_stays_in_one_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sources, "LARGEST_PART", 1000)
-    (tmp_path / "long.txt").write_text("line\n" * 1000)
+    for i in range(12):
+        (tmp_path / f"{i}.txt").write_text("line\n" * 1000)
     (tmp_path / "short.txt").write_text("line\n")
     rows = [d for d in Source(tmp_path).read() if isinstance(d, Document)]
-    assert {d.group for d in rows} == {"long.txt", ""}
-    assert len(rows) == 6
+    assert {d.group for d in rows} == {"", *(f"{i}.txt" for i in range(12))}
+    assert len(rows) == 5 * 12 + 1
+
+
+def test_a_file_with_a_large_share_of_a_folder_is_split_by_its_parts(tmp_path: Path):
+    (tmp_path / "long.txt").write_text("line\n" * 20_000)
+    (tmp_path / "short.txt").write_text("line\n")
+    rows = [d for d in Source(tmp_path).read() if isinstance(d, Document)]
+    assert {d.group for d in rows} == {""}
+    assert len(rows) > 40
 
 
 def test_sha256_knows_names_and_content(tmp_path: Path):

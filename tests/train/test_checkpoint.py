@@ -133,7 +133,7 @@ def test_two_damaged_checkpoints_are_told_one_by_one(out):
 def test_no_whole_checkpoint_is_an_error_and_nothing_starts_over(out):
     for n in (2, 4, 6):
         flip(step(out, n) / "model.safetensors")
-    with pytest.raises(CheckpointError, match="none of the 3 checkpoints is whole"):
+    with pytest.raises(CheckpointError, match=r"none of the run's checkpoints \(3\) is whole"):
         train_toy(toy_run(), out)
     assert all(step(out, n).is_dir() for n in (2, 4, 6))
 

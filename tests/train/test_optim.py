@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from postformer.config import ConfigError, OptimConfig
+from postformer.train.muon import orthogonalize
 from postformer.train.optim import Optimizer, StateMismatch, learning_rate, make_optimizer
 
 
@@ -111,6 +112,29 @@ def test_a_muon_step_has_adamws_root_mean_square():
     p.grad = torch.randn(64, 256)
     optimizer.step(0.01)
     assert float(p.detach().square().mean().sqrt()) == pytest.approx(0.2 * 0.01, rel=0.15)
+
+
+def test_muon_equals_torchs_own_up_to_its_bf16():
+    torch.manual_seed(0)
+    for shape in ((48, 32), (32, 48)):
+        ours, theirs = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+        a = make_optimizer({"block.weight": ours}, OptimConfig(kind="muon", matrix_lr=1.0, weight_decay=0.1))
+        b = torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        for _ in range(3):
+            ours.grad = theirs.grad = torch.randn(shape)
+            a.step(0.01)
+            b.step()
+        moved = (ours.detach() - 1).norm()
+        assert (ours.detach() - theirs.detach()).norm() < 0.01 * moved
+
+
+def test_orthogonalized_singular_values_are_near_one():
+    torch.manual_seed(0)
+    for x in (torch.randn(24, 40, dtype=torch.float64), torch.randn(40, 24), torch.zeros(3, 5)):
+        y = orthogonalize(x)
+        assert y.dtype == x.dtype
+        values = torch.linalg.svdvals(y.double())
+        assert bool(((values > 0.3) & (values < 1.3)).all()) or not x.any()
 
 
 def trained(kind: str) -> tuple[Net, Optimizer]:

@@ -1,0 +1,254 @@
+"""What the commands of the command line do: each takes its parsed arguments and returns the exit code. Imports no torch."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from postformer.config import Run, UserError, override, parse, plain, read
+
+DEFAULT_CORPUS = "corpora/default"
+
+
+def load_run(recipe: str, overrides: Sequence[str]) -> Run:
+    """The run of a recipe's name or a file, with overrides. Raises ConfigError."""
+    from postformer.recipes import RECIPES
+
+    if recipe in RECIPES:
+        data = plain(RECIPES[recipe]())
+    elif recipe.endswith((".toml", ".json")):
+        data = read(recipe)
+    else:
+        raise UserError(f"'{recipe}' is not a recipe; choose from {', '.join(RECIPES)}, or give a .toml or .json file")
+    return parse(Run, override(data, overrides))
+
+
+def report(args: argparse.Namespace) -> int:
+    from postformer.claims import CLAIMS
+    from postformer.claims.report import render_file, run_report
+
+    if args.render:
+        print(render_file(args.render))
+        return 0
+    names = args.claims or list(CLAIMS)
+    for name in names:
+        if name not in CLAIMS:
+            raise UserError(f"--claims: unknown '{name}'; choose from {', '.join(CLAIMS)}")
+    if args.text:
+        _refuse_inside(args.out, args.text)
+    claims = [CLAIMS[name] for name in dict.fromkeys(names)]
+    outcome = run_report(
+        claims,
+        args.out,
+        budget_s=args.budget,
+        text=args.text,
+        seeds=args.seeds,
+        threads=args.threads,
+        command=["postformer", *sys.argv[1:]],
+    )
+    return outcome.exit_code
+
+
+def train(args: argparse.Namespace) -> int:
+    run = load_run(args.recipe, args.overrides)
+    from postformer.train.log import TrackioLog, console_progress
+    from postformer.train.session import check, prepare, train_run
+
+    check(run)
+    out = args.out or Path("runs") / run.name
+    if out.is_dir() and any(out.iterdir()) and not any((out / own).exists() for own in ("checkpoints", "log.jsonl", "lock")):
+        raise UserError(f"--out {out}: holds files that are no run's; name a new folder or the folder of an earlier run")
+    if (
+        run.data == {"kind": "text", "path": DEFAULT_CORPUS, "length": run.data.get("length")}
+        and not Path(DEFAULT_CORPUS).exists()
+    ):
+        _build_corpus([], Path(DEFAULT_CORPUS))
+    if args.show:
+        import json
+
+        print(json.dumps(plain(prepare(run)[0]), indent=1))
+        return 0
+    logs = [TrackioLog(run)] if args.track else []
+    with console_progress(run) as on_step:
+        summary = train_run(run, out, on_step=on_step, logs=logs)
+    print(f"step {summary.step} of {summary.steps}, loss {summary.loss:.4f}, {summary.seconds:.0f} s: {summary.checkpoint}")
+    return 0
+
+
+def generate(args: argparse.Namespace) -> int:
+    from postformer.models.generation import Memory, Sampling, Stream
+    from postformer.train.session import open_model
+
+    sampling = Sampling(
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        max_tokens=args.max_tokens,
+        stop=tuple(args.stop),
+        seed=args.seed or 0,
+    )
+    if args.save_state and not args.save_state.parent.is_dir():
+        raise UserError(f"--save-state {args.save_state}: the folder {args.save_state.parent} does not exist")
+    if args.save_state and args.save_state.is_dir():
+        raise UserError(f"--save-state {args.save_state}: is a folder; name a file")
+    prompt = _prompt(args.prompt)
+    model = open_model(args.checkpoint)
+    memory = Memory.load(args.load_state, model) if args.load_state else None
+    if memory and args.seed is not None:
+        memory.generator = None
+    stream = Stream(model, prompt, sampling, memory)
+    try:
+        for piece in stream:
+            print(piece, end="", flush=True)
+        print()
+    except UserError:
+        args.save_state = None
+        raise
+    finally:
+        if args.save_state:
+            stream.remember().save(args.save_state, model)
+    return 0
+
+
+def _prompt(prompt: str) -> bytes:
+    """The prompt's text, or that of standard input."""
+    where, text = ("standard input", sys.stdin.buffer.read()) if prompt == "-" else ("--prompt", os.fsencode(prompt))
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{where}: not UTF-8 text (byte {e.start})") from e
+    return text
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    import math
+
+    from postformer.data.sources import Document, Source, why_bad
+    from postformer.objectives.likelihood import streamed_nats, windowed_nats
+    from postformer.train.session import open_model
+
+    model = open_model(args.checkpoint)
+    if model.tokens is None:
+        raise UserError(f"{args.checkpoint}: this model was saved without a tokenizer; it cannot read text")
+    nats, size, bad = 0.0, 0, 0
+    rows = Source(args.text, "text", "unknown").read()
+    if args.text.is_file() and args.text.suffix != ".jsonl":  # one document, read whole
+        text = args.text.read_bytes()
+        rows = iter([] if why_bad(text) else [Document(args.text.name, "text", text)])
+        bad += bool(why_bad(text))
+    for row in rows:
+        if not isinstance(row, Document):
+            bad += 1
+            continue
+        ids = model.tokens.encode(row.text)
+        nats += windowed_nats(model, [ids], window=args.window)[0] if args.window else streamed_nats(model, ids)
+        size += len(row.text)
+    if not size:
+        raise UserError(f"--text {args.text}: holds no text ({bad} rows could not be read)")
+    if not math.isfinite(nats):
+        raise UserError(f"{args.checkpoint}: the model's output is not finite: its weights are damaged")
+    print(f"{nats / math.log(2) / size:.4f} bits per byte over {size:,} bytes ({bad} rows left out)")
+    return 0
+
+
+def _refuse_inside(out: Path, source: Path) -> None:
+    """What is written must not become part of what is read."""
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"--out {out}: lies inside {source}, which is read; name a folder outside of it")
+
+
+def corpus(args: argparse.Namespace) -> int:
+    paths, licence = args.paths, args.license
+    if args.hub:
+        from postformer.data.hub import hub_source
+
+        if paths:
+            raise UserError("--hub: give a data set of the hub or paths, not both")
+        rows = args.out.with_name(args.out.name + ".jsonl")
+        source = hub_source(args.hub, rows, split=args.hub_split, field=args.field, rows=args.hub_rows)
+        paths, licence = [source.path], source.license
+    for path in paths:
+        _refuse_inside(args.out, path)
+    manifest = _build_corpus(paths, args.out, args.vocab, field=args.field, license=licence)
+    for count in manifest.counts:
+        print(
+            f"{count.split:<6} {count.domain:<10} {count.documents:>8,} documents {count.bytes:>13,} bytes {count.tokens:>12,} tokens"
+        )
+    from postformer.data import remarks
+
+    for line in remarks(manifest):
+        print(line)
+    return 0
+
+
+def _build_corpus(paths: Sequence[Path], out: Path, vocab: Any = 4096, **options: Any) -> Any:
+    from postformer.data import corpus_from, default_corpus, open_corpus
+
+    with _progress() as progress:
+        if paths:
+            corpus_from(paths, out, vocab, progress=progress, **options)
+        else:
+            default_corpus(out, vocab, progress=progress)
+    return open_corpus(out, verify=False).manifest
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error where that is a terminal, else a line for each thing that begins."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        said: set[str] = set()
+
+        def line(text: str, done: int, total: int) -> None:
+            if text not in said:
+                said.add(text)
+                print(text, file=sys.stderr, flush=True)
+
+        yield line
+        return
+    with Progress(console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def move(text: str, done: int, total: int) -> None:
+            if text not in tasks:
+                tasks[text] = bars.add_task(text, total=total)
+            bars.update(tasks[text], completed=done, total=total)
+
+        yield move
+
+
+def _model(recipe: str, overrides: Sequence[str], vocab: int) -> tuple[str, Any]:
+    """A trained model, or a recipe's without its weights, and its name."""
+    if Path(recipe).is_dir():
+        from postformer.train.session import open_model
+
+        if overrides:
+            raise UserError(f"{recipe}: a trained model takes no overrides such as '{overrides[0]}'; give a recipe or a file")
+        return recipe, open_model(recipe)
+    run = load_run(recipe, overrides)
+    import torch
+
+    from postformer.config import build
+    from postformer.models import MODELS
+
+    with torch.device("meta"):
+        return run.name, build({k: v for k, v in run.model.items() if k != "vocab"}, MODELS, "model", vocab=vocab)
+
+
+def cost(args: argparse.Namespace) -> int:
+    name, model = _model(args.recipe, args.overrides, args.vocab)
+    first = model.cost(args.length[0])
+    print(f"{name}: {first.parameters:,} parameters, {first.active_parameters:,} active a token")
+    print(f"{'length':>12} {'prefill FLOP/token':>20} {'decode FLOP/token':>20} {'state bytes':>16}")
+    for n in args.length:
+        c = model.cost(n)
+        print(f"{n:>12,} {c.prefill_flops:>20,.0f} {c.decode_flops:>20,.0f} {c.state_bytes:>16,}")
+    return 0
