@@ -27,19 +27,19 @@ def load_run(recipe: str, overrides: Sequence[str]) -> Run:
 
 
 def report(args: argparse.Namespace) -> int:
-    from postformer.claims import CLAIMS
+    from postformer.claims import SENTENCES, load_claim
     from postformer.claims.report import render_file, run_report
 
     if args.render:
         print(render_file(args.render))
         return 0
-    names = args.claims or list(CLAIMS)
+    names = args.claims or list(SENTENCES)
     for name in names:
-        if name not in CLAIMS:
-            raise UserError(f"--claims: unknown '{name}'; choose from {', '.join(CLAIMS)}")
+        if name not in SENTENCES:
+            raise UserError(f"--claims: unknown '{name}'; choose from {', '.join(SENTENCES)}")
     if args.text:
         _refuse_inside(args.out, args.text)
-    claims = [CLAIMS[name] for name in dict.fromkeys(names)]
+    claims = [load_claim(name) for name in dict.fromkeys(names)]
     outcome = run_report(
         claims,
         args.out,

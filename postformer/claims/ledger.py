@@ -109,6 +109,10 @@ class Chart:
 # ---------------------------------------------------------------- the rule of judgement
 
 
+class NotMeasurable(Exception):
+    """Raised by a claim's run for a reason, one line, why it cannot be measured on this machine or on this data."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Who says it, and where."""

@@ -8,180 +8,24 @@ from typing import Any
 
 import numpy as np
 
+from postformer.claims import SENTENCES
 from postformer.claims import long_text_page as page
-from postformer.claims.ledger import (
-    Context,
-    Criterion,
-    Data,
-    Finding,
-    Number,
-    Real,
-    Result,
-    Rule,
-    Source,
-    Step,
-    Verdict,
-    conclude,
-)
-from postformer.claims.long_text_page import NAMES, WINDOW, WORDS, Evidence
-from postformer.claims.stats import (
-    Estimate,
-    Fit,
-    Timing,
-    crossover,
-    fit_exponent,
-    local_exponent,
-    noise_floor,
-    rank,
-    ratio_interval,
-)
+from postformer.claims.ledger import Context, Data, NotMeasurable, Real, Result, Source, Step, conclude
+from postformer.claims.long_text_page import NAMES, WINDOW, WORDS
+from postformer.claims.long_text_rule import RULE
+from postformer.claims.stats import Estimate, noise_floor
 from postformer.claims.words import TIMES
 from postformer.config import Run
 from postformer.recipes.language import text_attention, text_mamba
 
-TRAINING, TIMING = 0.56, 0.28
-"""Shares of the budget for training and for timing; what is left is for the corpus, the scores and peak memory."""
-LONG = 8192
-"""Tokens of the text at which speed is judged, whatever the budget reaches beyond."""
-ROUNDS = 20
-"""Rounds of timing below which nothing is judged."""
+TRAINING = 0.67
+"""Training's share of what the other steps leave of the budget; the rest is for timing."""
+PREPARE_S, SCORE_S, TIMING_S, PEAKS_S = 80.0, 70.0, 30.0, 50.0
+"""About what takes its time whatever the budget, on two slow cores: corpus and baselines, scores, the least timing, peak memory."""
 FUSED = False
 """Whether Mamba's scan runs in one kernel; until it does its times are upper bounds, which support but do not refute."""
 PEAK_CHUNK = 256
 """Tokens read at once where peak memory is measured: a quarter of the shortest text."""
-
-
-# ---------------------------------------------------------------- the rule
-
-
-def _within(low: float | None, high: float | None, supported: tuple[float, float]) -> Verdict:
-    """Supported when the whole interval lies inside the bounds, contradicted when it lies outside, else inconclusive."""
-    if low is None or high is None:
-        return "inconclusive"
-    if supported[0] <= low and high <= supported[1]:
-        return "supported"
-    return "contradicted" if high < supported[0] or low > supported[1] else "inconclusive"
-
-
-def _linear(e: Evidence, t: Mapping[str, float]) -> Finding:
-    fits: dict[str, Fit] = {m: local_exponent(e["lengths"], [p[m] for p in e["prefill"]]) for m in NAMES}
-    numbers = {f"{NAMES[m]}, last three lengths": page.exponent(f) for m, f in fits.items()}
-    whole = {m: fit_exponent(e["lengths"], [p[m] for p in e["prefill"]]) for m in NAMES}
-    numbers |= {f"{NAMES[m]}, all lengths": page.exponent(f) for m, f in whole.items()}
-    mamba, rounds = fits["mamba"], min(len(p["mamba"]) for p in e["prefill"][-3:])
-    verdict = _within(mamba.low, mamba.high, (0.0, t["most"])) if rounds >= ROUNDS else "inconclusive"
-    return Finding(verdict, f"Mamba's reading time grows as length to the power {mamba.exponent:.2f}", numbers)
-
-
-def _constant(e: Evidence, t: Mapping[str, float]) -> Finding:
-    states = [d["state_bytes"]["mamba"] for d in e["decode"]]
-    peaks = e["peaks"]
-    ends = {e["lengths"][i]: states[i] for i in (0, -1)}
-    numbers = {f"Mamba's state after {n:,} tokens": Number(b, "B", "counted") for n, b in ends.items()}
-    grown = len(set(states)) > 1
-    if not peaks:
-        because = "the state has one size, but this system does not tell a process's peak memory"
-        return Finding("contradicted" if grown else "inconclusive", because, numbers)
-    growth = {m: peaks[-1][m]["peak"] / peaks[0][m]["peak"] - 1 for m in NAMES}
-    share = growth["mamba"]
-    numbers |= {f"growth of {NAMES[m]}'s peak memory": Number(100 * g, "%", "measured", n=1) for m, g in growth.items()}
-    because = (
-        f"the state has {'more than one size' if grown else 'the same size at every length'}, and from {peaks[0]['length']:,} to "
-        f"{peaks[-1]['length']:,} tokens the process's peak memory changes by {100 * share:.1f}%"
-    )
-    return Finding("contradicted" if grown or share >= t["share"] else "supported", because, numbers)
-
-
-def _faster_reading(e: Evidence, t: Mapping[str, float]) -> Finding:
-    return _faster(
-        e, t, [p["attention"] for p in e["prefill"]], [p["mamba"] for p in e["prefill"]], e["prefill_floor"], "reading"
-    )
-
-
-def _faster_writing(e: Evidence, t: Mapping[str, float]) -> Finding:
-    attention, mamba = ([d["samples"][m] for d in e["decode"]] for m in ("attention", "mamba"))
-    return _faster(e, t, attention, mamba, e["decode_floor"], "writing one token after")
-
-
-def _faster(
-    e: Evidence, t: Mapping[str, float], attention: Sequence[Any], mamba: Sequence[Any], floor: Estimate, doing: str
-) -> Finding:
-    numbers = {
-        f"Transformer / Mamba at {n:,} tokens": ratio_interval(a, m).number(TIMES)
-        for n, a, m in zip(e["lengths"], attention, mamba, strict=True)
-        if n in (t["length"], e["lengths"][-1])
-    }
-    numbers["noise floor (A/A)"] = floor.number()
-    if crossing := crossover(e["lengths"], mamba, attention):
-        numbers["Mamba is faster beyond"] = crossing.number("tokens")
-    if t["length"] not in e["lengths"]:
-        return Finding("inconclusive", f"the budget ended at {e['lengths'][-1]:,} tokens, before the text was long", numbers)
-    at = list(e["lengths"]).index(t["length"])
-    ratio, order = ratio_interval(attention[at], mamba[at]), rank(mamba[at], attention[at], floor)
-    faster = {"a": "Mamba is faster", "b": "the Transformer is faster", "no ranking": "neither is faster"}[order]
-    because = f"{doing} {t['length']:,.0f} tokens, {faster}: the Transformer takes {ratio.value:.2f} times as long"
-    verdict = _within(ratio.low, ratio.high, (t["least"], float("inf")))
-    if ratio.n < ROUNDS:
-        return Finding("inconclusive", f"{because}, from only {ratio.n} rounds of {ROUNDS}", numbers)
-    if verdict == "contradicted" and not e.get("fused", True):
-        return Finding("inconclusive", f"{because}; a fused scan would make Mamba faster, so this does not refute it", numbers)
-    return Finding(verdict, because, numbers)
-
-
-def _as_good(e: Evidence, t: Mapping[str, float]) -> Finding:
-    numbers, intervals = {}, []
-    for seed, bits in e["bits"].items():
-        ratio = page.ratio_of_totals(bits["mamba"]["windowed"], bits["attention"]["windowed"])
-        numbers[f"Mamba / Transformer, seed {seed}"] = dataclasses.replace(ratio.number(TIMES), seeds=(int(seed),))
-        intervals.append(ratio)
-    verdicts: list[Verdict] = [_within(r.low, r.high, (0.0, t["most"])) for r in intervals]
-    verdict = verdicts[0] if len(set(verdicts)) == 1 else "inconclusive"
-    worst = max(r.value for r in intervals)
-    return Finding(verdict, f"Mamba needs at most {worst:.3f} times the Transformer's bits for the same held-out text", numbers)
-
-
-RULE = Rule(
-    "Two language models of equal parameters (within 3%), one of Mamba blocks and one of attention and SwiGLU blocks with a "
-    "key/value cache, are trained on the same tokens in the same order. Both are timed in turns on the same text. Each part below "
-    "is judged by its 95% interval where it has one: supported when all of it is on the claim's side, contradicted when all of it "
-    "is on the other.",
-    (
-        Criterion(
-            "linear time",
-            "Over the three longest texts, Mamba's reading time grows as a power of the length of at most {most}.",
-            _linear,
-            {"most": 1.1},
-        ),
-        Criterion(
-            "constant memory",
-            "Mamba's state has the same bytes after every text, and the peak memory of a process that reads the longest text "
-            "exceeds that of one that reads the shortest by less than a share of {share} (one process each, no interval).",
-            _constant,
-            {"share": 0.05},
-        ),
-        Criterion(
-            "five times faster at reading",
-            "The Transformer takes at least {least} times as long to read {length:.0f} tokens (about five). While Mamba's scan is not "
-            "one kernel, less is inconclusive.",
-            _faster_reading,
-            {"least": 4.0, "length": LONG},
-        ),
-        Criterion(
-            "five times faster at writing",
-            "The Transformer takes at least {least} times as long to write one token after {length:.0f} tokens (about five). While "
-            "Mamba's scan is not one kernel, less is inconclusive.",
-            _faster_writing,
-            {"least": 4.0, "length": LONG},
-        ),
-        Criterion(
-            "as good",
-            "Trained alike, Mamba's bits per byte of held-out text are at most {most} times the Transformer's, with both seeing "
-            "windows of the training length.",
-            _as_good,
-            {"most": 1.05},
-        ),
-    ),
-)
 
 
 # ---------------------------------------------------------------- the claim
@@ -192,10 +36,7 @@ class LongText:
 
     id = "long_text"
     title = "State spaces for long text"
-    sentence = (
-        "A selective state space reads long text in linear time with constant memory, and about five times faster than a "
-        "Transformer."
-    )
+    sentence = SENTENCES[id]
     sources = (
         Source(
             f"Gu & Dao 2023: “fast inference (5{TIMES} higher throughput than Transformers) and linear scaling in sequence length”",
@@ -205,25 +46,27 @@ class LongText:
     rule = RULE
 
     def plan(self, budget_s: Real) -> Sequence[Step]:
-        """The shares of the budget; building the corpus takes what it takes."""
-        rest = budget_s * (1 - TRAINING - TIMING)
+        """What the fixed steps leave of the budget goes to training and timing. A short budget takes less text."""
+        less = 1.0 if budget_s >= page.SHORT_S else 0.4
+        rest = max(0.0, budget_s - less * (PREPARE_S + SCORE_S) - PEAKS_S)
         return (
-            Step("corpus, compressor and 5-gram baselines", 0.5 * rest),
-            Step("train both models on the same tokens", TRAINING * budget_s),
-            Step("score held-out text", 0.3 * rest),
-            Step("time reading and writing against length", TIMING * budget_s),
-            Step("peak memory against length", 0.2 * rest),
+            Step("corpus, compressor and 5-gram baselines", less * PREPARE_S),
+            Step("train both models on the same tokens", TRAINING * rest),
+            Step("score held-out text", less * SCORE_S),
+            Step("time reading and writing against length", max(TIMING_S, (1 - TRAINING) * rest)),
+            Step("peak memory against length", PEAKS_S),
         )
 
     def run(self, ctx: Context) -> Result:
-        """Measure. Raises UserError when the text is too little to train and score on."""
+        """Measure. Raises NotMeasurable when the text is too little to train and score on."""
         from postformer.claims import sequences
         from postformer.data import open_corpus
 
-        about = ctx.step("corpus", lambda: sequences.make_corpus(ctx))
+        about = ctx.step("corpus", lambda: sequences.make_corpus(ctx, WINDOW))
         corpus = open_corpus(ctx.files / "corpus", verify=False)
         baselines = ctx.step("baselines", lambda: sequences.baseline_bits(corpus))
-        runs = self._runs(ctx, ctx.step("speed of training", lambda: sequences.calibrate(_recipes(ctx), ctx.threads)))
+        seconds = ctx.step("speed of training", lambda: sequences.calibrate(_recipes(ctx), ctx.threads))
+        runs = self._runs(ctx, seconds, about)
         trained, bits = self._train(ctx, runs, corpus)
         folders = {m: self._folder(ctx, m, ctx.seeds[0]) for m in NAMES}
         timings = self._time(ctx, folders, corpus)
@@ -250,15 +93,21 @@ class LongText:
             ),
         )
 
-    def _runs(self, ctx: Context, seconds: Mapping[str, Mapping[str, float]]) -> dict[str, Run]:
+    def _runs(self, ctx: Context, seconds: Mapping[str, Mapping[str, float]], about: Mapping[str, Any]) -> dict[str, Run]:
         """Both recipes in the dtype that trains faster here, with as many steps as the budget holds."""
+        recipes = _recipes(ctx)
         dtype = min(seconds, key=lambda d: sum(seconds[d].values()))
-        steps = max(20, int(TRAINING * ctx.budget_s / (sum(seconds[dtype].values()) * len(ctx.seeds))))
+        step_s = sum(seconds[dtype].values())
+        share = min(1.0, page.SCORED_BYTES / about["valid"]["bytes"])
+        read = 2.5 * share * about["valid"]["tokens"] / (recipes["mamba"].train.batch * WINDOW)  # in windows, and some whole
+        score_s = len(ctx.seeds) * read * step_s / 3  # a third of a training step is its forward pass
+        rest = ctx.left_s - score_s - PEAKS_S
+        steps = max(20, int(TRAINING * rest / (step_s * len(ctx.seeds))))
         return {
             m: dataclasses.replace(
                 run, train=dataclasses.replace(run.train, dtype=dtype, steps=steps, save_every=max(10, steps // 8), keep=1)
             )
-            for m, run in _recipes(ctx).items()
+            for m, run in recipes.items()
         }
 
     def _folder(self, ctx: Context, mixer: str, seed: int) -> Path:
@@ -281,7 +130,7 @@ class LongText:
         return trained, bits
 
     def _time(self, ctx: Context, folders: Mapping[str, Path], corpus: Any) -> dict[str, Any]:
-        """Double the length while the next one is expected to fit into the share for timing."""
+        """Double the length while the next one is expected to fit into what is left of the budget."""
         import torch
 
         from postformer.claims import sequences
@@ -289,8 +138,9 @@ class LongText:
 
         models = {m: open_model(f) for m, f in folders.items()}
         chunks = {"mamba": 2048, "attention": 1 << 62}
-        lengths, prefill, floors, decode = [], [], [], []
-        left, length = TIMING * ctx.budget_s, 1024
+        lengths, prefill, decode = [], [], []
+        floors: dict[str, list[Estimate]] = {"prefill_floors": [], "decode_floors": []}
+        left, length = max(TIMING_S, ctx.left_s - PEAKS_S), 1024
         before = torch.get_num_threads()
         torch.set_num_threads(ctx.threads)
         try:
@@ -303,8 +153,9 @@ class LongText:
                 after = ctx.step(f"write after {length:,} tokens", lambda i=ids: sequences.decode_times(models, i))
                 lengths.append(length)
                 prefill.append(taken["samples"])
-                floors.append(Timing(taken["samples"], tuple(taken["control"]), taken["complete"]).floor)
                 decode.append(after)
+                for name, timed in (("prefill_floors", taken), ("decode_floors", after)):
+                    floors[name].append(noise_floor(timed["samples"]["mamba"], timed["control"]))
                 left -= sum(r["seconds"] for r in ctx.steps[-2:])
                 length *= 2
                 round_s = 2 * np.median(taken["samples"]["mamba"]) + np.median(taken["samples"]["attention"])
@@ -312,24 +163,23 @@ class LongText:
                     break
         finally:
             torch.set_num_threads(before)
-        last = decode[-1]
-        floor = noise_floor(last["samples"]["mamba"], last["control"])
-        return {"lengths": lengths, "prefill": prefill, "prefill_floor": floors[-1], "decode": decode, "decode_floor": floor}
+        return {"lengths": lengths, "prefill": prefill, "decode": decode, **floors}
 
     def _peaks(self, ctx: Context, folders: Mapping[str, Path], lengths: Sequence[int]) -> list[dict[str, Any]]:
+        """Of several processes for each end of the lengths in turn; the Transformer's, which is not judged, of one."""
         from postformer.claims import sequences
-        from postformer.config import UserError
 
-        peaks = []
-        for length in (lengths[0], lengths[len(lengths) // 2], 2 * lengths[-1]):
+        repeats = {"mamba": 3, "attention": 1}
+        peaks: list[dict[str, Any]] = [{"length": n, "mamba": [], "attention": []} for n in (lengths[0], 2 * lengths[-1])]
+        for i, m, at in ((i, m, at) for i in range(3) for m in NAMES if i < repeats[m] for at in peaks):
+
+            def measure(m: str = m, n: int = at["length"]) -> dict[str, int]:
+                return sequences.peak_memory(folders[m], n, PEAK_CHUNK, ctx.threads)
+
             try:
-                taken = ctx.step(
-                    f"peak memory at {length:,} tokens",
-                    lambda n=length: {m: sequences.peak_memory(f, n, PEAK_CHUNK, ctx.threads) for m, f in folders.items()},
-                )
-            except UserError:
+                at[m].append(ctx.step(f"{NAMES[m]}'s peak memory at {at['length']:,} tokens, {i + 1}", measure))
+            except NotMeasurable:
                 return []
-            peaks.append({"length": length, **taken})
         return peaks
 
     def _costs(self, folders: Mapping[str, Path], tokens_per_word: float) -> dict[str, Any]:
@@ -346,3 +196,6 @@ def _recipes(ctx: Context) -> dict[str, Run]:
     return {
         m: dataclasses.replace(r, data=data, train=dataclasses.replace(r.train, threads=ctx.threads)) for m, r in runs.items()
     }
+
+
+CLAIM = LongText()

@@ -15,6 +15,10 @@ NAMES = {"mamba": "Mamba", "attention": "Transformer"}
 WORDS = (100_000, 1_000_000, 50_000_000)
 WINDOW = 256
 """Tokens in which the models are trained and scored."""
+SCORED_BYTES = 1 << 20
+"""At most this much held-out text is scored."""
+SHORT_S = 300
+"""A budget below so many seconds takes less of the default corpus."""
 Evidence = Mapping[str, Any]
 
 
@@ -22,8 +26,17 @@ def exponent(fit: Fit) -> Number:
     return Number(fit.exponent, "", "measured", fit.low, fit.high, fit.n, note="exponent of the length")
 
 
-def used(peak: Mapping[str, Any], mixer: str) -> int:
-    return peak[mixer]["peak"] - peak[mixer]["before"]
+def growth(peaks: Sequence[Mapping[str, Any]], mixer: str) -> list[float]:
+    """Bytes a token by which each process's peak memory exceeds that of its partner with the shortest text."""
+    first, last = peaks[0], peaks[-1]
+    return [
+        (b["peak"] - a["peak"]) / (last["length"] - first["length"]) for a, b in zip(first[mixer], last[mixer], strict=True)
+    ]
+
+
+def _used(peak: Mapping[str, Any], mixer: str) -> Number:
+    found = median_interval([p["peak"] - p["before"] for p in peak[mixer]])
+    return Number(found.value, "B", "measured", n=found.n)
 
 
 def ratio_of_totals(a: Sequence[Real], b: Sequence[Real], draws: int = 2000) -> Estimate:
@@ -112,13 +125,15 @@ def figures(e: Evidence) -> tuple[Table, ...]:
         rows = [
             (
                 f"{p['length']:,} tokens",
-                *(Number(used(p, m), "B", "measured", n=1) for m in NAMES),
-                *(Number(p[m]["peak"], "B", "measured", n=1) for m in NAMES),
+                *(_used(p, m) for m in NAMES),
+                *(Number(median_interval([q["peak"] for q in p[m]]).value, "B", "measured", n=len(p[m])) for m in NAMES),
             )
             for p in e["peaks"]
         ]
         columns = ("text", *(f"{n}, for reading" for n in names), *(f"{n}, whole process" for n in names))
-        tables.append(Table("Peak resident memory, read in chunks of 256 tokens", columns, tuple(rows)))
+        tables.append(
+            Table("Peak resident memory, read in chunks of 256 tokens", columns, tuple(rows), note="Median of n processes.")
+        )
     return tuple(tables)
 
 
@@ -204,6 +219,7 @@ def limits(ctx: Context, runs: Mapping[str, Run], about: Mapping[str, Any], trai
         f"One machine with {ctx.threads} threads and a batch of one. The paper's five times is throughput on a GPU with large "
         "batches, where a small state lets more texts fit.",
         f"Bits per byte are measured in windows of {WINDOW} tokens: they say nothing of what is remembered over a long text.",
+        *about.get("remarks", ()),
     )
 
 

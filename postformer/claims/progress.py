@@ -18,7 +18,7 @@ EVERY_S = 10.0
 
 @runtime_checkable
 class Reporter(Protocol):
-    def plan(self, claims: Sequence[tuple[str, Sequence[Step]]]) -> None: ...
+    def plan(self, claims: Sequence[tuple[str, Sequence[Step]]], budget_s: Real) -> None: ...
     def progress(self, claim: str, doing: str, done: Real, total: Real) -> None: ...
     def line(self, text: str) -> None: ...
 
@@ -45,8 +45,8 @@ class Lines:
     def line(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
 
-    def plan(self, claims: Sequence[tuple[str, Sequence[Step]]]) -> None:
-        _plan(self.line, claims)
+    def plan(self, claims: Sequence[tuple[str, Sequence[Step]]], budget_s: Real) -> None:
+        _plan(self.line, claims, budget_s)
 
     def progress(self, claim: str, doing: str, done: Real, total: Real) -> None:
         if (claim, doing) == self.doing and (done >= total or self.clock() - self.said < EVERY_S):
@@ -68,8 +68,8 @@ class Bars:
             self.task = None
         self.bars.console.print(Text(text), soft_wrap=True)
 
-    def plan(self, claims: Sequence[tuple[str, Sequence[Step]]]) -> None:
-        _plan(self.line, claims)
+    def plan(self, claims: Sequence[tuple[str, Sequence[Step]]], budget_s: Real) -> None:
+        _plan(self.line, claims, budget_s)
 
     def progress(self, claim: str, doing: str, done: Real, total: Real) -> None:
         words = {"description": f"{claim}: {doing}", "completed": done, "total": total or None}
@@ -81,8 +81,10 @@ class Bars:
             self.bars.update(self.task, **words)
 
 
-def _plan(line: Callable[[str], None], claims: Sequence[tuple[str, Sequence[Step]]]) -> None:
+def _plan(line: Callable[[str], None], claims: Sequence[tuple[str, Sequence[Step]]], budget_s: Real) -> None:
     total = sum(s.seconds for _, steps in claims for s in steps)
     line(f"{len(claims)} claim{'s' * (len(claims) != 1)}, about {span(total)} in all; Ctrl-C keeps what is done")
+    if total > 1.1 * budget_s:
+        line(f"The budget of {span(budget_s)} is less than what every run needs: it will take longer")
     for name, steps in claims:
         line(f"  {name}: " + ", ".join(f"{s.name} {span(s.seconds)}" for s in steps))

@@ -5,6 +5,8 @@ killed. After each claim both files are written anew, whole or not at all.
 """
 
 import json
+import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -13,18 +15,19 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from postformer.claims.ledger import Claim, Context, Finding, Real, Result, digest
+from postformer.claims.ledger import Claim, Context, Finding, NotMeasurable, Real, Result, digest
 from postformer.claims.progress import Reporter, reporter
 from postformer.claims.stamp import closed, code_sha256, libraries, machine, stamp, usable_cores
 from postformer.claims.words import span
 from postformer.config import ConfigError, UserError, parse, plain
-from postformer.files import write_durably
+from postformer.files import durable_directory, write_durably
 
 SCHEMA = "postformer-report-1"
 
 
 class Outcome(NamedTuple):
-    """Where the page is and what the command should exit with: 0, 1 when a claim failed, 130 when it was interrupted."""
+    """Where the page is and what the command should exit with: 0, 1 when a claim failed, 2 when it failed for a mistake of the
+    user's, 130 when it was interrupted."""
 
     page: Path
     exit_code: int
@@ -73,13 +76,17 @@ def run_report(
         write_durably(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         write_durably(out / "index.html", page(report))
 
+    codes = [0]
     with reporter(console) as show:
-        show.plan([(claim.id, claim.plan(settings["budget_s"])) for claim in claims])
+        if kept := _keep_finished(out, report["stamp"]["hashes"]["settings"]):
+            show.line(f"The finished report of other settings is kept: {kept}")
+        show.plan([(claim.id, claim.plan(settings["budget_s"])) for claim in claims], budget_s)
         write()
         try:
             for i, claim in enumerate(claims):
                 ctx = _context(claim, out, settings, text, show)
-                report["claims"][i] = _run(claim, ctx, show)
+                report["claims"][i], code = _run(claim, ctx, show)
+                codes.append(code)
                 write()
         except KeyboardInterrupt:
             write()
@@ -90,7 +97,7 @@ def run_report(
         report["complete"] = True
         write()
         show.line(f"The page: {out / 'index.html'}")
-    return Outcome(out / "index.html", 1 if any(c["status"] == "failed" for c in report["claims"]) else 0)
+    return Outcome(out / "index.html", max(codes))
 
 
 def render_file(path: Path) -> Path:
@@ -137,6 +144,25 @@ def check_folder(out: Path) -> None:
         ) from None
 
 
+def _keep_finished(out: Path, settings: str) -> Path | None:
+    """Copy a finished report of other settings into `earlier/<when it ended>/`, and return where its page is then."""
+    if not (out / "report.json").exists():
+        return None
+    before = read_report(out / "report.json")
+    stamped = before.get("stamp", {})
+    if not before.get("complete") or stamped.get("hashes", {}).get("settings") == settings:
+        return None
+    folder = out / "earlier" / re.sub(r"[^0-9T]", "", str(stamped.get("ended")))
+    while folder.exists():
+        folder = folder.with_name(folder.name + "-")
+    folder.parent.mkdir(exist_ok=True)
+    with durable_directory(folder) as temporary:
+        for name in ("report.json", "index.html"):
+            if (out / name).exists():
+                shutil.copy2(out / name, temporary)
+    return folder / "index.html"
+
+
 def fingerprint(path: Path) -> str:
     """Digest of the name, size and time of change of a file, or of every file below a folder."""
     files: Iterable[Path] = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
@@ -159,24 +185,27 @@ def _context(claim: Claim, out: Path, settings: dict[str, Any], text: Path | Non
     )
 
 
-def _run(claim: Claim, ctx: Context, show: Reporter) -> dict[str, Any]:
-    """The claim's entry in the report. The rule is journaled before anything is measured."""
-    entry = _pending(claim)
+def _run(claim: Claim, ctx: Context, show: Reporter) -> tuple[dict[str, Any], int]:
+    """The claim's entry in the report and its exit code. The rule is journaled before anything is measured."""
+    entry, mistake = _pending(claim), False
     try:
         sealed = ctx.step("the rule of judgement", lambda: {"sha256": claim.rule.sha256, **claim.rule.written()})
         result = claim.run(ctx)
         if result.rule_sha256 != sealed["sha256"]:
             raise RuntimeError("the claim was judged by another rule than the one fixed before the run")
         entry |= {"status": "done", "result": _checked(result)}
-    except UserError as e:
+    except NotMeasurable as e:
         entry |= {"status": "done", "result": plain(_not_measurable(claim, str(e)))}
+    except UserError as e:
+        entry |= {"status": "failed", "reason": " ".join(str(e).split())}
+        mistake = True
     except Exception as e:
         (ctx.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         entry |= {"status": "failed", "reason": f"{_line(e)} (see work/{claim.id}/error.txt)"}
     entry["steps"] = [{k: r[k] for k in ("step", "at", "seconds", "load")} for r in ctx.steps]
     verdict = entry["result"]["verdict"] if entry["result"] else f"failed: {entry['reason']}"
     show.line(f"{claim.id}: {verdict} ({span(sum(s['seconds'] for s in entry['steps']))})")
-    return entry
+    return entry, 0 if entry["status"] == "done" else 2 if mistake else 1
 
 
 def _checked(result: Result) -> dict[str, Any]:

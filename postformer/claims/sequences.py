@@ -14,35 +14,42 @@ import numpy as np
 import torch
 
 from postformer.claims.baselines import ByteNgrams, zstd_bits
-from postformer.claims.ledger import Context
+from postformer.claims.ledger import Context, NotMeasurable
+from postformer.claims.long_text_page import SCORED_BYTES, SHORT_S
 from postformer.claims.stats import Timing, interleaved
-from postformer.config import Run, UserError
-from postformer.data import Corpus, corpus_from, default_corpus, open_corpus
+from postformer.config import Run
+from postformer.data import Corpus, corpus_from, default_corpus, open_corpus, remarks
 from postformer.models.language import LanguageModel
 from postformer.objectives.likelihood import streamed_nats, windowed_nats
 from postformer.state import nbytes
 from postformer.train.session import open_model, prepare, train_run
 
 VOCAB = 4096
-SCORED_BYTES = 1 << 20
-"""At most this much held-out text is scored."""
+SHORT_BYTES = 4 << 20
+"""About how much of the default corpus a short budget takes."""
 
 
-def make_corpus(ctx: Context) -> dict[str, Any]:
-    """Build the corpus of the user's text, or the default one, and describe it."""
+def make_corpus(ctx: Context, window: int) -> dict[str, Any]:
+    """Build the corpus of the user's text, or the default one, and describe it.
+
+    Raises DataError for text that cannot be read and NotMeasurable for too little.
+    """
     folder = ctx.files / "corpus"
 
     def progress(text: str, done: int, total: int) -> None:
         ctx.progress(text, done, total)
 
     if ctx.text is None:
-        default_corpus(folder, VOCAB, progress=progress)
+        default_corpus(folder, VOCAB, SHORT_BYTES if ctx.budget_s < SHORT_S else None, progress=progress)
     else:
         corpus_from([ctx.text], folder, VOCAB, progress=progress)
     corpus = open_corpus(folder, verify=False)
     train, valid = corpus.count("train"), corpus.count("valid")
-    if not valid.documents:
-        raise UserError(f"{ctx.text}: too little text: no document was held out to measure on; give more documents")
+    if not valid.documents or train.tokens <= window:
+        raise NotMeasurable(
+            f"{ctx.text}: too little text: {train.tokens:,} tokens in {train.documents:,} documents to train on and "
+            f"{valid.documents:,} documents to measure on; more than {window:,} tokens and 1 document are needed"
+        )
     text = [t for _, _, t in corpus.text("valid")]
     words = sum(len(t.split()) for t in text)
     return {
@@ -52,6 +59,7 @@ def make_corpus(ctx: Context) -> dict[str, Any]:
         "train": {"documents": train.documents, "bytes": train.bytes, "tokens": train.tokens},
         "valid": {"documents": valid.documents, "bytes": valid.bytes, "tokens": valid.tokens},
         "tokens_per_word": valid.tokens / max(1, words),
+        "remarks": remarks(corpus.manifest) if ctx.text else [],
     }
 
 
@@ -80,12 +88,12 @@ def baseline_bits(corpus: Corpus) -> dict[str, Any]:
 
 
 def calibrate(runs: Mapping[str, Run], threads: int) -> dict[str, Any]:
-    """Seconds of a training step of each run in each dtype."""
+    """Seconds of a training step of each run in fp32, and in bf16 where this machine multiplies it faster."""
     seconds: dict[str, Any] = {}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for dtype in ("fp32", "bf16"):
+        for dtype in ("fp32", "bf16") if _product_s(torch.bfloat16) < _product_s(torch.float32) else ("fp32",):
             seconds[dtype] = {}
             for name, run in runs.items():
                 run = dataclasses.replace(run, train=dataclasses.replace(run.train, dtype=dtype, steps=10**6))
@@ -93,6 +101,17 @@ def calibrate(runs: Mapping[str, Run], threads: int) -> dict[str, Any]:
     finally:
         torch.set_num_threads(before)
     return seconds
+
+
+def _product_s(dtype: torch.dtype) -> float:
+    """Seconds of a product of two matrices of 512 x 512."""
+    x = torch.ones(512, 512, dtype=dtype)
+    taken = []
+    for _ in range(5):
+        began = time.perf_counter()
+        torch.mm(x, x)
+        taken.append(time.perf_counter() - began)
+    return min(taken)
 
 
 def _seconds_a_step(run: Run) -> float:
@@ -181,10 +200,10 @@ def decode_times(models: Mapping[str, LanguageModel], ids: torch.Tensor, repeats
 def peak_memory(folder: Path, length: int, chunk: int, threads: int) -> dict[str, int]:
     """Resident bytes of a process of its own that loads a model: before it reads `length` tokens, and at the most while it does.
 
-    Raises UserError where the system does not tell (it needs Linux's /proc).
+    Raises NotMeasurable where the system does not tell (it needs Linux's /proc).
     """
     command = [sys.executable, "-m", "postformer.claims.peak", str(folder), str(length), str(chunk), str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"peak memory could not be measured: {(done.stderr.strip() or 'no output').splitlines()[-1]}")
+        raise NotMeasurable(f"peak memory could not be measured: {(done.stderr.strip() or 'no output').splitlines()[-1]}")
     return json.loads(done.stdout)

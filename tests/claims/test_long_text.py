@@ -14,10 +14,11 @@ import small
 import torch
 from rich.console import Console
 
-from postformer.claims import long_text, sequences
+from postformer.claims import SENTENCES, load_claim, long_text, sequences
 from postformer.claims import long_text_page as page
 from postformer.claims.ledger import Criterion, combine
-from postformer.claims.long_text import RULE, LongText
+from postformer.claims.long_text import CLAIM
+from postformer.claims.long_text_rule import RULE
 from postformer.claims.report import Outcome, run_report
 from postformer.claims.stats import Estimate, interleaved
 from postformer.config import OptimConfig, Run
@@ -41,11 +42,13 @@ def evidence(
     noise: float = 0.01,
     states: tuple[int, ...] = (100, 100, 100, 100),
     growth: float | None = 0.0,
+    wobble: int = 0,
     quality: tuple[float, ...] = (1.0,),
     spread: float = 0.001,
     lengths: list[int] = LENGTHS,
 ) -> dict[str, Any]:
-    """What a run would have found: ratios at the longest text, the exponent of Mamba's reading, its states and peaks."""
+    """What a run would have found: ratios at the longest text, the exponent of Mamba's reading, its states, and its process's
+    growth as a share of the Transformer's 100 bytes a token."""
     prefill, decode = [], []
     for i, n in enumerate(lengths):
         mamba = 1e-4 * n**exponent
@@ -54,15 +57,16 @@ def evidence(
         samples = {"mamba": series(1e-3, noise, 20 + i), "attention": series(1e-3 * writing * n / lengths[-1], noise, 30 + i)}
         decode.append({"samples": samples, "state_bytes": {"mamba": states[i], "attention": 100 * n}})
     peaks = []
-    for n, more in zip(lengths[:3], (0.0, 0.0, growth or 0.0), strict=True):
-        one = {"before": 1000, "peak": 2000 + round(2000 * more)}
-        peaks.append({"length": n, "mamba": one, "attention": one})
+    for n, more in ((lengths[0], 0.0), (2 * lengths[-1], growth or 0.0)):
+        added = round(more * 100 * (2 * lengths[-1] - lengths[0]))
+        one = [{"before": 1000, "peak": 10**6 + added + wobble * i * (n > lengths[0])} for i in range(3)]
+        peaks.append({"length": n, "mamba": one, "attention": one[:1]})
     bits = {}
     for seed, ratio in enumerate(quality):
         documents = np.random.default_rng(seed).uniform(500, 1500, 200)
         other = documents * ratio * (1 + spread * np.random.default_rng(seed + 1).standard_normal(200))
         bits[str(seed)] = {"attention": {"windowed": documents.tolist()}, "mamba": {"windowed": other.tolist()}}
-    floors = {"prefill_floor": FLOOR, "decode_floor": FLOOR}
+    floors = {"prefill_floors": [FLOOR] * len(lengths), "decode_floors": [FLOOR] * len(lengths)}
     return {
         "lengths": lengths,
         "prefill": prefill,
@@ -87,6 +91,7 @@ CASES = [
     ("constant memory", {"growth": 0.049}, "supported"),
     ("constant memory", {"growth": 0.051}, "contradicted"),
     ("constant memory", {"growth": -0.3}, "supported"),
+    ("constant memory", {"growth": 0.045, "wobble": 40_000}, "inconclusive"),
     ("constant memory", {"states": (100, 100, 100, 101)}, "contradicted"),
     ("constant memory", {"growth": None}, "inconclusive"),
     ("constant memory", {"growth": None, "states": (100, 100, 100, 101)}, "contradicted"),
@@ -103,8 +108,12 @@ CASES = [
         for name, way in zip(SPEED, ("reading", "writing"), strict=True)
     ),
     ("as good", {}, "supported"),
-    ("as good", {"quality": (1.049,)}, "supported"),
-    ("as good", {"quality": (1.051,)}, "contradicted"),
+    ("as good", {"quality": (1.028,)}, "supported"),
+    ("as good", {"quality": (1.049,)}, "inconclusive"),
+    ("as good", {"quality": (1.051,)}, "inconclusive"),
+    ("as good", {"quality": (1.073,)}, "contradicted"),
+    ("as good", {"quality": (1.049,) * 3}, "supported"),
+    ("as good", {"quality": (1.051,) * 3}, "contradicted"),
     ("as good", {"quality": (1.05,), "spread": 0.1}, "inconclusive"),
     ("as good", {"quality": (1.0, 1.0)}, "supported"),
     ("as good", {"quality": (1.2, 1.2)}, "contradicted"),
@@ -143,8 +152,24 @@ def test_the_verdict_on_the_whole(words, whole):
     assert combine(RULE.judge(evidence(**words))) == whole
 
 
-def test_the_plan_is_the_budget():
-    assert sum(s.seconds for s in LongText().plan(600.0)) == pytest.approx(600)
+def test_the_plan_is_the_budget_or_the_least_that_a_run_takes():
+    assert sum(s.seconds for s in CLAIM.plan(600.0)) == pytest.approx(600)
+    assert 60 < sum(s.seconds for s in CLAIM.plan(1.0)) < 180
+    assert all(s.seconds >= 0 for budget in (1.0, 90.0, 299.0, 300.0) for s in CLAIM.plan(budget))
+
+
+def test_the_command_line_knows_the_claim_without_importing_it():
+    for name, sentence in SENTENCES.items():
+        assert (load_claim(name).id, load_claim(name).sentence) == (name, sentence)
+
+
+def test_each_length_has_its_own_noise_floor():
+    e = evidence(reading=9.0)
+    wide = Estimate(0.0, -0.9, 9.0, 20)
+    assert "Mamba is faster" in criterion(SPEED[0]).judge(e, {"least": 4.0, "length": 8192}).because
+    e["prefill_floors"][-1] = wide
+    assert "neither is faster" in criterion(SPEED[0]).judge(e, {"least": 4.0, "length": 8192}).because
+    assert "Mamba is faster" in criterion(SPEED[0]).judge(e, {"least": 4.0, "length": 4096}).because
 
 
 # ---------------------------------------------------------------- the whole claim
@@ -163,7 +188,11 @@ def tiny(monkeypatch, tmp_path) -> Path:
     monkeypatch.setattr(sequences, "VOCAB", 280)
     monkeypatch.setattr(sequences, "interleaved", lambda f, repeats, **words: interleaved(f, 3, **words))
     monkeypatch.setattr(sequences, "decode_times", functools.partial(sequences.decode_times, repeats=3, steps=1))
-    monkeypatch.setattr(sequences, "peak_memory", lambda folder, length, *rest: {"before": 10**8, "peak": 10**8 + 50 * length})
+
+    def peak(folder: Path, length: int, *rest: int) -> dict[str, int]:
+        return {"before": 10**8, "peak": 10**8 + 50 * length * folder.name.startswith("attention")}
+
+    monkeypatch.setattr(sequences, "peak_memory", peak)
     (tmp_path / "text.txt").write_text(small.text(3000))
     return tmp_path
 
@@ -171,7 +200,7 @@ def tiny(monkeypatch, tmp_path) -> Path:
 def report(tmp: Path, text: str = "text.txt") -> tuple[Outcome, dict[str, Any], str]:
     heard = io.StringIO()
     words: dict[str, Any] = {"budget_s": 1, "command": ["postformer", "report"], "console": Console(file=heard, width=200)}
-    outcome = run_report([LongText()], tmp / "report", text=tmp / text, seeds=(0,), threads=1, **words)
+    outcome = run_report([CLAIM], tmp / "report", text=tmp / text, seeds=(0,), threads=1, **words)
     return outcome, json.loads((tmp / "report" / "report.json").read_text()), heard.getvalue()
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from sample import SampleClaim, entry, sample_report
 
 from postformer.claims import report as module
-from postformer.claims.ledger import Context, Criterion, Finding, Headline, Number, Result, Rule, Step, conclude
+from postformer.claims.ledger import Context, Criterion, Finding, Headline, NotMeasurable, Number, Result, Rule, Step, conclude
 from postformer.claims.report import Outcome, read_report, render_file, run_report
 from postformer.config import UserError
 
@@ -153,17 +153,46 @@ def test_changed_text_or_code_or_rule_never_reuses_a_step(tmp_path: Path, monkey
     assert saved(tmp_path / "out")["claims"][0]["result"]["verdict"] == "contradicted"
 
 
-def test_a_user_error_is_not_measurable_and_a_crash_is_told(tmp_path: Path):
+def test_what_cannot_be_measured_a_crash_and_a_mistake_are_told_apart(tmp_path: Path):
     def refuse() -> None:
-        raise UserError("text: 12 bytes are too few; it needs 100 kB")
+        raise NotMeasurable("text: 12 bytes are too few; it needs 100 kB")
+
+    def mistaken() -> None:
+        raise UserError("rows.jsonl: 9 of 10 rows are bad")
 
     outcome, heard = run(tmp_path, Counting("small", refuse), Counting("broken", lambda: [].pop()), Counting("good"))
     small, broken, good = saved(tmp_path)["claims"]
     assert outcome.exit_code == 1
+    mistake, told = run(tmp_path / "bad", Counting("rows", mistaken), Counting("broken", lambda: [].pop()), Counting("good"))
+    rows, _, after = saved(tmp_path / "bad")["claims"]
+    assert mistake.exit_code == 2 and rows["status"] == "failed" and after["status"] == "done"
+    assert rows["reason"] == "rows.jsonl: 9 of 10 rows are bad" and "rows: failed: rows.jsonl: 9 of 10 rows are bad" in told
+    assert not (tmp_path / "bad/work/rows/error.txt").exists()
     assert small["result"]["verdict"] == "not measurable here" and "12 bytes" in small["result"]["findings"][0]["because"]
     assert broken["status"] == "failed" and broken["reason"].startswith("IndexError: pop from empty list")
     assert "IndexError" in (tmp_path / "work/broken/error.txt").read_text() and "broken: failed: IndexError" in heard
     assert good["result"]["verdict"] == "supported"
+
+
+def test_a_finished_report_of_other_settings_is_kept(tmp_path: Path):
+    run(tmp_path, Counting(), threads=1)
+    page, report = ((tmp_path / name).read_bytes() for name in ("index.html", "report.json"))
+    _, heard = run(tmp_path, Counting(), threads=1)
+    assert "is kept" not in heard and not (tmp_path / "earlier").exists()
+    _, heard = run(tmp_path, Counting(act=stop), threads=2)
+    (kept,) = (tmp_path / "earlier").iterdir()
+    assert f"is kept: {kept / 'index.html'}" in heard
+    assert (kept / "index.html").read_bytes() == page and (kept / "report.json").read_bytes() == report
+    run(tmp_path, Counting(), threads=2)
+    assert [kept] == list((tmp_path / "earlier").iterdir()), "an unfinished report is gone on with"
+    run(tmp_path, Counting(), threads=3)
+    run(tmp_path, Counting(), threads=4)
+    assert len(list((tmp_path / "earlier").iterdir())) == 3
+
+
+def test_a_budget_that_cannot_be_kept_is_told_before(tmp_path: Path):
+    assert "The budget of 2 s is less than what every run needs" in run(tmp_path / "a", Counting(), budget_s=2)[1]
+    assert "is less than" not in run(tmp_path / "b", Counting(), budget_s=3)[1]
 
 
 def test_a_claim_judged_by_another_rule_fails(tmp_path: Path):

@@ -67,7 +67,7 @@ def test_clean():
 def test_lines_are_few():
     now, heard = [0.0], io.StringIO()
     lines = Lines(Console(file=heard, width=80), clock=lambda: now[0])
-    lines.plan([("long_text", [Step("train", 100), Step("time", 20)])])
+    lines.plan([("long_text", [Step("train", 100), Step("time", 20)])], 120)
     for i in range(100):
         now[0] += 1
         lines.progress("long_text", "train [bold]", i, 100)
@@ -81,7 +81,7 @@ def test_lines_are_few():
 def test_bars_on_a_terminal():
     heard = io.StringIO()
     with reporter(Console(file=heard, force_terminal=True, width=100)) as show:
-        show.plan([("long_text", [Step("train", 100)])])
+        show.plan([("long_text", [Step("train", 100)])], 120)
         for text, done in (("train", 0), ("train", 1), ("time", 0.5)):
             show.progress("long_text", text, done, 1)
         show.line("long_text: supported [here]")
