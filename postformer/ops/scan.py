@@ -4,6 +4,9 @@
 
 b batch, t time, c channels (the paper's D), n state size (the paper's N); dt is the paper's Delta. As in the authors' code,
 B is discretised by Euler's rule (dt B) and not by the zero-order hold of equation 4.
+
+Three implementations: the recurrence as written (the truth), the same in chunks of torch operations for any device and dtype, and the
+kernel of csrc/scan.cpp for fp32 on a CPU.
 """
 
 from typing import Any
@@ -12,6 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from postformer.ops import _cpu
+
+KERNEL = _cpu.kernels() is not None
+KERNEL_CHUNK = 16
+"""Steps between the states that the kernel keeps for its backward pass."""
+GROUPS = 8
+"""Groups of channels whose shares of dB and dC are added up apart, so that no result depends on the number of threads."""
 CHUNK_ELEMENTS = 1 << 18
 """Steps are taken in chunks whose [t, b, n, c] terms have about this many elements, so that they stay in a core's cache; the
 backward pass starts from the state before each chunk."""
@@ -41,11 +51,16 @@ def selective_scan(
     C: Float[Tensor, "b t n"],
     h: Float[Tensor, "b c n"],
 ) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b c n"]]:
-    """The scan with one small operation a step and memory for one chunk; all arguments of one dtype, fp32 or wider.
+    """The scan in the fastest way that there is here; all arguments of one dtype, fp32 or wider.
 
-    Returns y and the state after the last step. Gradients flow to every argument; they are first-order only.
+    Returns y and the state after the last step. Gradients flow to every argument; they are first-order only. Memory for the
+    backward pass is one state for each chunk of steps.
     """
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (u, dt, A, B, C, h)):
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (u, dt, A, B, C, h))
+    if KERNEL and u.device.type == "cpu" and u.dtype == torch.float32:
+        y, last, _ = torch.ops.postformer.selective_scan(u, dt, A, B, C, h, trained)
+        return y, last
+    if trained:
         return _SelectiveScan.apply(u, dt, A, B, C, h)  # type: ignore[return-value]
     return _forward(u, dt, A, B, C, h, starts=None)
 
@@ -119,3 +134,67 @@ class _SelectiveScan(torch.autograd.Function):
             ddt[:, at] = (torch.mul(da, A.mT).sum(2) + dx * u_).transpose(0, 1)
             dA += da.mul_(dt_[:, :, None]).sum((0, 1)).mT
         return du, ddt, dA, dB, dC, g.mT
+
+
+# ---------------------------------------------------------------- the CPU kernel as an operator of torch
+
+LIBRARY = torch.library.Library("postformer", "FRAGMENT")
+LIBRARY.define(
+    "selective_scan(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor h, bool keep) -> (Tensor, Tensor, Tensor)"
+)
+LIBRARY.define(
+    "selective_scan_backward(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor starts, Tensor dy, Tensor dh)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.impl(LIBRARY, "selective_scan", "CPU")
+def _scan_cpu(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, last, starts = _scan_fake(u, dt, A, B, C, h, keep)
+    last.copy_(h)
+    inputs = [x.contiguous() for x in (u, dt, A, B, C)]
+    _cpu.call("scan_forward", *inputs, last, y, starts if keep else None, *u.shape, A.shape[1], KERNEL_CHUNK)
+    return y, last, starts
+
+
+@torch.library.register_fake("postformer::selective_scan", lib=LIBRARY)
+def _scan_fake(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    chunks = (u.shape[1] + KERNEL_CHUNK - 1) // KERNEL_CHUNK if keep else 0
+    return u.new_empty(u.shape), u.new_empty(h.shape), u.new_empty(u.shape[0], chunks, *A.shape)
+
+
+@torch.library.impl(LIBRARY, "selective_scan_backward", "CPU")
+def _scan_backward_cpu(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, dy: Tensor, dh: Tensor
+) -> tuple[Tensor, ...]:
+    b, n = u.shape[0], A.shape[1]
+    g = dh.clone(memory_format=torch.contiguous_format)
+    du, ddt, dA = u.new_empty(u.shape), u.new_empty(u.shape), u.new_empty(b, *A.shape)
+    dB, dC = (u.new_zeros(GROUPS, *B.shape) for _ in "BC")
+    inputs = [x.contiguous() for x in (u, dt, A, B, C, starts, dy)]
+    _cpu.call("scan_backward", *inputs, g, du, ddt, dA, dB, dC, GROUPS, *u.shape, n, KERNEL_CHUNK)
+    return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), g
+
+
+@torch.library.register_fake("postformer::selective_scan_backward", lib=LIBRARY)
+def _scan_backward_fake(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, dy: Tensor, dh: Tensor
+) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in (u, dt, A, B, C, dh))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:5], output[2])
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(True)
+
+
+def _scan_gradients(ctx: Any, dy: Tensor, dh: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return (*torch.ops.postformer.selective_scan_backward(*ctx.saved_tensors, dy, dh), None)
+
+
+torch.library.register_autograd("postformer::selective_scan", _scan_gradients, setup_context=_save, lib=LIBRARY)

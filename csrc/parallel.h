@@ -1,0 +1,14 @@
+// Threads come from the caller's pool: libtorch's `torch_parallel_for`, passed in as a function pointer.
+#pragma once
+#include <cstdint>
+
+typedef int32_t (*ParallelFor)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
+
+template <class F>
+static inline void parallel(ParallelFor pool, int64_t tasks, F& task) {
+    auto body = [](int64_t begin, int64_t end, void* context) {
+        for (int64_t i = begin; i < end; i++) (*static_cast<F*>(context))(i);
+    };
+    if (pool && tasks > 1) pool(0, tasks, 1, body, &task);
+    else body(0, tasks, &task);
+}

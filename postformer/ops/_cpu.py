@@ -1,0 +1,55 @@
+"""The CPU kernels of csrc/, loaded with ctypes; None where they were not built (see `kernels`).
+
+Threads come from libtorch's own pool through its C symbol `torch_parallel_for`. No C++ header of torch is involved, so that one
+build serves every version of torch and Python.
+"""
+
+import ctypes
+import functools
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LEVELS = {"AVX512": ("v4", "v3", "v2"), "AVX2": ("v3", "v2")}
+"""Builds to try, the best first, by what torch says of the processor."""
+
+
+@functools.cache
+def kernels() -> Any:
+    """The library of kernels for this processor; None, which is said once, where there is none or POSTFORMER_KERNELS is 0."""
+    if os.environ.get("POSTFORMER_KERNELS") == "0":
+        return None
+    tried = (*LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("v2",)), "plain")
+    found = [path for level in tried if (path := Path(__file__).with_name(f"_kernels_{level}.so")).exists()]
+    if not found:
+        print("postformer: installed without its kernels, for want of a C++ compiler: Mamba runs slowly", file=sys.stderr)
+        return None
+    library = ctypes.CDLL(str(found[0]))
+    for name, (pointers, numbers) in SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes = [ctypes.c_void_p] * (1 + pointers) + [ctypes.c_int64] * numbers
+        function.restype = None
+    return library
+
+
+SIGNATURES = {"scan_forward": (8, 5), "scan_backward": (13, 6)}
+"""How many tensors and how many sizes each kernel takes after the thread pool."""
+
+
+@functools.cache
+def _pool() -> int | None:
+    """The address of libtorch's `torch_parallel_for`; without it kernels run on one thread."""
+    suffix = ".dylib" if sys.platform == "darwin" else ".so"
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu{suffix}"))
+    function = getattr(library, "torch_parallel_for", None)
+    return None if function is None else ctypes.cast(function, ctypes.c_void_p).value
+
+
+def call(name: str, *arguments: Tensor | int | None) -> None:
+    """Run a kernel on contiguous float tensors (None is a null pointer) and sizes."""
+    plain = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
+    getattr(kernels(), name)(_pool(), *plain)
