@@ -14,11 +14,13 @@ check: .venv/dev.done
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright
 
-.venv/report.done: pyproject.toml tools/setup.sh
+KERNELS = $(wildcard csrc/*.cpp csrc/*.h) csrc/CMakeLists.txt
+
+.venv/report.done: pyproject.toml tools/setup.sh $(KERNELS)
 	tools/setup.sh report
 	@touch $@
 
-.venv/dev.done: pyproject.toml tools/setup.sh
+.venv/dev.done: pyproject.toml tools/setup.sh $(KERNELS)
 	tools/setup.sh report,dev,peers
 	@touch $@
 

@@ -24,9 +24,10 @@ def _poison(make):
 
 @pytest.fixture(autouse=True)
 def unwritten_memory_is_nan(monkeypatch: pytest.MonkeyPatch):
-    """`torch.empty` holds NaN, so that a result which was never written is seen."""
+    """`torch.empty` and its kin hold NaN, so that a result which was never written is seen."""
     monkeypatch.setattr(torch, "empty", _poison(torch.empty))
     monkeypatch.setattr(torch, "empty_like", _poison(torch.empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", _poison(torch.Tensor.new_empty))
 
 
 @pytest.fixture

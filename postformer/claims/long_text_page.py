@@ -205,14 +205,19 @@ def charts(e: Evidence) -> tuple[Chart, ...]:
     )
 
 
-def limits(ctx: Context, runs: Mapping[str, Run], about: Mapping[str, Any], trained: Mapping[str, Any]) -> tuple[str, ...]:
+def limits(
+    ctx: Context, runs: Mapping[str, Run], about: Mapping[str, Any], trained: Mapping[str, Any], fused: bool
+) -> tuple[str, ...]:
     first = trained[str(ctx.seeds[0])]["mamba"]
     return (
         f"The models are small (width {runs['mamba'].model['dim']}) and were trained for {first['steps']} steps on "
         f"{first['tokens']:,} tokens. At published widths more of the time goes into matrix products, in which both are alike, "
         "so the crossover lies at longer texts.",
-        "Mamba's recurrence runs here in plain torch operations, one small step a token; the Transformer's attention runs in "
-        "torch's fused kernel. A fused scan would be faster: these times are an upper bound for Mamba.",
+        "Mamba's recurrence ran in one kernel, as did the Transformer's attention (torch's own); its convolution and gate are "
+        "operations of torch."
+        if fused
+        else "Mamba's recurrence ran in plain torch operations, for the kernels were not built; the Transformer's attention ran in "
+        "torch's fused kernel. These times are an upper bound for Mamba.",
         "Both models were given one learning rate, chosen for the recipes and not tuned for each; both are timed in fp32.",
         "The intervals of what is carried on by formula hold the clock's noise, not the chance that the law changes further out.",
         "While the Transformer's cache grows, the old one and the new one are held at once: its peak memory is above its state.",

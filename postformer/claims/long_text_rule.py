@@ -141,15 +141,15 @@ RULE = Rule(
         ),
         Criterion(
             "five times faster at reading",
-            "The Transformer takes at least {least} times as long to read {length:.0f} tokens (about five). While Mamba's scan is not "
-            "one kernel, less is inconclusive.",
+            "The Transformer takes at least {least} times as long to read {length:.0f} tokens (about five). Where Mamba's scan does not "
+            "run in one kernel, less is inconclusive.",
             _faster_reading,
             {"least": 4.0, "length": LONG},
         ),
         Criterion(
             "five times faster at writing",
-            "The Transformer takes at least {least} times as long to write one token after {length:.0f} tokens (about five). While "
-            "Mamba's scan is not one kernel, less is inconclusive.",
+            "The Transformer takes at least {least} times as long to write one token after {length:.0f} tokens (about five). Where "
+            "Mamba's scan does not run in one kernel, less is inconclusive.",
             _faster_writing,
             {"least": 4.0, "length": LONG},
         ),

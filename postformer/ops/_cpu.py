@@ -23,12 +23,21 @@ def kernels() -> Any:
     """The library of kernels for this processor; None, which is said once, where there is none or POSTFORMER_KERNELS is 0."""
     if os.environ.get("POSTFORMER_KERNELS") == "0":
         return None
-    tried = (*LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("v2",)), "plain")
-    found = [path for level in tried if (path := Path(__file__).with_name(f"_kernels_{level}.so")).exists()]
-    if not found:
-        print("postformer: installed without its kernels, for want of a C++ compiler: Mamba runs slowly", file=sys.stderr)
-        return None
-    library = ctypes.CDLL(str(found[0]))
+    for level in (*LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("v2",)), "plain"):
+        if _path(level).exists():
+            return load(level)
+    print("postformer: installed without its kernels, for want of a C++ compiler: Mamba runs slowly", file=sys.stderr)
+    return None
+
+
+def _path(level: str) -> Path:
+    return Path(__file__).with_name(f"_kernels_{level}.so")
+
+
+@functools.cache
+def load(level: str) -> ctypes.CDLL:
+    """The build for one level of the instruction set."""
+    library = ctypes.CDLL(str(_path(level)))
     for name, (pointers, numbers) in SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes = [ctypes.c_void_p] * (1 + pointers) + [ctypes.c_int64] * numbers

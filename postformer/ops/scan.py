@@ -149,9 +149,7 @@ LIBRARY.define(
 
 
 @torch.library.impl(LIBRARY, "selective_scan", "CPU")
-def _scan_cpu(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _scan_cpu(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     y, last, starts = _scan_fake(u, dt, A, B, C, h, keep)
     last.copy_(h)
     inputs = [x.contiguous() for x in (u, dt, A, B, C)]
@@ -160,9 +158,7 @@ def _scan_cpu(
 
 
 @torch.library.register_fake("postformer::selective_scan", lib=LIBRARY)
-def _scan_fake(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _scan_fake(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     chunks = (u.shape[1] + KERNEL_CHUNK - 1) // KERNEL_CHUNK if keep else 0
     return u.new_empty(u.shape), u.new_empty(h.shape), u.new_empty(u.shape[0], chunks, *A.shape)
 

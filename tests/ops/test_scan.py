@@ -1,11 +1,16 @@
-"""The chunked scan against the recurrence as it is written: outputs and gradients."""
+"""The chunked scan and the kernel against the recurrence as it is written: outputs and gradients."""
+
+import inspect
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postformer.ops import scan
+from postformer.ops import _cpu, scan
 from postformer.ops.scan import selective_scan, selective_scan_reference
 
 
@@ -44,3 +49,123 @@ def test_inputs_are_left_alone():
     y, h = selective_scan(*args)
     (y.sum() + h.sum()).backward()
     assert all(torch.equal(x, b) for x, b in zip(args, before, strict=True))
+
+
+# ---------------------------------------------------------------- the kernel
+
+kernel = pytest.mark.skipif(not scan.KERNEL, reason="installed without the kernels")
+SIZES = {"t": st.integers(0, 40), "b": st.integers(0, 3), "c": st.integers(1, 40), "n": st.integers(1, 17)}
+
+
+def small_and_wide(b, t, c, n):
+    """The same inputs in fp32 and in float64."""
+    args = [x.detach().float().requires_grad_() for x in inputs(b, t, c, n, seed=t + c)]
+    return args, [x.detach().double().requires_grad_() for x in args]
+
+
+@kernel
+@given(**SIZES)
+def test_the_kernel_equals_the_recurrence_with_gradients(b, t, c, n):
+    args, wide = small_and_wide(b, t, c, n)
+    y, h = selective_scan(*args)
+    if not t:
+        assert y.shape == (b, 0, c)
+        assert torch.equal(h, args[5])
+        return
+    truth = selective_scan_reference(*wide)
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(x.shape, generator=generator) for x in (y, h)]
+    grads = torch.autograd.grad((y, h), args, weights)
+    true_grads = torch.autograd.grad(truth, wide, [w.double() for w in weights])
+    for mine, exact in zip((y, h, *grads), (*truth, *true_grads), strict=True):
+        assert mine.dtype == torch.float32
+        scale = 1 + float(exact.detach().abs().max()) if exact.numel() else 1.0
+        torch.testing.assert_close(mine.double(), exact, rtol=0, atol=3e-6 * scale)
+
+
+@kernel
+@given(first=st.integers(0, 40), rest=st.integers(0, 40))
+def test_the_kernel_gives_the_same_bits_at_any_split(first, rest):
+    u, dt, A, B, C, h = (x.detach() for x in small_and_wide(2, first + rest, 21, 5)[0])
+    y, last = selective_scan(u, dt, A, B, C, h)
+    y1, middle = selective_scan(u[:, :first], dt[:, :first], A, B[:, :first], C[:, :first], h)
+    y2, end = selective_scan(u[:, first:], dt[:, first:], A, B[:, first:], C[:, first:], middle)
+    assert torch.equal(torch.cat([y1, y2], 1), y)
+    assert torch.equal(end, last)
+
+
+@kernel
+def test_the_kernel_gives_the_same_bits_with_any_number_of_threads():
+    args, _ = small_and_wide(2, 50, 200, 16)
+    found = []
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            y, h = selective_scan(*args)
+            found.append((y, h, *torch.autograd.grad(y.sum() + h.sum(), args)))
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@kernel
+def test_extreme_decays_and_numbers_that_are_none():
+    u, dt, A, B, C, h = (x.detach().clone() for x in small_and_wide(1, 3, 20, 4)[0])
+    y, last = selective_scan(u, torch.full_like(dt, 1e4), torch.full_like(A, -1e4), B, C, h)
+    torch.testing.assert_close(last, 1e4 * u[:, -1, :, None] * B[:, -1, None], rtol=1e-5, atol=1e-30)
+    assert bool(y.isfinite().all())
+    torch.testing.assert_close(selective_scan(u, torch.zeros_like(dt), A, B, C, h)[1], h, rtol=0, atol=0)
+    for at in range(6):
+        spoiled = [x.clone() for x in (u, dt, A, B, C, h)]
+        spoiled[at].reshape(-1)[0] = float("nan")
+        y, _ = selective_scan(*spoiled)
+        assert bool(y[0, :, 0].isnan().any()), "a NaN is not swallowed"
+        assert bool(y[0, :, 1:].isfinite().all()) or at in (3, 4), "and stays in its channel"
+
+
+@kernel
+def test_views_are_read_as_they_are():
+    args, _ = small_and_wide(2, 9, 6, 4)
+    turned = [x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for x in args]
+    assert not all(x.is_contiguous() for x in turned)
+    for mine, other in zip(selective_scan(*turned), selective_scan(*args), strict=True):
+        assert torch.equal(mine, other)
+    y, h = selective_scan(*turned)
+    grads = torch.autograd.grad(y.mT.sum() + h.sum(), turned)
+    y, h = selective_scan(*args)
+    assert all(torch.equal(a, b) for a, b in zip(grads, torch.autograd.grad(y.sum() + h.sum(), args), strict=True))
+
+
+@kernel
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_operator_keeps_torchs_rules_and_compiles_whole(keep):
+    args, _ = small_and_wide(2, 18, 5, 3)
+    given_args = args if keep else [x.detach() for x in args]
+    torch.library.opcheck(torch.ops.postformer.selective_scan.default, (*given_args, keep))
+    compiled = torch.compile(inspect.unwrap(selective_scan), fullgraph=True, backend="aot_eager")
+    for mine, other in zip(compiled(*given_args), selective_scan(*given_args), strict=True):
+        assert torch.equal(mine, other)
+
+
+@kernel
+@pytest.mark.parametrize("level", ["v2", "v3", "v4", "plain"])
+def test_each_build_of_the_kernel(level, monkeypatch):
+    runs_here = {"AVX512": ("v2", "v3", "v4"), "AVX2": ("v2", "v3")}.get(
+        torch.backends.cpu.get_cpu_capability(), ("v2", "plain")
+    )
+    if level not in runs_here:
+        pytest.skip(f"this processor does not run {level}")
+    args, wide = small_and_wide(1, 20, 33, 16)
+    monkeypatch.setattr(_cpu, "kernels", lambda: _cpu.load(level))
+    y, _ = selective_scan(*args)
+    torch.testing.assert_close(y.double(), selective_scan_reference(*wide)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_without_kernels_everything_still_runs():
+    code = (
+        "import torch; from postformer.ops import scan; from postformer.mixers.mamba import Mamba; torch.manual_seed(0)\n"
+        "y, _ = Mamba(8)(torch.randn(1, 5, 8)); y.sum().backward(); print(scan.KERNEL, bool(y.isfinite().all()))"
+    )
+    env = {**os.environ, "POSTFORMER_KERNELS": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert (done.stdout.split(), done.stderr) == (["False", "True"], "")
