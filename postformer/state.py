@@ -71,10 +71,17 @@ def take(state: State, rows: Tensor | list[int]) -> State:
 
 
 def cat(states: list[State]) -> State:
-    """Join the rows of several states of one model; a leaf that grows with the text is padded with zeros at its end."""
+    """Join the rows of several states of one model; a leaf that grows with the text is padded with zeros at its end.
+
+    Raises StateError when leaves differ in more than the one dimension along which such a leaf grows.
+    """
 
     def join(*parts: Tensor) -> Tensor:
-        largest = [max(sizes) for sizes in zip(*(p.shape[1:] for p in parts), strict=True)]
+        sizes = list(zip(*(p.shape[1:] for p in parts), strict=True))
+        largest = [max(each) for each in sizes]
+        if sum(min(each) < max(each) for each in sizes) > 1:
+            shapes = ", ".join(str(tuple(p.shape[1:])) for p in parts)
+            raise StateError(f"states of different models cannot be joined: leaves of {shapes} a row")
         return torch.cat([_pad(p, largest) for p in parts])
 
     return map_leaves(join, *states)

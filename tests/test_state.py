@@ -31,6 +31,12 @@ def test_leaves_have_names_and_an_order():
         S.map_leaves(torch.add, (torch.ones(1), torch.ones(1)), (torch.ones(1),))
 
 
+def test_rows_of_different_models_are_not_joined():
+    with pytest.raises(S.StateError, match=r"different models cannot be joined: leaves of \(3, 4\), \(2, 5\) a row"):
+        S.cat([torch.zeros(1, 3, 4), torch.zeros(1, 2, 5)])
+    assert S.cat([torch.zeros(1, 3, 4), torch.zeros(1, 0, 4)]).shape == (2, 3, 4)
+
+
 def test_rows_bytes_and_clones():
     assert S.rows(tree(5)) == 5
     assert S.rows((None, ())) is None
