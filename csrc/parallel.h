@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#define KERNEL __attribute__((visibility("default")))
+
 typedef int32_t (*ParallelFor)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 
 template <class F>

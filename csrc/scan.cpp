@@ -3,61 +3,13 @@
 //     h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t        y_t = C_t h_t
 //
 // u, dt, y [b, t, c]; A [c, n]; B, C [b, t, n]; h [b, c, n]; all contiguous floats. Work goes by blocks of LANES channels, along
-// which it is vectorised; a block's state [n, LANES] stays in the first-level cache through all of time. The last block of a
-// width that is no multiple of LANES is filled up with zeros.
+// which it is vectorised; a block's state [n, LANES] stays in the first-level cache through all of time.
 #include <vector>
 
+#include "blocks.h"
 #include "parallel.h"
-#include "simd.h"
 
 namespace {
-
-constexpr int LANES = 16;  // one cache line of channels
-constexpr int K = LANES / WIDTH;
-
-struct Sizes {
-    int64_t b, t, c, n;
-    int64_t blocks() const { return (c + LANES - 1) / LANES; }
-};
-
-// LANES channels of a row of which `m` exist.
-struct Block {
-    Vec v[K];
-};
-
-inline Block load_block(const float* p, int64_t m) {
-    Block x;
-    if (m == LANES) {
-        for (int k = 0; k < K; k++) x.v[k] = load(p + k * WIDTH);
-    } else {
-        float full[LANES] = {};
-        memcpy(full, p, m * sizeof(float));
-        for (int k = 0; k < K; k++) x.v[k] = load(full + k * WIDTH);
-    }
-    return x;
-}
-
-inline void store_block(float* p, const Block& x, int64_t m) {
-    if (m == LANES) {
-        for (int k = 0; k < K; k++) store(p + k * WIDTH, x.v[k]);
-    } else {
-        float full[LANES];
-        for (int k = 0; k < K; k++) store(full + k * WIDTH, x.v[k]);
-        memcpy(p, full, m * sizeof(float));
-    }
-}
-
-// [m, n] in memory to [n, LANES], with zeros for the channels that do not exist, and back.
-void transpose_in(const float* from, float* to, int64_t m, int64_t n) {
-    memset(to, 0, n * LANES * sizeof(float));
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j++) to[j * LANES + i] = from[i * n + j];
-}
-
-void transpose_out(const float* from, float* to, int64_t m, int64_t n) {
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j++) to[i * n + j] = from[j * LANES + i];
-}
 
 // One step of a block: h is overwritten; y_t is returned.
 inline Block step(const float* A, const float* B, const float* C, const Block& dt, const Block& u, float* h, int64_t n) {
@@ -76,12 +28,11 @@ inline Block step(const float* A, const float* B, const float* C, const Block& d
 }  // namespace
 
 // `h` holds the first state and then the last. `starts` [b, ceil(t / chunk), c, n] takes the state before each chunk; it may be null.
-extern "C" __attribute__((visibility("default"))) void scan_forward(ParallelFor pool, const float* u, const float* dt, const float* A, const float* B, const float* C,
+extern "C" KERNEL void scan_forward(ParallelFor pool, const float* u, const float* dt, const float* A, const float* B, const float* C,
                              float* h, float* y, float* starts, int64_t b, int64_t t, int64_t c, int64_t n, int64_t chunk) {
-    const Sizes s{b, t, c, n};
     const int64_t chunks = (t + chunk - 1) / chunk;
     auto task = [=](int64_t i) {
-        const int64_t row = i / s.blocks(), first = i % s.blocks() * LANES, m = c - first < LANES ? c - first : LANES;
+        const int64_t row = i / blocks_of(c), first = i % blocks_of(c) * LANES, m = lanes_from(first, c);
         std::vector<float> a_block(n * LANES), h_block(n * LANES);
         transpose_in(A + first * n, a_block.data(), m, n);
         float* own = h + (row * c + first) * n;
@@ -96,20 +47,19 @@ extern "C" __attribute__((visibility("default"))) void scan_forward(ParallelFor 
         }
         transpose_out(h_block.data(), own, m, n);
     };
-    parallel(pool, b * s.blocks(), task);
+    parallel(pool, b * blocks_of(c), task);
 }
 
 // Gradients. `g` holds the gradient of the last state and then that of the first. du, ddt [b, t, c]; dA [b, c, n], to be summed over b;
 // dB, dC [groups, b, t, n], zeros, to be summed over groups: each group of blocks adds up its own, so that the result does not
 // depend on the number of threads.
-extern "C" __attribute__((visibility("default"))) void scan_backward(ParallelFor pool, const float* u, const float* dt, const float* A, const float* B, const float* C,
+extern "C" KERNEL void scan_backward(ParallelFor pool, const float* u, const float* dt, const float* A, const float* B, const float* C,
                               const float* starts, const float* dy, float* g, float* du, float* ddt, float* dA, float* dB,
                               float* dC, int64_t groups, int64_t b, int64_t t, int64_t c, int64_t n, int64_t chunk) {
-    const Sizes s{b, t, c, n};
     const int64_t chunks = (t + chunk - 1) / chunk, size = n * LANES;
 
     auto block = [=](int64_t row, int64_t group, int64_t first, std::vector<float>& room) {
-        const int64_t m = c - first < LANES ? c - first : LANES;
+        const int64_t m = lanes_from(first, c);
         float *a_block = room.data(), *g_block = a_block + size, *da_block = g_block + size;
         float *hs = da_block + size, *decays = hs + (chunk + 1) * size;  // hs[i + 1] is the state after step i of a chunk
         transpose_in(A + first * n, a_block, m, n);
@@ -136,7 +86,7 @@ extern "C" __attribute__((visibility("default"))) void scan_backward(ParallelFor
                 const Block d = load_block(dt + place, m), x = load_block(u + place, m), dy_t = load_block(dy + place, m);
                 const float *before = hs + (at - begin) * size, *after = before + size, *decay = decays + (at - begin) * size;
                 const float *b_t = B + token * n, *c_t = C + token * n;
-                float *db = dB + ((group * s.b + row) * t + at) * n, *dc = dC + ((group * s.b + row) * t + at) * n;
+                float *db = dB + ((group * b + row) * t + at) * n, *dc = dC + ((group * b + row) * t + at) * n;
                 Block dx = {}, dd = {};  // the gradients of dt u and, through the decay, of dt
                 for (int64_t j = 0; j < n; j++) {
                     Vec db_sum = {}, dc_sum = {};
@@ -168,7 +118,7 @@ extern "C" __attribute__((visibility("default"))) void scan_backward(ParallelFor
     auto task = [=](int64_t i) {
         const int64_t row = i / groups, group = i % groups;
         std::vector<float> room((3 + 2 * chunk + 1) * size);
-        for (int64_t at = group; at < s.blocks(); at += groups) block(row, group, at * LANES, room);
+        for (int64_t at = group; at < blocks_of(c); at += groups) block(row, group, at * LANES, room);
     };
     parallel(pool, b * groups, task);
 }

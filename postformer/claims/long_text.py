@@ -59,6 +59,7 @@ class LongText:
         """Measure. Raises NotMeasurable when the text is too little to train and score on."""
         from postformer.claims import sequences
         from postformer.data import open_corpus
+        from postformer.ops._cpu import BUILT
 
         about = ctx.step("corpus", lambda: sequences.make_corpus(ctx, WINDOW))
         corpus = open_corpus(ctx.files / "corpus", verify=False)
@@ -69,7 +70,7 @@ class LongText:
         folders = {m: self._folder(ctx, m, ctx.seeds[0]) for m in NAMES}
         timings = self._time(ctx, folders, corpus)
         peaks = self._peaks(ctx, folders, timings["lengths"])
-        evidence = {**timings, "peaks": peaks, "bits": bits, "fused": sequences.KERNEL}
+        evidence = {**timings, "peaks": peaks, "bits": bits, "fused": BUILT}
         costs = self._costs(folders, about["tokens_per_word"])
         return conclude(
             self,
@@ -81,7 +82,7 @@ class LongText:
                 page.beyond(evidence, costs, about["tokens_per_word"]),
             ),
             charts=page.charts(evidence),
-            limits=page.limits(ctx, runs, about, trained, sequences.KERNEL),
+            limits=page.limits(ctx, runs, about, trained, BUILT),
             consequences=page.consequences(evidence),
             data=Data(
                 str(ctx.text or "Python's own library: code and prose"),

@@ -213,7 +213,7 @@ def limits(
         f"The models are small (width {runs['mamba'].model['dim']}) and were trained for {first['steps']} steps on "
         f"{first['tokens']:,} tokens. At published widths more of the time goes into matrix products, in which both are alike, "
         "so the crossover lies at longer texts.",
-        "Mamba's recurrence ran in one kernel, as did the Transformer's attention (torch's own); its convolution and gate are "
+        "Mamba's recurrence and convolution ran in kernels, as did the Transformer's attention (torch's own); its gate is made of "
         "operations of torch."
         if fused
         else "Mamba's recurrence ran in plain torch operations, for the kernels were not built; the Transformer's attention ran in "

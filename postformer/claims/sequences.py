@@ -21,7 +21,6 @@ from postformer.config import Run
 from postformer.data import Corpus, corpus_from, default_corpus, open_corpus, remarks
 from postformer.models.language import LanguageModel
 from postformer.objectives.likelihood import streamed_nats, windowed_nats
-from postformer.ops.scan import KERNEL as KERNEL  # whether Mamba's scan runs in one kernel
 from postformer.state import nbytes
 from postformer.train.session import open_model, prepare, train_run
 

@@ -45,7 +45,12 @@ def load(level: str) -> ctypes.CDLL:
     return library
 
 
-SIGNATURES = {"scan_forward": (8, 5), "scan_backward": (13, 6)}
+SIGNATURES = {
+    "conv_forward": (5, 5),
+    "conv_backward": (8, 5),
+    "scan_forward": (8, 5),
+    "scan_backward": (13, 6),
+}
 """How many tensors and how many sizes each kernel takes after the thread pool."""
 
 
@@ -56,6 +61,25 @@ def _pool() -> int | None:
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu{suffix}"))
     function = getattr(library, "torch_parallel_for", None)
     return None if function is None else ctypes.cast(function, ctypes.c_void_p).value
+
+
+BUILT = kernels() is not None
+LIBRARY = torch.library.Library("postformer", "FRAGMENT")
+"""The kernels as operators, `torch.ops.postformer`."""
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether a kernel can take these: fp32 on a CPU, where the kernels were built."""
+    return BUILT and all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
+
+
+def rows(x: Tensor) -> tuple[Tensor, int]:
+    """x [b, t, c] as it is where its rows lie evenly in memory, else a copy; and how many floats they are apart."""
+    b, t, c = x.shape
+    even = x.stride(2) == 1 or c == 1
+    if not even or (b > 1 and x.stride(0) != t * x.stride(1)):
+        x = x.contiguous()
+    return x, x.stride(1)
 
 
 def call(name: str, *arguments: Tensor | int | None) -> None:

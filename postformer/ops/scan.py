@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from postformer.ops import _cpu
 
-KERNEL = _cpu.kernels() is not None
 KERNEL_CHUNK = 16
 """Steps between the states that the kernel keeps for its backward pass."""
 GROUPS = 8
@@ -57,7 +57,7 @@ def selective_scan(
     backward pass is one state for each chunk of steps.
     """
     trained = torch.is_grad_enabled() and any(x.requires_grad for x in (u, dt, A, B, C, h))
-    if KERNEL and u.device.type == "cpu" and u.dtype == torch.float32:
+    if _cpu.serves(u, dt, A, B, C, h):
         y, last, _ = torch.ops.postformer.selective_scan(u, dt, A, B, C, h, trained)
         return y, last
     if trained:
@@ -138,17 +138,16 @@ class _SelectiveScan(torch.autograd.Function):
 
 # ---------------------------------------------------------------- the CPU kernel as an operator of torch
 
-LIBRARY = torch.library.Library("postformer", "FRAGMENT")
-LIBRARY.define(
+_cpu.LIBRARY.define(
     "selective_scan(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor h, bool keep) -> (Tensor, Tensor, Tensor)"
 )
-LIBRARY.define(
+_cpu.LIBRARY.define(
     "selective_scan_backward(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor starts, Tensor dy, Tensor dh)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
-@torch.library.impl(LIBRARY, "selective_scan", "CPU")
+@torch.library.impl(_cpu.LIBRARY, "selective_scan", "CPU")
 def _scan_cpu(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     y, last, starts = _scan_fake(u, dt, A, B, C, h, keep)
     last.copy_(h)
@@ -157,13 +156,13 @@ def _scan_cpu(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor,
     return y, last, starts
 
 
-@torch.library.register_fake("postformer::selective_scan", lib=LIBRARY)
+@torch.library.register_fake("postformer::selective_scan", lib=_cpu.LIBRARY)
 def _scan_fake(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     chunks = (u.shape[1] + KERNEL_CHUNK - 1) // KERNEL_CHUNK if keep else 0
     return u.new_empty(u.shape), u.new_empty(h.shape), u.new_empty(u.shape[0], chunks, *A.shape)
 
 
-@torch.library.impl(LIBRARY, "selective_scan_backward", "CPU")
+@torch.library.impl(_cpu.LIBRARY, "selective_scan_backward", "CPU")
 def _scan_backward_cpu(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, dy: Tensor, dh: Tensor
 ) -> tuple[Tensor, ...]:
@@ -176,7 +175,7 @@ def _scan_backward_cpu(
     return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), g
 
 
-@torch.library.register_fake("postformer::selective_scan_backward", lib=LIBRARY)
+@torch.library.register_fake("postformer::selective_scan_backward", lib=_cpu.LIBRARY)
 def _scan_backward_fake(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, dy: Tensor, dh: Tensor
 ) -> tuple[Tensor, ...]:
@@ -193,4 +192,10 @@ def _scan_gradients(ctx: Any, dy: Tensor, dh: Tensor, _: Tensor) -> tuple[Tensor
     return (*torch.ops.postformer.selective_scan_backward(*ctx.saved_tensors, dy, dh), None)
 
 
-torch.library.register_autograd("postformer::selective_scan", _scan_gradients, setup_context=_save, lib=LIBRARY)
+torch.library.register_autograd("postformer::selective_scan", _scan_gradients, setup_context=_save, lib=_cpu.LIBRARY)
+
+
+@register_flop_formula(torch.ops.postformer.selective_scan)
+def _flops(u: torch.Size, dt: torch.Size, A: torch.Size, *rest: Any, **words: Any) -> int:
+    """For a channel and a state: dt A, exp, decay h, (dt u) B, the sum of these, h C, its sum; for a channel: dt u."""
+    return u.numel() * (7 * A[1] + 1)
