@@ -25,7 +25,7 @@ inline void add_product(Block& sum, const float* w, const Block& x) {
 
 }  // namespace
 
-extern "C" KERNEL void conv_forward(ParallelFor pool, const float* x, const float* w, const float* bias, const float* past, float* y,
+extern "C" KERNEL int32_t conv_forward(ParallelFor pool, const float* x, const float* w, const float* bias, const float* past, float* y,
                                     int64_t b, int64_t t, int64_t c, int64_t k, int64_t stride) {
     const Input input{x, past, t, c, k, stride};
     auto task = [=](int64_t i) {
@@ -39,11 +39,11 @@ extern "C" KERNEL void conv_forward(ParallelFor pool, const float* x, const floa
             store_block(y + (row * t + at) * c + first, sum, m);
         }
     };
-    parallel(pool, b * blocks_of(c), task);
+    return parallel(pool, b * blocks_of(c), task);
 }
 
 // dx [b, t, c], dw [c, k], dbias [c], dpast [b, k-1, c]: each block of channels is summed over b and t by one thread.
-extern "C" KERNEL void conv_backward(ParallelFor pool, const float* x, const float* w, const float* past, const float* dy, float* dx,
+extern "C" KERNEL int32_t conv_backward(ParallelFor pool, const float* x, const float* w, const float* past, const float* dy, float* dx,
                                      float* dw, float* dbias, float* dpast, int64_t b, int64_t t, int64_t c, int64_t k,
                                      int64_t stride) {
     const Input input{x, past, t, c, k, stride};
@@ -75,5 +75,5 @@ extern "C" KERNEL void conv_backward(ParallelFor pool, const float* x, const flo
         store_block(dbias + first, bias_sum, m);
         transpose_out(sums.data(), dw + first * k, m, k);
     };
-    parallel(pool, blocks_of(c), task);
+    return parallel(pool, blocks_of(c), task);
 }

@@ -28,7 +28,7 @@ inline Block step(const float* A, const float* B, const float* C, const Block& d
 }  // namespace
 
 // `h` holds the first state and then the last. `starts` [b, ceil(t / chunk), c, n] takes the state before each chunk; it may be null.
-extern "C" KERNEL void scan_forward(ParallelFor pool, const float* u, const float* dt, const float* A, const float* B, const float* C,
+extern "C" KERNEL int32_t scan_forward(ParallelFor pool, const float* u, const float* dt, const float* A, const float* B, const float* C,
                              float* h, float* y, float* starts, int64_t b, int64_t t, int64_t c, int64_t n, int64_t chunk) {
     const int64_t chunks = (t + chunk - 1) / chunk;
     auto task = [=](int64_t i) {
@@ -47,13 +47,13 @@ extern "C" KERNEL void scan_forward(ParallelFor pool, const float* u, const floa
         }
         transpose_out(h_block.data(), own, m, n);
     };
-    parallel(pool, b * blocks_of(c), task);
+    return parallel(pool, b * blocks_of(c), task);
 }
 
 // Gradients. `g` holds the gradient of the last state and then that of the first. du, ddt [b, t, c]; dA [b, c, n], to be summed over b;
 // dB, dC [groups, b, t, n], zeros, to be summed over groups: each group of blocks adds up its own, so that the result does not
 // depend on the number of threads.
-extern "C" KERNEL void scan_backward(ParallelFor pool, const float* u, const float* dt, const float* A, const float* B, const float* C,
+extern "C" KERNEL int32_t scan_backward(ParallelFor pool, const float* u, const float* dt, const float* A, const float* B, const float* C,
                               const float* starts, const float* dy, float* g, float* du, float* ddt, float* dA, float* dB,
                               float* dC, int64_t groups, int64_t b, int64_t t, int64_t c, int64_t n, int64_t chunk) {
     const int64_t chunks = (t + chunk - 1) / chunk, size = n * LANES;
@@ -120,5 +120,5 @@ extern "C" KERNEL void scan_backward(ParallelFor pool, const float* u, const flo
         std::vector<float> room((3 + 2 * chunk + 1) * size);
         for (int64_t at = group; at < blocks_of(c); at += groups) block(row, group, at * LANES, room);
     };
-    parallel(pool, b * groups, task);
+    return parallel(pool, b * groups, task);
 }

@@ -53,5 +53,5 @@ static inline Vec exp(Vec x) {
     memcpy(&bits, &p, sizeof bits);
     bits += (exponent - offset) << 23;
     memcpy(&p, &bits, sizeof p);
-    return p;
+    return x == x ? p : x;
 }

@@ -136,7 +136,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if model.tokens is None:
         raise UserError(f"{args.checkpoint}: this model was saved without a tokenizer; it cannot read text")
     nats, size, bad = 0.0, 0, 0
-    rows = Source(args.text, "text", "unknown").read()
+    rows = Source(args.text, split=False).read()
     if args.text.is_file() and args.text.suffix != ".jsonl":  # one document, read whole
         text = args.text.read_bytes()
         rows = iter([] if why_bad(text) else [Document(args.text.name, "text", text)])

@@ -179,6 +179,9 @@ class LongText:
                 at[m].append(ctx.step(f"{NAMES[m]}'s peak memory at {at['length']:,} tokens, {i + 1}", measure))
             except NotMeasurable:
                 return []
+            except RuntimeError:  # too much for this machine, perhaps
+                if m == "mamba":
+                    raise
         return peaks
 
     def _costs(self, folders: Mapping[str, Path], tokens_per_word: float) -> dict[str, Any]:

@@ -35,8 +35,11 @@ def growth(peaks: Sequence[Mapping[str, Any]], mixer: str) -> list[float]:
 
 
 def _used(peak: Mapping[str, Any], mixer: str) -> Number:
-    found = median_interval([p["peak"] - p["before"] for p in peak[mixer]])
-    return Number(found.value, "B", "measured", n=found.n)
+    return _median_bytes([p["peak"] - p["before"] for p in peak[mixer]])
+
+
+def _median_bytes(samples: Sequence[int]) -> Number:
+    return Number(median_interval(samples).value if samples else None, "B", "measured", n=len(samples))
 
 
 def ratio_of_totals(a: Sequence[Real], b: Sequence[Real], draws: int = 2000) -> Estimate:
@@ -126,7 +129,7 @@ def figures(e: Evidence) -> tuple[Table, ...]:
             (
                 f"{p['length']:,} tokens",
                 *(_used(p, m) for m in NAMES),
-                *(Number(median_interval([q["peak"] for q in p[m]]).value, "B", "measured", n=len(p[m])) for m in NAMES),
+                *(_median_bytes([q["peak"] for q in p[m]]) for m in NAMES),
             )
             for p in e["peaks"]
         ]

@@ -52,10 +52,11 @@ def _constant(e: Evidence, t: Mapping[str, float]) -> Finding:
     numbers = {f"Mamba's state after {n:,} tokens": Number(b, "B", "counted") for n, b in ends.items()}
     grown = len(set(states["mamba"])) > 1
     if not e["peaks"]:
-        because = "the state has one size, but this system does not tell a process's peak memory"
+        size = "more than one size, and" if grown else "one size, but"
+        because = f"the state has {size} this system does not tell a process's peak memory"
         return Finding("contradicted" if grown else "inconclusive", because, numbers)
     cache = (states["attention"][-1] - states["attention"][0]) / (e["lengths"][-1] - e["lengths"][0])
-    growth = {m: mean_interval(page.growth(e["peaks"], m)) for m in NAMES}
+    growth = {m: mean_interval(each) for m in NAMES if (each := page.growth(e["peaks"], m))}
     numbers |= {f"{NAMES[m]}'s process grows, a token": g.number("B") for m, g in growth.items()}
     numbers["the Transformer's state grows, a token"] = Number(cache, "B", "counted")
     because = (
@@ -96,6 +97,8 @@ def _faster(
     verdict = _within(ratio.low, ratio.high, (t["least"], float("inf")))
     if ratio.n < ROUNDS:
         return Finding("inconclusive", f"{because}, from only {ratio.n} rounds of {ROUNDS}", numbers)
+    if verdict == "supported" and order == "no ranking":
+        return Finding("inconclusive", f"{because}, within the noise floor", numbers)
     if verdict == "contradicted" and not e.get("fused", True):
         return Finding("inconclusive", f"{because}; a fused scan would make Mamba faster, so this does not refute it", numbers)
     return Finding(verdict, because, numbers)
@@ -123,7 +126,7 @@ RULE = Rule(
     "Two language models of equal parameters (within 3%), one of Mamba blocks and one of attention and SwiGLU blocks with a "
     "key/value cache, are trained on the same tokens in the same order. Both are timed in turns on the same text. Each part below "
     "is judged by its 95% interval where it has one: supported when all of it is on the claim's side, contradicted when all of it "
-    "is on the other.",
+    "is on the other. A difference within the noise floor of the same function timed twice supports nothing.",
     (
         Criterion(
             "linear time",
@@ -133,9 +136,9 @@ RULE = Rule(
         ),
         Criterion(
             "constant memory",
-            "Mamba's state has the same bytes after every text, and between the shortest and the longest text the peak memory of a "
-            "process that reads grows by less, a token, than a share of {share} of the bytes that the Transformer's state takes for "
-            "one (processes of their own, each pair of lengths several times).",
+            "Mamba's state has the same bytes after every text, and between the shortest text and one twice as long as the longest the "
+            "peak memory of a process that reads grows by less, a token, than a share of {share} of the bytes that the Transformer's "
+            "state takes for one (processes of their own, each pair of lengths several times).",
             _constant,
             {"share": 0.05},
         ),

@@ -4,6 +4,9 @@ import json
 import sys
 from pathlib import Path
 
+NOT_TOLD = 3
+"""The exit code where the system does not tell."""
+
 
 def resident(field: str) -> int:
     """`VmRSS` or `VmHWM` of this process, in bytes."""
@@ -31,4 +34,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as e:
+        print(e, file=sys.stderr)
+        sys.exit(NOT_TOLD if "/proc" in str(e) else 1)

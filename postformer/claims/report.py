@@ -48,6 +48,8 @@ def run_report(
 
     Raises UserError when `out` is something else than a report's folder or the text is not there.
     """
+    from postformer.ops._cpu import LEVEL
+
     page = _page()
     check_folder(out)
     if text is not None and not text.exists():
@@ -59,14 +61,16 @@ def run_report(
         "seeds": list(seeds),
         "threads": threads,
         "code_sha256": code_sha256(),
+        "kernels": LEVEL,
         "machine": machine(),
         "libraries": libraries(),
     }
+    asked = digest({**settings, "claims": [(claim.id, claim.rule.sha256) for claim in claims]})
     report: dict[str, Any] = {
         "schema": SCHEMA,
         "complete": False,
         "settings": {"budget_s": budget_s, "text": str(text) if text else None},
-        "stamp": stamp(command=command or sys.argv, seeds=seeds, threads=threads, hashes={"settings": digest(settings)}),
+        "stamp": stamp(command=command or sys.argv, seeds=seeds, threads=threads, hashes={"settings": asked}),
         "claims": [_pending(claim) for claim in claims],
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -78,7 +82,7 @@ def run_report(
 
     codes = [0]
     with reporter(console) as show:
-        if kept := _keep_finished(out, report["stamp"]["hashes"]["settings"]):
+        if kept := _keep_finished(out, asked):
             show.line(f"The finished report of other settings is kept: {kept}")
         show.plan([(claim.id, claim.plan(settings["budget_s"])) for claim in claims], budget_s)
         write()

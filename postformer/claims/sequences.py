@@ -16,6 +16,7 @@ import torch
 from postformer.claims.baselines import ByteNgrams, zstd_bits
 from postformer.claims.ledger import Context, NotMeasurable
 from postformer.claims.long_text_page import SCORED_BYTES, SHORT_S
+from postformer.claims.peak import NOT_TOLD
 from postformer.claims.stats import Timing, interleaved
 from postformer.config import Run
 from postformer.data import Corpus, corpus_from, default_corpus, open_corpus, remarks
@@ -200,10 +201,11 @@ def decode_times(models: Mapping[str, LanguageModel], ids: torch.Tensor, repeats
 def peak_memory(folder: Path, length: int, chunk: int, threads: int) -> dict[str, int]:
     """Resident bytes of a process of its own that loads a model: before it reads `length` tokens, and at the most while it does.
 
-    Raises NotMeasurable where the system does not tell (it needs Linux's /proc).
+    Raises NotMeasurable where the system does not tell (it needs Linux's /proc) and RuntimeError when the process failed.
     """
     command = [sys.executable, "-m", "postformer.claims.peak", str(folder), str(length), str(chunk), str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise NotMeasurable(f"peak memory could not be measured: {(done.stderr.strip() or 'no output').splitlines()[-1]}")
+        error = NotMeasurable if done.returncode == NOT_TOLD else RuntimeError
+        raise error(f"peak memory could not be measured: {(done.stderr.strip() or 'no output').splitlines()[-1]}")
     return json.loads(done.stdout)

@@ -53,7 +53,7 @@ def closed(opened: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def code_sha256() -> str:
-    """Digest of the package's own Python and kernel files: the same code has the same digest inside git and outside."""
+    """Digest of the package's own Python files and built kernels: the same inside git and outside of it."""
     total = hashlib.sha256()
     for path in sorted(p for p in PACKAGE.rglob("*") if p.suffix in {".py", ".so"}):
         total.update(f"{path.relative_to(PACKAGE)}\0{sha256_bytes(path.read_bytes())}\n".encode())

@@ -16,7 +16,8 @@ LARGEST_ROW = 16 << 20
 LARGEST_PART = 1 << 20
 """Bytes in one document; a longer file is cut at line ends."""
 LARGE_SHARE = 0.1
-"""A file with more than this share of its source's bytes is cut into documents of its own, so that both splits have some of it."""
+"""A file with more than this share of its folder's bytes is cut into documents that are split one by one, if it is longer than
+such a document may be, and so is a file given alone: both splits have some of it."""
 SHARED_PARTS = 50
 """Such a file's documents have about this fraction of the source's bytes, between the sizes of SHARED_PART."""
 SHARED_PART = (1 << 10, 1 << 16)
@@ -78,6 +79,8 @@ class Source:
     domain: str = "text"
     license: str = "unknown"
     field: str = "text"
+    split: bool = True
+    """Whether a file that is a large share of the source is cut, so that both splits have some of it; else it stays one."""
 
     @property
     def label(self) -> str:
@@ -134,15 +137,19 @@ class Source:
 
     def _parts(self, f: BinaryIO, path: Path, total: int) -> Iterator[Row]:
         name, size, folder = self._name(path), path.stat().st_size, self.path.is_dir()
-        shared = size > LARGE_SHARE * total
         smallest, largest = SHARED_PART
+        shared = self.split and (not folder or size > max(largest, LARGE_SHARE * total))
         part = max(smallest, min(largest, total // SHARED_PARTS)) if shared else LARGEST_PART
         if not size:
             yield Skipped(name, "empty")
         for number, text in enumerate(_blocks(f, part), 1):
             reason = why_bad(text)
-            if folder and reason in ("empty", "NUL bytes"):
-                yield Skipped(name, "empty" if reason == "empty" else "binary")
+            if folder and number == 1 and reason == "NUL bytes":
+                yield Skipped(name, "binary")
+                return
+            if folder and reason == "empty":  # a blank stretch of a longer file is not missed
+                if size <= part:
+                    yield Skipped(name, "empty")
             elif reason:
                 yield BadRow(str(path), number, reason, text[:200])
             elif size <= part:

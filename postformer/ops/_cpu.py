@@ -1,4 +1,4 @@
-"""The CPU kernels of csrc/, loaded with ctypes; None where they were not built (see `kernels`).
+"""The CPU kernels of csrc/, loaded with ctypes where they were built (see `kernels`).
 
 Threads come from libtorch's own pool through its C symbol `torch_parallel_for`. No C++ header of torch is involved, so that one
 build serves every version of torch and Python.
@@ -9,7 +9,7 @@ import functools
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -23,28 +23,39 @@ def kernels() -> Any:
     """The library of kernels for this processor; None, which is said once, where there is none or POSTFORMER_KERNELS is 0."""
     if os.environ.get("POSTFORMER_KERNELS") == "0":
         return None
+    reason = "they were not built at install (it takes g++ 11, clang 12 or newer)"
     for level in (*LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("v2",)), "plain"):
-        if _path(level).exists():
-            return load(level)
-    print("postformer: installed without its kernels, for want of a C++ compiler: Mamba runs slowly", file=sys.stderr)
+        if path(level).exists():
+            try:
+                return load(level)
+            except (OSError, AttributeError, ImportError) as e:
+                reason = f"{path(level).name} is of another version of postformer or machine ({e}); install anew"
+                break
+    print(f"postformer: no CPU kernels, so Mamba runs slowly: {reason}", file=sys.stderr)
     return None
 
 
-def _path(level: str) -> Path:
+def path(level: str) -> Path:
+    """Where the build for a level of the instruction set lies, if there is one."""
     return Path(__file__).with_name(f"_kernels_{level}.so")
 
 
 @functools.cache
-def load(level: str) -> ctypes.CDLL:
-    """The build for one level of the instruction set."""
-    library = ctypes.CDLL(str(_path(level)))
+def load(level: str) -> Any:
+    """The build for one level. Raises OSError, AttributeError or ImportError when it is not this version's."""
+    library = ctypes.CDLL(str(path(level)))
+    if (found := library.kernels_version()) != VERSION:
+        raise ImportError(f"version {found}, not {VERSION}")
+    library.level = level
     for name, (pointers, numbers) in SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes = [ctypes.c_void_p] * (1 + pointers) + [ctypes.c_int64] * numbers
-        function.restype = None
+        function.restype = ctypes.c_int32
     return library
 
 
+VERSION = 1
+"""Of csrc/version.cpp."""
 SIGNATURES = {
     "conv_forward": (5, 5),
     "conv_backward": (8, 5),
@@ -64,6 +75,7 @@ def _pool() -> int | None:
 
 
 BUILT = kernels() is not None
+LEVEL = kernels().level if BUILT else "none"
 LIBRARY = torch.library.Library("postformer", "FRAGMENT")
 """The kernels as operators, `torch.ops.postformer`."""
 
@@ -76,13 +88,25 @@ def serves(*tensors: Tensor) -> bool:
 def rows(x: Tensor) -> tuple[Tensor, int]:
     """x [b, t, c] as it is where its rows lie evenly in memory, else a copy; and how many floats they are apart."""
     b, t, c = x.shape
-    even = x.stride(2) == 1 or c == 1
-    if not even or (b > 1 and x.stride(0) != t * x.stride(1)):
-        x = x.contiguous()
-    return x, x.stride(1)
+    if (x.stride(2) == 1 or c == 1) and (b == 1 or x.stride(0) == t * x.stride(1)):
+        return x, x.stride(1)
+    return x.contiguous(), c  # torch's strides of dimensions of size 1 tell nothing
 
 
 def call(name: str, *arguments: Tensor | int | None) -> None:
-    """Run a kernel on contiguous float tensors (None is a null pointer) and sizes."""
+    """Run a kernel on contiguous float tensors (None is a null pointer) and sizes. Raises MemoryError."""
     plain = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
-    getattr(kernels(), name)(_pool(), *plain)
+    if getattr(kernels(), name)(_pool(), *plain):
+        raise MemoryError(f"the kernel {name} ran out of memory")
+
+
+def check(operator: str, **expected: tuple[Tensor, tuple[int, ...]]) -> None:
+    """Refuse tensors of other shapes than expected, or of another dtype than fp32. Raises ValueError."""
+    for name, (x, shape) in expected.items():
+        if tuple(x.shape) != shape or x.dtype != torch.float32:
+            raise ValueError(f"{operator}: {name} is {x.dtype} {tuple(x.shape)}; expected torch.float32 {shape}")
+
+
+def first_order_only(ctx: Any, *gradients: Any) -> NoReturn:
+    """The gradient of a gradient."""
+    raise RuntimeError("the CPU kernels have first-order gradients only")

@@ -24,7 +24,7 @@ def causal_conv(
 
     Returns y and the last k-1 inputs, which are the `past` of what follows. Gradients are first-order only on a CPU in fp32.
     """
-    if _cpu.serves(x, weight):
+    if _cpu.serves(x, weight, *(() if bias is None else (bias,))):
         before = weight.shape[1] - 1
         recent = torch.cat([past.to(x.dtype), x[:, max(0, x.shape[1] - before) :]], 1)
         y = torch.ops.postformer.causal_conv(x, weight, bias, past.to(x.dtype))
@@ -56,8 +56,16 @@ _cpu.LIBRARY.define("causal_conv(Tensor x, Tensor weight, Tensor? bias, Tensor p
 _cpu.LIBRARY.define("causal_conv_backward(Tensor x, Tensor weight, Tensor past, Tensor dy) -> (Tensor, Tensor, Tensor, Tensor)")
 
 
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor) -> None:
+    b, t, c = x.shape
+    k = weight.shape[1]
+    shapes = {"x": (x, (b, t, c)), "weight": (weight, (c, k)), "past": (past, (b, k - 1, c))}
+    _cpu.check("causal_conv", **shapes, **({} if bias is None else {"bias": (bias, (c,))}))
+
+
 @torch.library.impl(_cpu.LIBRARY, "causal_conv", "CPU")
 def _conv_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor) -> Tensor:
+    _check(x, weight, bias, past)
     y = _conv_fake(x, weight, bias, past)
     x, stride = _cpu.rows(x)
     bias = None if bias is None else bias.contiguous()
@@ -72,6 +80,8 @@ def _conv_fake(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor) -> 
 
 @torch.library.impl(_cpu.LIBRARY, "causal_conv_backward", "CPU")
 def _conv_backward_cpu(x: Tensor, weight: Tensor, past: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
+    _check(x, weight, None, past)
+    _cpu.check("causal_conv_backward", dy=(dy, tuple(x.shape)))
     out = _conv_backward_fake(x, weight, past, dy)
     x, stride = _cpu.rows(x)
     inputs = x, weight.contiguous(), past.contiguous(), dy.contiguous()
@@ -96,6 +106,7 @@ def _conv_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("postformer::causal_conv", _conv_gradients, setup_context=_save, lib=_cpu.LIBRARY)
+torch.library.register_autograd("postformer::causal_conv_backward", _cpu.first_order_only, lib=_cpu.LIBRARY)
 
 
 @register_flop_formula(torch.ops.postformer.causal_conv)

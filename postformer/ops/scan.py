@@ -147,8 +147,16 @@ _cpu.LIBRARY.define(
 )
 
 
+def _check(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> None:
+    b, t, c = u.shape
+    n = A.shape[1]
+    shapes = {"u": (u, (b, t, c)), "dt": (dt, (b, t, c)), "A": (A, (c, n)), "B": (B, (b, t, n)), "C": (C, (b, t, n))}
+    _cpu.check("selective_scan", **shapes, h=(h, (b, c, n)))
+
+
 @torch.library.impl(_cpu.LIBRARY, "selective_scan", "CPU")
 def _scan_cpu(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    _check(u, dt, A, B, C, h)
     y, last, starts = _scan_fake(u, dt, A, B, C, h, keep)
     last.copy_(h)
     inputs = [x.contiguous() for x in (u, dt, A, B, C)]
@@ -166,7 +174,10 @@ def _scan_fake(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor
 def _scan_backward_cpu(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, dy: Tensor, dh: Tensor
 ) -> tuple[Tensor, ...]:
+    _check(u, dt, A, B, C, dh)
     b, n = u.shape[0], A.shape[1]
+    kept = b, -(-u.shape[1] // KERNEL_CHUNK), *A.shape
+    _cpu.check("selective_scan_backward", starts=(starts, kept), dy=(dy, tuple(u.shape)))
     g = dh.clone(memory_format=torch.contiguous_format)
     du, ddt, dA = u.new_empty(u.shape), u.new_empty(u.shape), u.new_empty(b, *A.shape)
     dB, dC = (u.new_zeros(GROUPS, *B.shape) for _ in "BC")
@@ -193,6 +204,7 @@ def _scan_gradients(ctx: Any, dy: Tensor, dh: Tensor, _: Tensor) -> tuple[Tensor
 
 
 torch.library.register_autograd("postformer::selective_scan", _scan_gradients, setup_context=_save, lib=_cpu.LIBRARY)
+torch.library.register_autograd("postformer::selective_scan_backward", _cpu.first_order_only, lib=_cpu.LIBRARY)
 
 
 @register_flop_formula(torch.ops.postformer.selective_scan)

@@ -48,6 +48,10 @@ def test_the_same_bits_at_any_split_and_from_a_view(first, rest, k):
     both = torch.cat([x, x], 2)
     assert torch.equal(causal_conv(both[..., 21:], weight, bias, past)[0], y)
     assert torch.equal(causal_conv(x.mT.contiguous().mT, weight, bias, past)[0], y)
+    one = torch.randn(1, 3, 21).transpose(0, 1)  # strides of a dimension of size 1 tell nothing
+    three = torch.cat([past, past])[:3]
+    assert torch.equal(causal_conv(one, weight, bias, three)[0], causal_conv(one.clone(), weight, bias, three)[0])
+    torch.testing.assert_close(causal_conv(one, weight, bias, three)[0], causal_conv_reference(one, weight, bias, three)[0])
 
 
 @kernel

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from postformer.ops import _cpu, scan
+from postformer.ops.conv import causal_conv
 from postformer.ops.scan import selective_scan, selective_scan_reference
 
 
@@ -150,15 +151,53 @@ def test_the_operator_keeps_torchs_rules_and_compiles_whole(keep):
 @kernel
 @pytest.mark.parametrize("level", ["v2", "v3", "v4", "plain"])
 def test_each_build_of_the_kernel(level, monkeypatch):
-    runs_here = {"AVX512": ("v2", "v3", "v4"), "AVX2": ("v2", "v3")}.get(
-        torch.backends.cpu.get_cpu_capability(), ("v2", "plain")
-    )
-    if level not in runs_here:
-        pytest.skip(f"this processor does not run {level}")
-    args, wide = small_and_wide(1, 20, 33, 16)
+    runs_here = (*_cpu.LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("v2",)), "plain")
+    if level not in runs_here or not _cpu.path(level).exists():
+        pytest.skip(f"{level} is not built for this processor")
+    args, _ = small_and_wide(2, 20, 33, 16)
+    x, weight, past = torch.randn(2, 20, 33, requires_grad=True), torch.randn(33, 4), torch.randn(2, 3, 33)
+
+    def everything():
+        y, h = selective_scan(*args)
+        z, _ = causal_conv(x, weight, None, past)
+        return y, h, z, *torch.autograd.grad(y.square().sum() + h.sum() + z.square().sum(), [*args, x])
+
+    expected = everything()
     monkeypatch.setattr(_cpu, "kernels", lambda: _cpu.load(level))
-    y, _ = selective_scan(*args)
-    torch.testing.assert_close(y.double(), selective_scan_reference(*wide)[0], rtol=1e-5, atol=1e-5)
+    for mine, other in zip(everything(), expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+def test_the_kernels_are_built_on_ci():
+    assert _cpu.BUILT or not os.environ.get("CI"), "CI has a compiler: the build failed"
+
+
+@kernel
+def test_a_build_of_another_version_is_not_used(monkeypatch, capsys):
+    monkeypatch.setattr(_cpu, "VERSION", -1)
+    _cpu.load.cache_clear()
+    try:
+        assert _cpu.kernels.__wrapped__() is None
+    finally:
+        _cpu.load.cache_clear()
+    assert "is of another version of postformer" in capsys.readouterr().err
+
+
+@kernel
+def test_the_operator_refuses_what_it_cannot_read():
+    args = [x.detach() for x in small_and_wide(2, 5, 4, 3)[0]]
+    operator = torch.ops.postformer.selective_scan
+    for i in range(6):
+        for spoiled in (args[i][:1], args[i].double()):
+            with pytest.raises(ValueError, match="selective_scan: "):
+                operator(*args[:i], spoiled, *args[i + 1 :], False)
+    grown = [x.requires_grad_() for x in args]
+    with pytest.raises(ValueError, match="starts is"):
+        operator(*grown, False)[0].sum().backward()
+    y, _ = selective_scan(*grown)
+    (first,) = torch.autograd.grad(y.square().sum(), grown[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="first-order gradients only"):
+        first.sum().backward()
 
 
 def test_without_kernels_everything_still_runs():
