@@ -43,7 +43,7 @@ def path(level: str) -> Path:
 @functools.cache
 def load(level: str) -> Any:
     """The build for one level. Raises OSError, AttributeError or ImportError when it is not this version's."""
-    library = ctypes.CDLL(str(path(level)))
+    library: Any = ctypes.CDLL(str(path(level)))
     if (found := library.kernels_version()) != VERSION:
         raise ImportError(f"version {found}, not {VERSION}")
     library.level = level
