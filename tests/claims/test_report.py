@@ -176,9 +176,9 @@ def test_what_cannot_be_measured_a_crash_and_a_mistake_are_told_apart(tmp_path: 
 
 def test_a_finished_report_of_other_settings_is_kept(tmp_path: Path):
     run(tmp_path, Counting(), threads=1)
-    page, report = ((tmp_path / name).read_bytes() for name in ("index.html", "report.json"))
     _, heard = run(tmp_path, Counting(), threads=1)
     assert "is kept" not in heard and not (tmp_path / "earlier").exists()
+    page, report = ((tmp_path / name).read_bytes() for name in ("index.html", "report.json"))
     _, heard = run(tmp_path, Counting(act=stop), threads=2)
     (kept,) = (tmp_path / "earlier").iterdir()
     assert f"is kept: {kept / 'index.html'}" in heard
