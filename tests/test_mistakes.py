@@ -339,6 +339,9 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         ),
     },
     "state": {
+        "prompt that is no text": Mistake(
+            "generate model --prompt -", "standard input: not UTF-8 text (byte 3)", stdin=b"abc\xff"
+        ),
         "missing": Mistake(f"{GENERATE} --load-state no", "no: No such file"),
         "flipped bit": Mistake(f"{GENERATE} --load-state state", "state: damaged", flip("state", 0.9)),
         "truncated": Mistake(f"{GENERATE} --load-state state", "state: not a readable safetensors", cut("state")),
