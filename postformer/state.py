@@ -11,12 +11,13 @@ over every mixer (tests/test_laws.py):
 6. a state saves to one safetensors file that names its model, and loads nowhere else;
 7. a recurrent mixer's state has a fixed size: `nbytes` does not depend on how much was read.
 
-A leaf that grows with the text does so along the dimension that is 0 in a fresh state; zeros may follow what is used there.
+A leaf that grows with the text does so along the dimension that is 0 in a fresh state, which its NamedTuple names: `grows = (("k", 2),)`.
+Zeros may follow what is used there.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,27 +74,37 @@ def take(state: State, rows: Tensor | list[int]) -> State:
 def cat(states: list[State]) -> State:
     """Join the rows of several states of one model; a leaf that grows with the text is padded with zeros at its end.
 
-    Raises StateError when leaves differ in more than the one dimension along which such a leaf grows.
+    Raises StateError when the states differ in anything but rows and the sizes that their `grows` names.
     """
+    first = states[0]
+    if first is None:
+        return None
+    if isinstance(first, Tensor):
+        return _join(states)
+    grows: dict[Any, int] = dict(getattr(first, "grows", ()))
+    names = getattr(first, "_fields", range(len(first)))
+    if any(len(s) != len(first) for s in states):
+        raise StateError("states of different models cannot be joined: they have different numbers of parts")
+    branches = zip(names, zip(*states, strict=True), strict=True)
+    parts = [_join(branch, grows[name]) if name in grows else cat(list(branch)) for name, branch in branches]
+    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
 
-    def join(*parts: Tensor) -> Tensor:
-        sizes = list(zip(*(p.shape[1:] for p in parts), strict=True))
-        largest = [max(each) for each in sizes]
-        if sum(min(each) < max(each) for each in sizes) > 1:
-            shapes = ", ".join(str(tuple(p.shape[1:])) for p in parts)
-            raise StateError(f"states of different models cannot be joined: leaves of {shapes} a row")
-        return torch.cat([_pad(p, largest) for p in parts])
 
-    return map_leaves(join, *states)
+def _join(leaves: Sequence[Tensor], grows: int | None = None) -> Tensor:
+    """The rows of all leaves; those shorter than the longest along the dimension `grows` end in zeros there."""
+    if grows is not None:
+        longest = max(leaf.shape[grows] for leaf in leaves)
+        leaves = [_pad(leaf, grows, longest) for leaf in leaves]
+    if len({leaf.shape[1:] for leaf in leaves}) > 1:
+        shapes = ", ".join(str(tuple(leaf.shape[1:])) for leaf in leaves)
+        raise StateError(f"states of different models cannot be joined: leaves of {shapes} a row")
+    return torch.cat(list(leaves))
 
 
-def _pad(leaf: Tensor, sizes: list[int]) -> Tensor:
-    """The leaf with zeros after its end in each dimension but the first."""
-    if list(leaf.shape[1:]) == sizes:
-        return leaf
-    out = leaf.new_zeros(leaf.shape[0], *sizes)
-    out[tuple(slice(n) for n in leaf.shape)] = leaf
-    return out
+def _pad(leaf: Tensor, dim: int, size: int) -> Tensor:
+    more = size - leaf.shape[dim]
+    shape = [more if i == dim else n for i, n in enumerate(leaf.shape)]
+    return torch.cat([leaf, leaf.new_zeros(shape)], dim) if more else leaf
 
 
 def clone(state: State) -> State:

@@ -1,6 +1,6 @@
 """The tree of a state and its file, apart from any mixer; the laws stand in test_laws.py."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import small
@@ -14,6 +14,11 @@ from postformer import state as S
 class Pair(NamedTuple):
     a: Tensor
     b: Tensor | None
+
+
+class Cache(NamedTuple):
+    k: Tensor
+    grows = (("k", 1),)
 
 
 def tree(rows: int = 2, length: int = 3):
@@ -31,10 +36,24 @@ def test_leaves_have_names_and_an_order():
         S.map_leaves(torch.add, (torch.ones(1), torch.ones(1)), (torch.ones(1),))
 
 
-def test_rows_of_different_models_are_not_joined():
-    with pytest.raises(S.StateError, match=r"different models cannot be joined: leaves of \(3, 4\), \(2, 5\) a row"):
-        S.cat([torch.zeros(1, 3, 4), torch.zeros(1, 2, 5)])
-    assert S.cat([torch.zeros(1, 3, 4), torch.zeros(1, 0, 4)]).shape == (2, 3, 4)
+@pytest.mark.parametrize(
+    ("one", "other", "reason"),
+    [
+        ((torch.zeros(1, 3, 4),), (torch.zeros(1, 2, 4),), r"leaves of \(3, 4\), \(2, 4\) a row"),
+        ((Pair(torch.zeros(1, 3, 4), None),), (Pair(torch.zeros(1, 3, 5), None),), r"leaves of \(3, 4\).*\(3, 5\)"),
+        ((Cache(torch.zeros(1, 3, 4)),), (Cache(torch.zeros(1, 2, 5)),), r"leaves of \(3, 4\).*\(3, 5\)"),
+        ((torch.zeros(1, 3),), (torch.zeros(1, 3),) * 2, "different numbers of parts"),
+    ],
+)
+def test_rows_of_different_models_are_not_joined(one: tuple[Any, ...], other: tuple[Any, ...], reason: str):
+    with pytest.raises(S.StateError, match=f"different models cannot be joined: .*{reason}"):
+        S.cat([one, other])
+
+
+def test_only_what_grows_with_the_text_is_padded():
+    joined = S.cat([Cache(torch.ones(1, 3, 4)), Cache(torch.ones(2, 0, 4))])
+    assert joined.k.shape == (3, 3, 4)
+    assert not joined.k[1:].any()
 
 
 def test_rows_bytes_and_clones():
@@ -51,9 +70,10 @@ def test_take_and_cat():
     t = tree(4)
     assert torch.equal(S.take(t, [2, 0, 2])[0].a, t[0].a[[2, 0, 2]])
     assert S.rows(S.take(t, torch.tensor([], dtype=torch.long))) == 0
-    joined = S.cat([tree(1, 2), tree(2, 4)])
-    assert joined[0].a.tolist() == [[0, 1, 0, 0], [0, 1, 2, 3], [4, 5, 6, 7]]
+    joined = S.cat([tree(1, 4), tree(2, 4)])
+    assert joined[0].a.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7]]
     assert S.rows(joined) == 3
+    assert joined[0].b is None
 
 
 def test_the_fingerprint_is_of_the_weights_and_the_configuration():

@@ -28,7 +28,10 @@ def exponent(fit: Fit) -> Number:
 
 def growth(peaks: Sequence[Mapping[str, Any]], mixer: str) -> list[float]:
     """Bytes a token by which each process's peak memory exceeds that of its partner with the shortest text."""
-    first, last = peaks[0], peaks[-1]
+    at = [p for p in peaks if p[mixer]]
+    if len(at) < 2:
+        return []
+    first, last = at[0], at[-1]
     return [
         (b["peak"] - a["peak"]) / (last["length"] - first["length"]) for a, b in zip(first[mixer], last[mixer], strict=True)
     ]

@@ -136,9 +136,9 @@ RULE = Rule(
         ),
         Criterion(
             "constant memory",
-            "Mamba's state has the same bytes after every text, and between the shortest text and one twice as long as the longest the "
-            "peak memory of a process that reads grows by less, a token, than a share of {share} of the bytes that the Transformer's "
-            "state takes for one (processes of their own, each pair of lengths several times).",
+            "Mamba's state has the same bytes after every text, and between the shortest text timed and one eight times as long as the "
+            "longest the peak memory of a process that reads grows by less, a token, than a share of {share} of the bytes that the "
+            "Transformer's state takes for one (processes of their own, each pair of lengths several times).",
             _constant,
             {"share": 0.05},
         ),

@@ -17,8 +17,8 @@ from postformer.ops.attention import HIDDEN, attention, causal_attention, read_a
 from postformer.ops.layers import Linear, RMSNorm
 
 BLOCK = 64
-LARGEST_WINDOW = 1 << 20
 """A growing cache grows by this many slots."""
+LARGEST_WINDOW = 1 << 20
 
 
 class AttentionState(NamedTuple):
@@ -27,6 +27,7 @@ class AttentionState(NamedTuple):
     k: Float[Tensor, "b g s e"]
     v: Float[Tensor, "b g s e"]
     seen: Int[Tensor, " b"]
+    grows = (("k", 2), ("v", 2))
 
 
 class Attention(nn.Module):
