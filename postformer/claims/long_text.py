@@ -45,14 +45,15 @@ class LongText:
     )
     rule = RULE
 
-    def plan(self, budget_s: Real) -> Sequence[Step]:
+    def plan(self, budget_s: Real, seeds: int) -> Sequence[Step]:
         """What the fixed steps leave of the budget goes to training and timing. A short budget takes less text."""
         less = 1.0 if budget_s >= page.SHORT_S else 0.4
-        rest = max(0.0, budget_s - less * (PREPARE_S + SCORE_S) - PEAKS_S)
+        prepare, score = less * PREPARE_S, less * SCORE_S * seeds
+        rest = max(0.0, budget_s - prepare - score - PEAKS_S)
         return (
-            Step("corpus, compressor and 5-gram baselines", less * PREPARE_S),
+            Step("corpus, compressor and 5-gram baselines", prepare),
             Step("train both models on the same tokens", TRAINING * rest),
-            Step("score held-out text", less * SCORE_S),
+            Step("score held-out text", score),
             Step("time reading and writing against length", max(TIMING_S, (1 - TRAINING) * rest)),
             Step("peak memory against length", PEAKS_S),
         )
@@ -132,9 +133,8 @@ class LongText:
 
     def _time(self, ctx: Context, folders: Mapping[str, Path], corpus: Any) -> dict[str, Any]:
         """Double the length while the next one is expected to fit into what is left of the budget."""
-        import torch
-
         from postformer.claims import sequences
+        from postformer.train import process
         from postformer.train.session import open_model
 
         models = {m: open_model(f) for m, f in folders.items()}
@@ -142,9 +142,7 @@ class LongText:
         lengths, prefill, decode = [], [], []
         floors: dict[str, list[Estimate]] = {"prefill_floors": [], "decode_floors": []}
         left, length = max(TIMING_S, ctx.left_s - PEAKS_S), 1024
-        before = torch.get_num_threads()
-        torch.set_num_threads(ctx.threads)
-        try:
+        with process.threads(ctx.threads):
             while True:
                 ids = sequences.text_ids(corpus, length)
                 taken = ctx.step(
@@ -162,8 +160,6 @@ class LongText:
                 round_s = 2 * np.median(taken["samples"]["mamba"]) + np.median(taken["samples"]["attention"])
                 if len(lengths) >= 3 and 22 * 2.6 * round_s > left:
                     break
-        finally:
-            torch.set_num_threads(before)
         return {"lengths": lengths, "prefill": prefill, "decode": decode, **floors}
 
     def _peaks(self, ctx: Context, folders: Mapping[str, Path], lengths: Sequence[int]) -> list[dict[str, Any]]:

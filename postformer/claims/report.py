@@ -84,7 +84,7 @@ def run_report(
     with reporter(console) as show:
         if kept := _keep_finished(out, asked):
             show.line(f"The finished report of other settings is kept: {kept}")
-        show.plan([(claim.id, claim.plan(settings["budget_s"])) for claim in claims], budget_s)
+        show.plan([(claim.id, claim.plan(settings["budget_s"], len(settings["seeds"]))) for claim in claims], budget_s)
         write()
         try:
             for i, claim in enumerate(claims):

@@ -23,6 +23,7 @@ from postformer.data import Corpus, corpus_from, default_corpus, open_corpus, re
 from postformer.models.language import LanguageModel
 from postformer.objectives.likelihood import streamed_nats, windowed_nats
 from postformer.state import nbytes
+from postformer.train import process
 from postformer.train.session import open_model, prepare, train_run
 
 VOCAB = 4096
@@ -91,16 +92,12 @@ def baseline_bits(corpus: Corpus) -> dict[str, Any]:
 def calibrate(runs: Mapping[str, Run], threads: int) -> dict[str, Any]:
     """Seconds of a training step of each run in fp32, and in bf16 where this machine multiplies it faster."""
     seconds: dict[str, Any] = {}
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with process.threads(threads), process.freed_memory_kept():
         for dtype in ("fp32", "bf16") if _product_s(torch.bfloat16) < _product_s(torch.float32) else ("fp32",):
             seconds[dtype] = {}
             for name, run in runs.items():
                 run = dataclasses.replace(run, train=dataclasses.replace(run.train, dtype=dtype, steps=10**6))
                 seconds[dtype][name] = _seconds_a_step(run)
-    finally:
-        torch.set_num_threads(before)
     return seconds
 
 
@@ -149,9 +146,10 @@ def score(folder: Path, corpus: Corpus, window: int, stream: bool) -> dict[str, 
     """Bits of each scored document: in windows of the training length and, with `stream`, read whole through the state."""
     model = open_model(folder)
     documents = [ids for _, ids, _ in scored(corpus)]
-    bits = {"windowed": [n / math.log(2) for n in windowed_nats(model, documents, window=window)]}
-    if stream:
-        bits["streamed"] = [streamed_nats(model, ids) / math.log(2) for ids in documents]
+    with process.freed_memory_kept():
+        bits = {"windowed": [n / math.log(2) for n in windowed_nats(model, documents, window=window)]}
+        if stream:
+            bits["streamed"] = [streamed_nats(model, ids) / math.log(2) for ids in documents]
     return bits
 
 

@@ -91,7 +91,7 @@ def _decimal(value: Real, places: int) -> str:
 
 def span(seconds: Real) -> str:
     """A length of time as people say it: '8 s', '4 min', '1 h 10 min'."""
-    if seconds < 90:
+    if seconds < 119.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from postformer.models.language import LanguageModel
+from postformer.ops.loss import cross_entropy
 
 Ids = Sequence[int] | np.ndarray
 
@@ -43,7 +43,7 @@ def streamed_nats(model: LanguageModel, ids: Ids, *, chunk: int = 1024, start: i
     state, total = model.init_state(1), 0.0
     for piece, target in zip(closed[:-1].split(chunk), closed[1:].split(chunk), strict=True):
         logits, state = model(piece[None].to(model.embed.weight.device), state)
-        total += float(F.cross_entropy(logits[0].float(), target.to(logits.device), reduction="sum"))
+        total += float(cross_entropy(logits[0], target.to(logits.device)).double().sum())
     return total
 
 
@@ -73,8 +73,9 @@ def _score(model: LanguageModel, pieces: Tensor, fresh: int) -> Tensor:
     """Nats of the last `fresh` targets of each row [b]."""
     pieces = pieces.to(model.embed.weight.device)
     x, _ = model.hidden(pieces[:, :-1])
-    logits = model.logits(x[:, -fresh:]).float()
-    return F.cross_entropy(logits.transpose(1, 2), pieces[:, -fresh:], reduction="none").double().sum(1)
+    logits = model.logits(x[:, -fresh:])
+    losses = cross_entropy(logits.flatten(0, 1), pieces[:, -fresh:].flatten())
+    return losses.double().view(len(pieces), -1).sum(1)
 
 
 def _flush(model: LanguageModel, full: list[tuple[int, Tensor, int]], totals: list[float]) -> None:

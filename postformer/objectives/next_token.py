@@ -1,8 +1,9 @@
 """Next-token prediction: the mean cross-entropy of each token given those before it."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from postformer.ops.loss import cross_entropy
 
 
 class NextToken(nn.Module):
@@ -19,8 +20,7 @@ class NextToken(nn.Module):
         x, _ = self.model.hidden(ids[:, :-1])  # type: ignore[operator]
         target = ids[:, 1:].reshape(-1)
         logits: Tensor = self.model.logits(x.flatten(0, 1))  # type: ignore[operator]
-        loss = F.cross_entropy(logits.float(), target)
-        return {"loss": loss, "tokens": torch.tensor(target.numel())}
+        return {"loss": cross_entropy(logits, target).mean(), "tokens": torch.tensor(target.numel())}
 
     def after_step(self, step: int) -> None:
         """Nothing follows an optimizer step."""

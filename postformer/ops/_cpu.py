@@ -54,11 +54,13 @@ def load(level: str) -> Any:
     return library
 
 
-VERSION = 1
+VERSION = 2
 """Of csrc/version.cpp."""
 SIGNATURES = {
     "conv_forward": (5, 5),
     "conv_backward": (8, 5),
+    "cross_entropy_forward": (4, 2),
+    "cross_entropy_backward": (5, 2),
     "scan_forward": (8, 5),
     "scan_backward": (13, 6),
 }
@@ -94,7 +96,7 @@ def rows(x: Tensor) -> tuple[Tensor, int]:
 
 
 def call(name: str, *arguments: Tensor | int | None) -> None:
-    """Run a kernel on contiguous float tensors (None is a null pointer) and sizes. Raises MemoryError."""
+    """Run a kernel on contiguous tensors (None is a null pointer) and sizes. Raises MemoryError."""
     plain = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
     if getattr(kernels(), name)(_pool(), *plain):
         raise MemoryError(f"the kernel {name} ran out of memory")

@@ -22,7 +22,7 @@ from postformer.train.checkpoint import Environment, Record, Warn
 from postformer.train.log import JsonLog, Log, Progress, Row, finite
 from postformer.train.manifest import CheckpointError
 from postformer.train.optim import learning_rate, make_optimizer
-from postformer.train.process import TrainingError, lock, stop_signals, threads
+from postformer.train.process import TrainingError, freed_memory_kept, lock, stop_signals, threads
 
 MOST_THREADS = 1024
 ROWS_NAMED = 16
@@ -90,6 +90,7 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(lock(out))
         stack.enter_context(threads(run.train.threads))
+        stack.enter_context(freed_memory_kept())
         stop = stack.enter_context(stop_signals())
         trainer = _Trainer(run, out, objective, data, save_model, warn)
         trainer.start(resume)

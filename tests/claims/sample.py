@@ -69,7 +69,7 @@ class SampleClaim:
         ),
     )
 
-    def plan(self, budget_s: float) -> list[Step]:
+    def plan(self, budget_s: float, seeds: int) -> list[Step]:
         return [Step("corpus", 5), Step("train", budget_s * 0.6), Step("timing", budget_s * 0.35)]
 
     def run(self, ctx: Any) -> Any:

@@ -153,9 +153,11 @@ def test_the_verdict_on_the_whole(words, whole):
 
 
 def test_the_plan_is_the_budget_or_the_least_that_a_run_takes():
-    assert sum(s.seconds for s in CLAIM.plan(600.0)) == pytest.approx(600)
-    assert 60 < sum(s.seconds for s in CLAIM.plan(1.0)) < 180
-    assert all(s.seconds >= 0 for budget in (1.0, 90.0, 299.0, 300.0) for s in CLAIM.plan(budget))
+    assert sum(s.seconds for s in CLAIM.plan(600.0, 1)) == pytest.approx(600)
+    scores = [s.seconds for n in (1, 3) for s in CLAIM.plan(600.0, n) if s.name.startswith("score")]
+    assert scores[1] == 3 * scores[0]
+    assert 60 < sum(s.seconds for s in CLAIM.plan(1.0, 1)) < 180
+    assert all(s.seconds >= 0 for budget in (1.0, 90.0, 299.0, 300.0) for s in CLAIM.plan(budget, 1))
 
 
 def test_the_command_line_knows_the_claim_without_importing_it():

@@ -37,7 +37,7 @@ class Counting:
     def __init__(self, name: str = "counting", act: Callable[[], object] = lambda: None) -> None:
         self.id, self.act, self.taken = name, act, []
 
-    def plan(self, budget_s: float) -> list[Step]:
+    def plan(self, budget_s: float, seeds: int) -> list[Step]:
         return [Step("count", 3)]
 
     def run(self, ctx: Context) -> Result:

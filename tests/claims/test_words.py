@@ -57,7 +57,15 @@ def test_value_and_interval_share_scale_and_decimals(number: Number, shown: str,
 
 
 def test_span():
-    assert [span(s) for s in (8.2, 240, 4200, 5400)] == ["8 s", "4 min", "70 min", "1 h 30 min"]
+    assert [span(s) for s in (8.2, 90, 119, 120, 240, 4200, 5400)] == [
+        "8 s",
+        "90 s",
+        "119 s",
+        "2 min",
+        "4 min",
+        "70 min",
+        "1 h 30 min",
+    ]
 
 
 def test_clean():
