@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from postformer.ops.conv import causal_conv
 from postformer.ops.layers import Linear
+from postformer.ops.mamba_step import Weights, mamba_step, serves
 from postformer.ops.scan import selective_scan
 
 
@@ -80,6 +81,9 @@ class Mamba(nn.Module):
     ) -> tuple[Float[Tensor, "b t d"], MambaState | None]:
         """Continue from the state over the new tokens; returns the output and the state after them."""
         past, h = state if state is not None else self.init_state(len(x))
+        if state is not None and serves(x, weights := self._weights()):
+            y, past, h = mamba_step(x[:, 0], past, h, weights)
+            return y[:, None], MambaState(past, h)
         wide = torch.promote_types(x.dtype, torch.float32)
         u, z = self.inp(x).chunk(2, -1)
         u, past = causal_conv(u, self.conv_weight, self.conv_bias, past)
@@ -89,6 +93,10 @@ class Mamba(nn.Module):
         y, h = selective_scan(u.to(wide), dt, -self.A_log.to(wide).exp(), B.to(wide), C.to(wide), h.to(wide))
         y = (y + self.D.to(wide) * u).to(x.dtype)
         return self.out(y * F.silu(z)), None if state is None else MambaState(past, h)
+
+    def _weights(self) -> Weights:
+        matrices = self.inp.weight, self.select.weight, self.dt.weight, self.out.weight
+        return Weights(*matrices, self.conv_weight, self.conv_bias, self.dt.bias, self.A_log, self.D)
 
     def flops(self, length: int, past: int = 0) -> int:
         """Floating-point operations of `length` new tokens, whatever came before (a multiply-add is two, an exp is one)."""

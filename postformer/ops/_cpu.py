@@ -8,6 +8,7 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,13 +55,15 @@ def load(level: str) -> Any:
     return library
 
 
-VERSION = 2
+VERSION = 3
 """Of csrc/version.cpp."""
 SIGNATURES = {
     "conv_forward": (5, 5),
     "conv_backward": (8, 5),
     "cross_entropy_forward": (4, 2),
     "cross_entropy_backward": (5, 2),
+    "mamba_step_bf16": (13, 6),
+    "mamba_step_fp32": (13, 6),
     "scan_forward": (8, 5),
     "scan_backward": (13, 6),
 }
@@ -104,9 +107,14 @@ def call(name: str, *arguments: Tensor | int | None) -> None:
 
 def check(operator: str, **expected: tuple[Tensor, tuple[int, ...]]) -> None:
     """Refuse tensors of other shapes than expected, or of another dtype than fp32. Raises ValueError."""
+    check_as(torch.float32, operator, expected)
+
+
+def check_as(dtype: torch.dtype, operator: str, expected: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> None:
+    """`check` for any dtype."""
     for name, (x, shape) in expected.items():
-        if tuple(x.shape) != shape or x.dtype != torch.float32:
-            raise ValueError(f"{operator}: {name} is {x.dtype} {tuple(x.shape)}; expected torch.float32 {shape}")
+        if tuple(x.shape) != shape or x.dtype != dtype:
+            raise ValueError(f"{operator}: {name} is {x.dtype} {tuple(x.shape)}; expected {dtype} {shape}")
 
 
 def first_order_only(ctx: Any, *gradients: Any) -> NoReturn:

@@ -1,0 +1,98 @@
+"""One token through a whole Mamba block in one call: the kernel of csrc/mamba_step.cpp (formulas: postformer/mixers/mamba.py).
+
+b rows, d model width, c channels, k taps, r rank of dt, n state size.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from postformer.ops import _cpu
+
+MOST_ROWS = 8
+"""Above this many rows the kernel, which multiplies row by row, is slower than matrix products."""
+MATRICES = 4
+
+
+class Weights(NamedTuple):
+    """The block's parameters: four matrices of one dtype, fp32 or bf16, and the rest."""
+
+    inp: Float[Tensor, "c2 d"]
+    select: Float[Tensor, "r_2n c"]
+    dt: Float[Tensor, "c r"]
+    out: Float[Tensor, "d c"]
+    taps: Float[Tensor, "c k"]
+    tap_bias: Float[Tensor, " c"]
+    dt_bias: Float[Tensor, " c"]
+    A_log: Float[Tensor, "c n"]
+    D: Float[Tensor, " c"]
+
+
+def serves(x: Float[Tensor, "b t d"], weights: Weights) -> bool:
+    """Whether the kernel can take this step: one token of a few rows on a CPU, fp32 or bf16, and no gradient asked for."""
+    return (
+        _cpu.BUILT
+        and x.shape[1] == 1
+        and 0 < x.shape[0] <= MOST_ROWS
+        and x.device.type == "cpu"
+        and {x.dtype, weights.inp.dtype} <= {torch.float32, torch.bfloat16}
+        and not (torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights)))
+    )
+
+
+def mamba_step(
+    x: Float[Tensor, "b d"], conv: Float[Tensor, "b k_minus_1 c"], ssm: Float[Tensor, "b c n"], weights: Weights
+) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b k_minus_1 c"], Float[Tensor, "b c n"]]:
+    """The block's output and its state after the token, computed in fp32. `conv` and `ssm` may be overwritten."""
+    past, h = conv.float().contiguous(), ssm.float().contiguous()
+    matrices = (w.contiguous() for w in weights[:MATRICES])
+    vectors = (w.float().contiguous() for w in weights[MATRICES:])
+    y = torch.ops.postformer.mamba_step(x.float().contiguous(), past, h, [*matrices, *vectors])
+    return y.to(x.dtype), past.to(conv.dtype), h
+
+
+# ---------------------------------------------------------------- the CPU kernel as an operator of torch
+
+_cpu.LIBRARY.define("mamba_step(Tensor x, Tensor(a!) past, Tensor(b!) h, Tensor[] weights) -> Tensor")
+
+
+def _check(x: Tensor, past: Tensor, h: Tensor, w: Weights) -> None:
+    (b, d), (c, k), r, n = x.shape, w.taps.shape, w.dt.shape[1], w.A_log.shape[1]
+    shapes = Weights((2 * c, d), (r + 2 * n, c), (c, r), (d, c), (c, k), (c,), (c,), (c, n), (c,))  # type: ignore[arg-type]
+    named = {name: (getattr(w, name), getattr(shapes, name)) for name in Weights._fields}
+    matrices = {name: named.pop(name) for name in Weights._fields[:MATRICES]}
+    if w.inp.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"mamba_step: inp is {w.inp.dtype}; expected torch.float32 or torch.bfloat16")
+    _cpu.check_as(w.inp.dtype, "mamba_step", matrices)
+    _cpu.check("mamba_step", **named, x=(x, (b, d)), past=(past, (b, k - 1, c)), h=(h, (b, c, n)))
+    if not all(t.is_contiguous() for t in (x, past, h, *w)):
+        raise ValueError("mamba_step: x, past, h and all weights must be contiguous")
+
+
+@torch.library.impl(_cpu.LIBRARY, "mamba_step", "CPU")
+def _step_cpu(x: Tensor, past: Tensor, h: Tensor, weights: list[Tensor]) -> Tensor:
+    w = Weights(*weights)
+    _check(x, past, h, w)
+    y = _step_fake(x, past, h, weights)
+    (b, d), (c, k) = x.shape, w.taps.shape
+    name = "mamba_step_fp32" if w.inp.dtype == torch.float32 else "mamba_step_bf16"
+    order = (w.inp, w.taps, w.tap_bias, w.select, w.dt, w.dt_bias, w.A_log, w.D, w.out)
+    _cpu.call(name, x, past, h, *order, y, b, d, c, k, w.dt.shape[1], w.A_log.shape[1])
+    return y
+
+
+@torch.library.register_fake("postformer::mamba_step", lib=_cpu.LIBRARY)
+def _step_fake(x: Tensor, past: Tensor, h: Tensor, weights: list[Tensor]) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@register_flop_formula(torch.ops.postformer.mamba_step)
+def _flops(x: torch.Size, past: torch.Size, h: torch.Size, weights: list[Any], **words: Any) -> int:
+    """Four projections (a multiply-add is two), the convolution, and the scan as `ops.scan` counts it."""
+    w: Any = Weights(*weights)
+    projections = sum(2 * rows * columns for rows, columns in (w.inp, w.select, w.dt, w.out))
+    (c, k), n = w.taps, w.A_log[1]
+    return x[0] * (projections + 2 * c * k + c * (7 * n + 1))

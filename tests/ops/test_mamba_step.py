@@ -1,0 +1,136 @@
+"""The one-token kernel against the block made of torch's operations, in fp64."""
+
+import copy
+import inspect
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from postformer import state as states
+from postformer.mixers.mamba import Mamba
+from postformer.ops import _cpu
+from postformer.ops.mamba_step import MOST_ROWS, Weights, mamba_step, serves
+
+pytestmark = pytest.mark.skipif(not _cpu.BUILT, reason="installed without the kernels")
+
+
+def block(d: int, **options: int) -> Mamba:
+    torch.manual_seed(d)
+    mixer = Mamba(d, **options).requires_grad_(False)
+    for p in mixer.parameters():
+        p.add_(0.1 * torch.randn_like(p))
+    return mixer
+
+
+@given(
+    rows=st.integers(1, MOST_ROWS),
+    d=st.integers(1, 40),
+    n=st.integers(1, 20),
+    k=st.integers(1, 5),
+    expand=st.integers(1, 3),
+    rank=st.integers(1, 9),
+)
+def test_equals_the_block_of_torchs_operations(rows: int, d: int, n: int, k: int, expand: int, rank: int):
+    mixer = block(d, state=n, conv=k, expand=expand, rank=rank)
+    wide = copy.deepcopy(mixer).double()
+    x = torch.randn(rows, 4, d)
+    state, truth = mixer.init_state(rows), wide.init_state(rows)
+    for t in range(4):
+        token = x[:, t : t + 1]
+        assert serves(token, mixer._weights())
+        assert not serves(token.double(), wide._weights())
+        y, state = mixer(token, state)
+        true_y, truth = wide(token.double(), truth)
+        torch.testing.assert_close(y.double(), true_y, rtol=1e-5, atol=1e-5)
+    for (name, leaf), (_, true_leaf) in zip(states.leaves(state), states.leaves(truth), strict=True):
+        torch.testing.assert_close(leaf.double(), true_leaf, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_weights_in_bf16_are_read_as_they_are():
+    mixer = block(24)
+    half = copy.deepcopy(mixer).bfloat16()
+    truth = copy.deepcopy(half).float()
+    x = torch.randn(2, 1, 24)
+    y, after = half(x.bfloat16(), half.init_state(2))
+    true_y, true_after = truth(x.bfloat16().float(), truth.init_state(2))
+    assert y.dtype == after.conv.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), true_y, rtol=8e-3, atol=1e-3)
+    torch.testing.assert_close(after.ssm.float(), true_after.ssm, rtol=2e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_rows_and_threads_change_nothing(threads: int):
+    mixer = block(40)
+    x = torch.randn(5, 1, 40)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        y, _ = mixer(x, mixer.init_state(5))
+        each = [mixer(x[i : i + 1], mixer.init_state(1))[0] for i in range(5)]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(torch.cat(each), y)
+
+
+def test_a_state_whose_rows_lie_apart_is_taken_as_it_is():
+    mixer = block(16)
+    x = torch.randn(2, 1, 16)
+    _, state = mixer(torch.randn(2, 9, 16), mixer.init_state(2))  # the convolution's part of it is a view
+    scattered = states.map_leaves(lambda leaf: torch.stack([leaf, leaf], -1)[..., 0], state)
+    y, after = mixer(x, states.clone(state))
+    again, other = mixer(x, scattered)
+    assert torch.equal(y, again)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(states.leaves(after), states.leaves(other), strict=True))
+
+
+def test_gradients_take_the_other_way():
+    mixer = block(16)
+    x = torch.randn(1, 1, 16)
+    assert serves(x, mixer._weights())
+    assert not serves(x.clone().requires_grad_(), mixer._weights())
+    mixer.requires_grad_(True)
+    assert not serves(x, mixer._weights())
+    with torch.inference_mode():
+        assert serves(x, mixer._weights())
+    y, _ = mixer(x, mixer.init_state(1))
+    y.sum().backward()
+    assert mixer.inp.weight.grad is not None
+
+
+def test_a_state_of_another_size_is_refused():
+    mixer = block(16)
+    x = torch.randn(1, 16)
+    for other in (Mamba(16, state=5), Mamba(16, conv=5), Mamba(24)):
+        state = other.init_state(1)
+        with pytest.raises(ValueError, match=r"mamba_step: .* expected"):
+            mamba_step(x, *state, mixer._weights())
+
+
+def test_the_operator_keeps_torchs_rules_and_compiles_whole():
+    mixer = block(12)
+    weights = [w.contiguous() for w in mixer._weights()]
+    state = mixer.init_state(2)
+    args = torch.randn(2, 12), state.conv, state.ssm, weights
+    torch.library.opcheck(torch.ops.postformer.mamba_step.default, args, test_utils=("test_schema", "test_faketensor"))
+    compiled = torch.compile(inspect.unwrap(mamba_step), fullgraph=True, backend="aot_eager")
+    outputs = [f(args[0], *mixer.init_state(2), mixer._weights()) for f in (compiled, mamba_step)]
+    assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+
+
+def test_it_is_counted_in_operations():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    mixer = block(16)
+    x = torch.randn(1, 1, 16)
+    with FlopCounterMode(display=False) as counter:
+        mixer(x, mixer.init_state(1))
+    c = mixer.channels
+    assert counter.get_total_flops() == mixer.flops(1) - 2 * c  # the skip and the gate are not counted by torch
+
+
+def test_all_weights_have_a_place():
+    assert set(Weights._fields) == {"inp", "select", "dt", "out", "taps", "tap_bias", "dt_bias", "A_log", "D"}
+    assert len(set(itertools.chain(map(id, block(8)._weights())))) == len(Weights._fields)
