@@ -87,7 +87,7 @@ int32_t step(ParallelFor pool, const float* x, float* past, float* h, const T* i
 
 }  // namespace
 
-// x, y [b, d]; past [b, k-1, c] and h [b, c, n] are overwritten; inp [2 c, d], taps [c, k], select [r + 2 n, c], dt_weight [c, r],
+// x, y [b, d]; past [b, k-1, c] and h [b, c, n] hold the state before and then the one after; inp [2 c, d], taps [c, k], select [r + 2 n, c], dt_weight [c, r],
 // out [d, c]. The four matrices are floats, or bf16 in `mamba_step_bf16`; all the rest are floats.
 extern "C" KERNEL int32_t mamba_step_fp32(ParallelFor pool, const float* x, float* past, float* h, const float* inp, const float* taps,
                                           const float* tap_bias, const float* select, const float* dt_weight, const float* dt_bias,

@@ -46,17 +46,15 @@ def serves(x: Float[Tensor, "b t d"], weights: Weights) -> bool:
 def mamba_step(
     x: Float[Tensor, "b d"], conv: Float[Tensor, "b k_minus_1 c"], ssm: Float[Tensor, "b c n"], weights: Weights
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b k_minus_1 c"], Float[Tensor, "b c n"]]:
-    """The block's output and its state after the token, computed in fp32. `conv` and `ssm` may be overwritten."""
-    past, h = conv.float().contiguous(), ssm.float().contiguous()
-    matrices = (w.contiguous() for w in weights[:MATRICES])
-    vectors = (w.float().contiguous() for w in weights[MATRICES:])
-    y = torch.ops.postformer.mamba_step(x.float().contiguous(), past, h, [*matrices, *vectors])
+    """The block's output and its state after the token, computed in fp32."""
+    inputs = x.float(), conv.float(), ssm.float(), [*weights[:MATRICES], *(w.float() for w in weights[MATRICES:])]
+    y, past, h = torch.ops.postformer.mamba_step(*inputs)
     return y.to(x.dtype), past.to(conv.dtype), h
 
 
 # ---------------------------------------------------------------- the CPU kernel as an operator of torch
 
-_cpu.LIBRARY.define("mamba_step(Tensor x, Tensor(a!) past, Tensor(b!) h, Tensor[] weights) -> Tensor")
+_cpu.LIBRARY.define("mamba_step(Tensor x, Tensor past, Tensor h, Tensor[] weights) -> (Tensor, Tensor, Tensor)")
 
 
 def _check(x: Tensor, past: Tensor, h: Tensor, w: Weights) -> None:
@@ -68,25 +66,25 @@ def _check(x: Tensor, past: Tensor, h: Tensor, w: Weights) -> None:
         raise ValueError(f"mamba_step: inp is {w.inp.dtype}; expected torch.float32 or torch.bfloat16")
     _cpu.check_as(w.inp.dtype, "mamba_step", matrices)
     _cpu.check("mamba_step", **named, x=(x, (b, d)), past=(past, (b, k - 1, c)), h=(h, (b, c, n)))
-    if not all(t.is_contiguous() for t in (x, past, h, *w)):
-        raise ValueError("mamba_step: x, past, h and all weights must be contiguous")
 
 
 @torch.library.impl(_cpu.LIBRARY, "mamba_step", "CPU")
-def _step_cpu(x: Tensor, past: Tensor, h: Tensor, weights: list[Tensor]) -> Tensor:
-    w = Weights(*weights)
+def _step_cpu(x: Tensor, past: Tensor, h: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    w = Weights(*(weight.contiguous() for weight in weights))
     _check(x, past, h, w)
-    y = _step_fake(x, past, h, weights)
+    y, after, state = _step_fake(x, past, h, weights)
+    after.copy_(past)
+    state.copy_(h)
     (b, d), (c, k) = x.shape, w.taps.shape
     name = "mamba_step_fp32" if w.inp.dtype == torch.float32 else "mamba_step_bf16"
     order = (w.inp, w.taps, w.tap_bias, w.select, w.dt, w.dt_bias, w.A_log, w.D, w.out)
-    _cpu.call(name, x, past, h, *order, y, b, d, c, k, w.dt.shape[1], w.A_log.shape[1])
-    return y
+    _cpu.call(name, x.contiguous(), after, state, *order, y, b, d, c, k, w.dt.shape[1], w.A_log.shape[1])
+    return y, after, state
 
 
 @torch.library.register_fake("postformer::mamba_step", lib=_cpu.LIBRARY)
-def _step_fake(x: Tensor, past: Tensor, h: Tensor, weights: list[Tensor]) -> Tensor:
-    return x.new_empty(x.shape)
+def _step_fake(x: Tensor, past: Tensor, h: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), past.new_empty(past.shape), h.new_empty(h.shape)
 
 
 @register_flop_formula(torch.ops.postformer.mamba_step)

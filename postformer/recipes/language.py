@@ -14,7 +14,7 @@ def _text(name: str, **model: Any) -> Run:
         model={"kind": "language", "dim": DIM, **model},
         data={"kind": "text", "path": "corpora/default", "length": 256},
         optim=OptimConfig(
-            kind="muon", lr=2e-2, matrix_lr=0.2, weight_decay=0.0, warmup=30, schedule="wsd", decay=0.5, final=0.02
+            kind="muon", lr=2e-2, matrix_lr=0.1, weight_decay=0.0, warmup=30, schedule="wsd", decay=0.5, final=0.02
         ),
         train=TrainConfig(steps=2000, batch=4),
     )

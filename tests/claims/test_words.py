@@ -81,7 +81,7 @@ def test_lines_are_few():
         lines.progress("long_text", "train [bold]", i, 100)
     lines.progress("long_text", "time", 0, 1)
     said = heard.getvalue().splitlines()
-    assert said[:2] == ["1 claim, about 2 min in all; Ctrl-C keeps what is done", "  long_text: train 2 min, time 20 s"]
+    assert said[:2] == ["1 claim, about 2 min in all; Ctrl-C keeps what is done", "  long_text: train 100 s, time 20 s"]
     assert said[2] == "long_text: train [bold]" and said[3] == "long_text: train [bold] 10%" and said[-1] == "long_text: time"
     assert len(said) == 13
 
