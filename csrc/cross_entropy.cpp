@@ -35,31 +35,33 @@ inline float largest(const float* x, int64_t v) {
 
 }  // namespace
 
-// losses [n] and log_sums [n] (log of the sum of exp) of logits [n, v] and targets [n].
+// losses [n], maxima [n] and log_sums [n] of logits [n, v] and targets [n]: a row's largest logit m, and log sum exp(x - m). They are kept
+// apart because their sum would lose digits where m is large.
 extern "C" KERNEL int32_t cross_entropy_forward(ParallelFor pool, const float* logits, const int64_t* targets, float* losses,
-                                                float* log_sums, int64_t n, int64_t v) {
+                                                float* maxima, float* log_sums, int64_t n, int64_t v) {
     auto task = [=](int64_t row) {
         const float *x = logits + row * v, most = largest(x, v);
         Vec sums[CHAINS] = {};
         each(x, v, [&](int k, Vec value) { sums[k] += exp(value - most); });
-        log_sums[row] = most + std::log(sum((sums[0] + sums[1]) + (sums[2] + sums[3])));
-        losses[row] = log_sums[row] - x[targets[row]];
+        maxima[row] = most;
+        log_sums[row] = std::log(sum((sums[0] + sums[1]) + (sums[2] + sums[3])));
+        losses[row] = log_sums[row] - (x[targets[row]] - most);
     };
     return parallel(pool, n, task);
 }
 
 // The gradient of logits: (softmax - one at the target) times the gradient of the row's loss.
-extern "C" KERNEL int32_t cross_entropy_backward(ParallelFor pool, const float* logits, const int64_t* targets, const float* log_sums,
-                                                 const float* dlosses, float* dlogits, int64_t n, int64_t v) {
+extern "C" KERNEL int32_t cross_entropy_backward(ParallelFor pool, const float* logits, const int64_t* targets, const float* maxima,
+                                                 const float* log_sums, const float* dlosses, float* dlogits, int64_t n, int64_t v) {
     auto task = [=](int64_t row) {
-        const float *x = logits + row * v, log_sum = log_sums[row], d = dlosses[row];
+        const float *x = logits + row * v, most = maxima[row], log_sum = log_sums[row], d = dlosses[row];
         float* dx = dlogits + row * v;
         int64_t i = 0;
-        for (; i + WIDTH <= v; i += WIDTH) store(dx + i, exp(load(x + i) - log_sum) * d);
+        for (; i + WIDTH <= v; i += WIDTH) store(dx + i, exp((load(x + i) - most) - log_sum) * d);
         if (i < v) {
             float end[WIDTH] = {};
             memcpy(end, x + i, (v - i) * sizeof(float));
-            store(end, exp(load(end) - log_sum) * d);
+            store(end, exp((load(end) - most) - log_sum) * d);
             memcpy(dx + i, end, (v - i) * sizeof(float));
         }
         dx[targets[row]] -= d;

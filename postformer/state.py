@@ -35,6 +35,7 @@ State = Any
 FORMAT = "postformer-state-1"
 LARGEST_HEADER = 16 << 20
 MOST_READ = 1 << 48
+OTHER_MODELS = "states of different models cannot be joined"
 
 
 class StateError(UserError):
@@ -77,6 +78,8 @@ def cat(states: list[State]) -> State:
     Raises StateError when the states differ in anything but rows and the sizes that their `grows` names.
     """
     first = states[0]
+    if any(type(s) is not type(first) for s in states):
+        raise StateError(f"{OTHER_MODELS}: {', '.join(type(s).__name__ for s in states)}")
     if first is None:
         return None
     if isinstance(first, Tensor):
@@ -84,7 +87,7 @@ def cat(states: list[State]) -> State:
     grows: dict[Any, int] = dict(getattr(first, "grows", ()))
     names = getattr(first, "_fields", range(len(first)))
     if any(len(s) != len(first) for s in states):
-        raise StateError("states of different models cannot be joined: they have different numbers of parts")
+        raise StateError(f"{OTHER_MODELS}: they have different numbers of parts")
     branches = zip(names, zip(*states, strict=True), strict=True)
     parts = [_join(branch, grows[name]) if name in grows else cat(list(branch)) for name, branch in branches]
     return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
@@ -97,7 +100,7 @@ def _join(leaves: Sequence[Tensor], grows: int | None = None) -> Tensor:
         leaves = [_pad(leaf, grows, longest) for leaf in leaves]
     if len({leaf.shape[1:] for leaf in leaves}) > 1:
         shapes = ", ".join(str(tuple(leaf.shape[1:])) for leaf in leaves)
-        raise StateError(f"states of different models cannot be joined: leaves of {shapes} a row")
+        raise StateError(f"{OTHER_MODELS}: leaves of {shapes} a row, which no `grows` allows")
     return torch.cat(list(leaves))
 
 

@@ -43,6 +43,9 @@ def test_leaves_have_names_and_an_order():
         ((Pair(torch.zeros(1, 3, 4), None),), (Pair(torch.zeros(1, 3, 5), None),), r"leaves of \(3, 4\).*\(3, 5\)"),
         ((Cache(torch.zeros(1, 3, 4)),), (Cache(torch.zeros(1, 2, 5)),), r"leaves of \(3, 4\).*\(3, 5\)"),
         ((torch.zeros(1, 3),), (torch.zeros(1, 3),) * 2, "different numbers of parts"),
+        ((None,), (torch.zeros(1, 3),), "NoneType, Tensor"),
+        ((torch.zeros(1, 3),), ((torch.zeros(1, 3),),), "Tensor, tuple"),
+        ((Cache(torch.zeros(1, 3, 4)),), (Pair(torch.zeros(1, 3, 4), None),), "Cache, Pair"),
     ],
 )
 def test_rows_of_different_models_are_not_joined(one: tuple[Any, ...], other: tuple[Any, ...], reason: str):

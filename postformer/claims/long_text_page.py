@@ -219,8 +219,9 @@ def limits(
         f"The models are small (width {runs['mamba'].model['dim']}) and were trained for {first['steps']} steps on "
         f"{first['tokens']:,} tokens. At published widths more of the time goes into matrix products, in which both are alike, "
         "so the crossover lies at longer texts.",
-        "Mamba's recurrence and convolution ran in kernels, as did the Transformer's attention (torch's own); its gate is made of "
-        "operations of torch."
+        "Mamba's recurrence and convolution ran in kernels, and a one-token step of a block in a single one. The Transformer's attention "
+        "ran in torch's kernel and the rest of its step in operations of torch: a fused step would lower the fixed cost of a token that "
+        "the finding on writing names."
         if fused
         else "Mamba's recurrence ran in plain torch operations, for the kernels were not built; the Transformer's attention ran in "
         "torch's fused kernel. These times are an upper bound for Mamba.",

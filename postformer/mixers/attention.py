@@ -22,12 +22,20 @@ LARGEST_WINDOW = 1 << 20
 
 
 class AttentionState(NamedTuple):
-    """Keys (rotated) and values. Slot j holds position j; with a window of w slots, the last position p with p mod w = j."""
+    """Keys (rotated) and values: slot j holds position j."""
 
     k: Float[Tensor, "b g s e"]
     v: Float[Tensor, "b g s e"]
     seen: Int[Tensor, " b"]
     grows = (("k", 2), ("v", 2))
+
+
+class RingState(NamedTuple):
+    """With a window of w slots: slot j holds the last position p with p mod w = j."""
+
+    k: Float[Tensor, "b g w e"]
+    v: Float[Tensor, "b g w e"]
+    seen: Int[Tensor, " b"]
 
 
 class Attention(nn.Module):
@@ -67,15 +75,16 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(self.width) if qk_norm else nn.Identity()
         self.prefix = nn.Parameter(torch.randn(persistent, dim) * 0.02) if persistent else None
 
-    def init_state(self, batch: int) -> AttentionState:
+    def init_state(self, batch: int) -> AttentionState | RingState:
         """An empty cache, or a ring of `window` slots."""
         like = {"device": self.out.weight.device, "dtype": self.out.weight.dtype}
         k, v = (torch.zeros(batch, self.groups, self.window or 0, self.width, **like) for _ in "kv")
-        return AttentionState(k, v, torch.zeros(batch, dtype=torch.long, device=like["device"]))
+        kind = RingState if self.window else AttentionState
+        return kind(k, v, torch.zeros(batch, dtype=torch.long, device=like["device"]))
 
     def forward(
-        self, x: Float[Tensor, "b t d"], state: AttentionState | None = None
-    ) -> tuple[Float[Tensor, "b t d"], AttentionState | None]:
+        self, x: Float[Tensor, "b t d"], state: AttentionState | RingState | None = None
+    ) -> tuple[Float[Tensor, "b t d"], AttentionState | RingState | None]:
         """Attend over the state and the new tokens; returns the output and the state after them."""
         b, t, _ = x.shape
         q = self.q_norm(self.q(x).view(b, t, self.heads, self.width))
@@ -88,7 +97,7 @@ class Attention(nn.Module):
             return self.out(self._fresh(q, k, v, position).flatten(2)), None
         read = self._read_cache if self.window is None else self._read_ring
         y, keys, values = read(q, k, v, position, state)
-        return self.out(y.flatten(2)), AttentionState(keys, values, seen + t)
+        return self.out(y.flatten(2)), type(state)(keys, values, seen + t)
 
     def _fresh(self, q: Tensor, k: Tensor, v: Tensor, position: Tensor) -> Tensor:
         if self.prefix is None and (self.window is None or k.shape[1] <= self.window):
@@ -105,7 +114,7 @@ class Attention(nn.Module):
         return attention(q, k, v, position, key_position, window=self.window, prefix=self.persistent, fresh=fresh)
 
     def _read_cache(
-        self, q: Tensor, k: Tensor, v: Tensor, position: Tensor, state: AttentionState
+        self, q: Tensor, k: Tensor, v: Tensor, position: Tensor, state: AttentionState | RingState
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Write the new keys at their positions, then read."""
         t = k.shape[1]
@@ -122,7 +131,7 @@ class Attention(nn.Module):
         return self._attend(q, k, v, position, slots), keys, values
 
     def _read_ring(
-        self, q: Tensor, k: Tensor, v: Tensor, position: Tensor, state: AttentionState
+        self, q: Tensor, k: Tensor, v: Tensor, position: Tensor, state: AttentionState | RingState
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One token is written first and reads the ring; more tokens read the old ring and themselves, then are written."""
         w, t = state.k.shape[2], k.shape[1]

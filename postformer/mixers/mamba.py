@@ -81,7 +81,7 @@ class Mamba(nn.Module):
     ) -> tuple[Float[Tensor, "b t d"], MambaState | None]:
         """Continue from the state over the new tokens; returns the output and the state after them."""
         past, h = state if state is not None else self.init_state(len(x))
-        if state is not None and serves(x, weights := self._weights()):
+        if state is not None and serves(x, state, weights := self._weights()):
             y, past, h = mamba_step(x[:, 0], past, h, weights)
             return y[:, None], MambaState(past, h)
         wide = torch.promote_types(x.dtype, torch.float32)

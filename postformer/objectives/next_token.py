@@ -14,7 +14,7 @@ class NextToken(nn.Module):
         self.model = model
 
     def forward(self, batch: dict[str, object]) -> dict[str, Tensor]:
-        """`batch["ids"]` is Int [b, t+1]. Returns the loss in nats a token (fp32), and the tokens predicted."""
+        """`batch["ids"]` is Int [b, t+1]. Returns the loss in nats a token (fp32 or wider), and the tokens predicted."""
         ids = batch["ids"]
         assert isinstance(ids, Tensor)
         x, _ = self.model.hidden(ids[:, :-1])  # type: ignore[operator]

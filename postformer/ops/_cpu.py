@@ -55,13 +55,13 @@ def load(level: str) -> Any:
     return library
 
 
-VERSION = 3
+VERSION = 4
 """Of csrc/version.cpp."""
 SIGNATURES = {
     "conv_forward": (5, 5),
     "conv_backward": (8, 5),
-    "cross_entropy_forward": (4, 2),
-    "cross_entropy_backward": (5, 2),
+    "cross_entropy_forward": (5, 2),
+    "cross_entropy_backward": (6, 2),
     "mamba_step_bf16": (13, 6),
     "mamba_step_fp32": (13, 6),
     "scan_forward": (8, 5),
@@ -120,3 +120,8 @@ def check_as(dtype: torch.dtype, operator: str, expected: Mapping[str, tuple[Ten
 def first_order_only(ctx: Any, *gradients: Any) -> NoReturn:
     """The gradient of a gradient."""
     raise RuntimeError("the CPU kernels have first-order gradients only")
+
+
+def no_gradient(ctx: Any, *gradients: Any) -> NoReturn:
+    """The gradient of what has none."""
+    raise RuntimeError("this CPU kernel has no gradient; its caller should have taken torch's operations")

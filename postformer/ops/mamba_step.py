@@ -1,4 +1,6 @@
-"""One token through a whole Mamba block in one call: the kernel of csrc/mamba_step.cpp (formulas: postformer/mixers/mamba.py).
+"""One token through a whole Mamba block in one call: the kernel of csrc/mamba_step.cpp.
+
+The formulas, and the reference in operations of torch, are `Mamba.forward` (postformer/mixers/mamba.py).
 
 b rows, d model width, c channels, k taps, r rank of dt, n state size.
 """
@@ -31,25 +33,27 @@ class Weights(NamedTuple):
     D: Float[Tensor, " c"]
 
 
-def serves(x: Float[Tensor, "b t d"], weights: Weights) -> bool:
+def serves(x: Float[Tensor, "b t d"], state: tuple[Tensor, Tensor], weights: Weights) -> bool:
     """Whether the kernel can take this step: one token of a few rows on a CPU, fp32 or bf16, and no gradient asked for."""
+    matrices = {w.dtype for w in weights[:MATRICES]}
     return (
         _cpu.BUILT
         and x.shape[1] == 1
         and 0 < x.shape[0] <= MOST_ROWS
         and x.device.type == "cpu"
-        and {x.dtype, weights.inp.dtype} <= {torch.float32, torch.bfloat16}
-        and not (torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights)))
+        and len(matrices) == 1
+        and {x.dtype, *matrices} <= {torch.float32, torch.bfloat16}
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *weights)))
     )
 
 
 def mamba_step(
     x: Float[Tensor, "b d"], conv: Float[Tensor, "b k_minus_1 c"], ssm: Float[Tensor, "b c n"], weights: Weights
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b k_minus_1 c"], Float[Tensor, "b c n"]]:
-    """The block's output and its state after the token, computed in fp32."""
+    """The block's output and its state after the token, computed in fp32; there are no gradients."""
     inputs = x.float(), conv.float(), ssm.float(), [*weights[:MATRICES], *(w.float() for w in weights[MATRICES:])]
     y, past, h = torch.ops.postformer.mamba_step(*inputs)
-    return y.to(x.dtype), past.to(conv.dtype), h
+    return y.to(x.dtype), past.to(x.dtype), h
 
 
 # ---------------------------------------------------------------- the CPU kernel as an operator of torch
@@ -85,6 +89,9 @@ def _step_cpu(x: Tensor, past: Tensor, h: Tensor, weights: list[Tensor]) -> tupl
 @torch.library.register_fake("postformer::mamba_step", lib=_cpu.LIBRARY)
 def _step_fake(x: Tensor, past: Tensor, h: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), past.new_empty(past.shape), h.new_empty(h.shape)
+
+
+torch.library.register_autograd("postformer::mamba_step", _cpu.no_gradient, lib=_cpu.LIBRARY)
 
 
 @register_flop_formula(torch.ops.postformer.mamba_step)

@@ -52,29 +52,37 @@ def threads(count: int) -> Iterator[None]:
 
 
 TRIM, MMAP = -1, -3
-"""`mallopt`'s numbers of the two thresholds: free bytes at the heap's end that go back to the system, and sizes that never lie there."""
-KEPT = {TRIM: (1 << 31) - 1, MMAP: 1 << 30}
-USUAL = {TRIM: 64 << 20, MMAP: 32 << 20}
-"""Where glibc's own adjustment of the thresholds ends."""
+"""`mallopt`'s numbers of two thresholds: free bytes at the heap's end that go back to the system, and sizes that never lie there."""
+KEPT = {MMAP: 1 << 30, TRIM: (1 << 31) - 1}
+USUAL = {MMAP: 32 << 20, TRIM: 64 << 20}
+"""Where glibc's own adjustment of the thresholds ends; once they are set it no longer adjusts them."""
+_keeping = 0
 
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Let the C library keep what one step frees for the next one: else the system hands out, zeroes and maps the same pages again
-    at every step (7,000 to 12,000 page faults and a tenth of the time of a step of text-mamba). Only glibc is told."""
+    """Let the C library keep what one step frees for the next one, for the whole process until the last such block is left.
+
+    Else the system maps and zeroes the same pages again at every step: thousands of page faults for a small model. Only glibc is told.
+    """
+    global _keeping
     libc = ctypes.CDLL(None)
     known = hasattr(libc, "mallopt") and hasattr(libc, "gnu_get_libc_version")
 
     def tell(thresholds: dict[int, int]) -> None:
-        for name, size in thresholds.items() if known else ():
-            libc.mallopt(name, size)
+        """The sizes first: where a glibc refuses so large a one, the other threshold alone would do harm."""
+        if known and libc.mallopt(MMAP, thresholds[MMAP]):
+            libc.mallopt(TRIM, thresholds[TRIM])
 
-    tell(KEPT)
+    if not _keeping:
+        tell(KEPT)
+    _keeping += 1
     try:
         yield
     finally:
-        tell(USUAL)
-        if known:
+        _keeping -= 1
+        if known and not _keeping:
+            tell(USUAL)
             libc.malloc_trim(0)
 
 

@@ -80,6 +80,25 @@ def criterion(name: str) -> Criterion:
     return next(c for c in RULE.criteria if c.name == name)
 
 
+def test_a_fixed_cost_that_could_be_fused_supports_nothing():
+    writing = criterion("five times faster at writing")
+    for fixed, growing, verdict in ((1e-4, 4e-3, "supported"), (3e-3, 2e-3, "inconclusive"), (3e-3, 5e-4, "contradicted")):
+        e = evidence(noise=0.001)
+        for i, (n, d) in enumerate(zip(e["lengths"], e["decode"], strict=True)):
+            slower = fixed + growing * n / e["lengths"][-1]
+            d["samples"] = {"mamba": series(1e-3, 0.001, i), "attention": series(slower, 0.001, 9 + i)}
+        found = writing.judge(e, writing.thresholds)
+        assert found.verdict == verdict, found
+        alike = found.numbers["Transformer / Mamba, were that no more than Mamba's"]
+        assert alike.value == pytest.approx(1 + growing / 1e-3, rel=0.05)
+
+
+def test_memory_is_judged_only_as_far_as_the_rule_says():
+    memory, e = criterion("constant memory"), evidence()
+    e["peaks"] = [{**p, "length": min(p["length"], 2 * e["lengths"][-1])} for p in e["peaks"]]
+    assert memory.judge(e, memory.thresholds).verdict == "inconclusive"
+
+
 SPEED = "five times faster at reading", "five times faster at writing"
 CASES = [
     ("linear time", {"exponent": 1.0}, "supported"),
@@ -263,13 +282,15 @@ def test_too_little_text_is_not_measurable(tiny):
 
 
 def test_peak_memory_is_that_of_reading(tmp_path):
-    """The process tells more for a longer text where the state grows."""
+    """A process where the state grows tells more for a longer text."""
     from postformer.models.hub import save_model
 
     model = small.model("attention", depth=1)
     save_model(model, tmp_path / "m")
-    found = sequences.peak_memory(tmp_path / "m", 512, 256, 1)
-    assert 0 < found["before"] <= found["peak"]
+    short, long = (sequences.peak_memory(tmp_path / "m", n, 256, 1) for n in (512, 32768))
+    assert 0 < short["before"] <= short["peak"]
+    grown = model.cost(32768).state_bytes - model.cost(512).state_bytes
+    assert long["peak"] - long["before"] > short["peak"] - short["before"] + grown / 2
     with pytest.raises(Exception, match="peak memory could not be measured"):
         sequences.peak_memory(tmp_path / "none", 512, 256, 1)
 

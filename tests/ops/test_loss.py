@@ -30,10 +30,10 @@ def test_equals_torchs_own_with_gradients(n: int, v: int, scale: float, shift: f
     wide = shifted.detach().double().requires_grad_()
     weights = torch.randn(n, generator=torch.Generator().manual_seed(1))
     mine, truth = cross_entropy(shifted, target), F.cross_entropy(wide, target, reduction="none")
-    torch.testing.assert_close(mine.double(), truth, rtol=1e-5, atol=1e-5 + 2e-7 * abs(shift))
+    torch.testing.assert_close(mine.double(), truth, rtol=1e-6, atol=3e-6)
     (grad,) = torch.autograd.grad((mine * weights).sum(), logits)
     (true_grad,) = torch.autograd.grad((truth * weights.double()).sum(), wide)
-    torch.testing.assert_close(grad.double(), true_grad, rtol=1e-5, atol=2e-6 + 1e-6 * abs(shift) / 10)
+    torch.testing.assert_close(grad.double(), true_grad, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -65,13 +65,13 @@ def test_a_masked_class_costs_nothing():
     torch.testing.assert_close(cross_entropy(logits, target), cross_entropy(others, target - 1))
 
 
-@kernel
-@pytest.mark.parametrize("wrong", [-1, 7])
-def test_a_target_that_is_no_class_is_refused(wrong: int):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("wrong", [-1, 7, -100])
+def test_a_target_that_is_no_class_is_refused(wrong: int, dtype: torch.dtype):
     logits, target = inputs(3, 7)
     target[1] = wrong
-    with pytest.raises(IndexError, match=r"targets .* must lie in 0 to 6"):
-        cross_entropy(logits, target)
+    with pytest.raises(IndexError, match=r"targets .* must lie in 0 to 6|Target .* is out of bounds"):
+        cross_entropy(logits.to(dtype), target)
 
 
 @kernel

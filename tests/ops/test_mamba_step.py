@@ -40,8 +40,8 @@ def test_equals_the_block_of_torchs_operations(rows: int, d: int, n: int, k: int
     state, truth = mixer.init_state(rows), wide.init_state(rows)
     for t in range(4):
         token = x[:, t : t + 1]
-        assert serves(token, mixer._weights())
-        assert not serves(token.double(), wide._weights())
+        assert serves(token, state, mixer._weights())
+        assert not serves(token.double(), truth, wide._weights())
         y, state = mixer(token, state)
         true_y, truth = wide(token.double(), truth)
         torch.testing.assert_close(y.double(), true_y, rtol=1e-5, atol=1e-5)
@@ -88,16 +88,49 @@ def test_a_state_whose_rows_lie_apart_is_taken_as_it_is():
 
 def test_gradients_take_the_other_way():
     mixer = block(16)
-    x = torch.randn(1, 1, 16)
-    assert serves(x, mixer._weights())
-    assert not serves(x.clone().requires_grad_(), mixer._weights())
+    x, state = torch.randn(1, 1, 16), mixer.init_state(1)
+    assert serves(x, state, mixer._weights())
+    assert not serves(x.clone().requires_grad_(), state, mixer._weights())
     mixer.requires_grad_(True)
-    assert not serves(x, mixer._weights())
+    assert not serves(x, state, mixer._weights())
     with torch.inference_mode():
-        assert serves(x, mixer._weights())
-    y, _ = mixer(x, mixer.init_state(1))
+        assert serves(x, state, mixer._weights())
+    y, _ = mixer(x, state)
     y.sum().backward()
     assert mixer.inp.weight.grad is not None
+
+
+def test_a_prompt_is_taught_through_a_frozen_block():
+    mixer = block(16)
+    wide = copy.deepcopy(mixer).double()
+    prompt, token = torch.randn(1, 3, 16), torch.randn(1, 1, 16)
+    grads = []
+    for m, dtype in ((mixer, torch.float32), (wide, torch.float64)):
+        p = prompt.to(dtype).requires_grad_()
+        _, state = m(p, m.init_state(1))
+        y, _ = m(token.to(dtype), state)
+        grads += torch.autograd.grad(y.square().sum(), p)
+    assert grads[1].abs().max() > 1e-4
+    torch.testing.assert_close(grads[0].double(), grads[1], rtol=1e-4, atol=1e-6)
+    _, state = mixer(prompt.clone().requires_grad_(), mixer.init_state(1))
+    with pytest.raises(RuntimeError, match="has no gradient"):
+        mamba_step(token[:, 0], *state, mixer._weights())[0].sum().backward()
+
+
+def test_matrices_of_two_dtypes_take_the_other_way():
+    mixer = block(16)
+    mixer.inp.bfloat16()
+    assert not serves(torch.randn(1, 1, 16), mixer.init_state(1), mixer._weights())
+    assert mixer(torch.randn(1, 1, 16), mixer.init_state(1))[0].isfinite().all()
+
+
+@pytest.mark.parametrize("cuts", [[1, 1, 1, 1], [4], [3, 1], [1, 3]])
+def test_a_state_in_bf16_has_one_dtype_at_any_split(cuts: list[int]):
+    mixer = block(16)
+    x, state = torch.randn(1, 4, 16).bfloat16(), mixer.init_state(1)
+    for piece in x.split(cuts, 1):
+        _, state = mixer(piece, state)
+    assert (state.conv.dtype, state.ssm.dtype) == (torch.bfloat16, torch.float32)
 
 
 def test_a_state_of_another_size_is_refused():

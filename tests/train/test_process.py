@@ -2,6 +2,7 @@
 
 import ctypes
 import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +16,16 @@ def pages_of_a_block() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="only glibc is told")
+@pytest.mark.skipif(HUGE_PAGES.exists() and "[always]" in HUGE_PAGES.read_text(), reason="huge pages leave few faults to count")
 def test_what_a_step_frees_serves_the_next_one():
     with freed_memory_kept():
-        pages_of_a_block()
-        again = pages_of_a_block()
+        with freed_memory_kept():
+            pages_of_a_block()
+        again = [pages_of_a_block() for _ in range(6)]  # the first ones find the heap's shape
     after = pages_of_a_block()
-    assert again < 100
-    assert after > 10 * (again + 1)  # huge pages may make it few; and what was kept has gone back
+    assert max(again[3:]) < 100
+    assert after > 1000  # what was kept has gone back
