@@ -100,6 +100,19 @@ def test_law_3_rows_join_and_leave(case, lengths, cuts):
 
 
 @pytest.mark.parametrize("case", CASES)
+@given(first=st.integers(1, 5), second=st.integers(1, 5), cuts=st.lists(st.integers(1, 3), min_size=1, max_size=8))
+def test_laws_1_and_3_in_fp32_where_kernels_serve(case, first, second, cuts):
+    """Two batches read one after the other are joined, to fewer rows than the one-token kernel takes or more, and read on."""
+    exact, m, length = mixer(case), mixer(case).float(), sum(cuts)
+    x = tokens(first + second, length + 7)
+    truth, _ = exact(x)
+    with torch.no_grad():
+        starts = [m(rows[:, :7].float(), m.init_state(len(rows)))[1] for rows in x.split([first, second])]
+        y, _ = run(m, x[:, 7:].float(), S.cat(starts), cuts)
+    torch.testing.assert_close(y.double(), truth[:, 7:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_law_4_all_zeros_is_fresh(case):
     m, x = mixer(case), tokens(2, 7)
     _, used = m(tokens(2, 11, seed=3), m.init_state(2))
