@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from postformer import __version__, commands
-from postformer.config import UserError
+from postformer.config import MOST_THREADS, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,7 +78,7 @@ def _report_arguments(p: Parser) -> None:
     )
     p.add_argument("--text", type=Path, metavar="PATH", help="your text: a file, a folder or a .jsonl (default: Python's own)")
     p.add_argument("--seeds", type=_seeds, default=(0,), metavar="0,1", help="seeds to train with (default: 0)")
-    p.add_argument("--threads", type=_positive, help="threads to compute with (default: all cores)")
+    p.add_argument("--threads", type=_threads, help="threads to compute with (default: all cores)")
     p.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="where the page goes (default: report)")
     p.add_argument("--render", type=Path, metavar="REPORT.JSON", help="only write the page of an existing report.json anew")
 
@@ -100,7 +100,7 @@ def _train_arguments(p: Parser) -> None:
 def _generate_arguments(p: Parser) -> None:
     p.add_argument("checkpoint", help="a run directory, a checkpoint, a model folder or a hub's owner/name")
     p.add_argument("--prompt", default="", help="the text to continue; - reads it from standard input")
-    p.add_argument("--max-tokens", type=int, default=256, metavar="N")
+    p.add_argument("--max-tokens", type=_whole, default=256, metavar="N")
     p.add_argument("--temperature", type=float, default=0.8, help="0 takes the most probable token (default: 0.8)")
     p.add_argument("--top-k", type=int, default=0, metavar="K", help="keep the K most probable tokens")
     p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="keep the fewest tokens that hold probability P")
@@ -108,7 +108,9 @@ def _generate_arguments(p: Parser) -> None:
         "--min-p", type=float, default=0.0, metavar="P", help="keep tokens at least P times as probable as the first"
     )
     p.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 makes repetition rarer")
-    p.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given often")
+    p.add_argument(
+        "--stop", action="append", type=_stop, default=[], metavar="TEXT", help="end before this text; may be given often"
+    )
     p.add_argument("--seed", type=int, help="of the sampling (default: 0, or where a loaded state left off)")
     p.add_argument("--save-state", type=Path, metavar="FILE", help="write what continues the text later")
     p.add_argument(
@@ -139,7 +141,7 @@ def _cost_arguments(p: Parser) -> None:
     p.add_argument("recipe", help="a recipe's name, a .toml or .json file of a run, or a run directory or model folder")
     p.add_argument("overrides", nargs="*", metavar="a.b=value", help="such as model.depth=8 (of a recipe or a file)")
     p.add_argument("--length", type=_lengths, default=(1024, 16384, 131072), metavar="A,B", help="text lengths in tokens")
-    p.add_argument("--vocab", type=_positive, default=4096, metavar="N", help="tokens in a recipe's vocabulary (default: 4096)")
+    p.add_argument("--vocab", type=_positive, metavar="N", help="tokens in a recipe's vocabulary (default: 4096)")
 
 
 # ---------------------------------------------------------------- values
@@ -149,6 +151,24 @@ def _positive(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 0")
+    return int(text)
+
+
+def _threads(text: str) -> int:
+    if (count := _positive(text)) > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{count} must be at most {MOST_THREADS}")
+    return count
+
+
+def _stop(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty text stops nothing; give the text to end before")
+    return text
 
 
 def _lengths(text: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from postformer.config import Run, UserError, override, parse, plain, read
+from postformer.config import ConfigError, Run, UserError, override, parse, plain, read
 
 DEFAULT_CORPUS = "corpora/default"
 
@@ -23,7 +23,11 @@ def load_run(recipe: str, overrides: Sequence[str]) -> Run:
         data = read(recipe)
     else:
         raise UserError(f"'{recipe}' is not a recipe; choose from {', '.join(RECIPES)}, or give a .toml or .json file")
-    return parse(Run, override(data, overrides))
+    data = override(data, overrides)
+    try:
+        return parse(Run, data)
+    except ConfigError as e:
+        raise e if recipe in RECIPES else ConfigError(f"{recipe}: {e}") from e
 
 
 def report(args: argparse.Namespace) -> int:
@@ -49,6 +53,8 @@ def report(args: argparse.Namespace) -> int:
         threads=args.threads,
         command=["postformer", *sys.argv[1:]],
     )
+    for line in outcome.failures:
+        print(f"postformer: {line}", file=sys.stderr)
     return outcome.exit_code
 
 
@@ -59,6 +65,7 @@ def train(args: argparse.Namespace) -> int:
 
     check(run)
     out = args.out or Path("runs") / run.name
+    _refuse_file(out)
     if out.is_dir() and any(out.iterdir()) and not any((out / own).exists() for own in ("checkpoints", "log.jsonl", "lock")):
         raise UserError(f"--out {out}: holds files that are no run's; name a new folder or the folder of an earlier run")
     if (
@@ -96,6 +103,10 @@ def generate(args: argparse.Namespace) -> int:
         raise UserError(f"--save-state {args.save_state}: the folder {args.save_state.parent} does not exist")
     if args.save_state and args.save_state.is_dir():
         raise UserError(f"--save-state {args.save_state}: is a folder; name a file")
+    if args.save_state and args.save_state.exists() and not _may_overwrite(args.save_state):
+        raise UserError(f"--save-state {args.save_state}: is there and no state; name a new file or a state to overwrite")
+    if args.load_state and not args.load_state.is_file():
+        raise UserError(f"--load-state {args.load_state}: {'is no file' if args.load_state.exists() else 'no such file'}")
     prompt = _prompt(args.prompt)
     model = open_model(args.checkpoint)
     memory = Memory.load(args.load_state, model) if args.load_state else None
@@ -113,6 +124,12 @@ def generate(args: argparse.Namespace) -> int:
         if args.save_state:
             stream.remember().save(args.save_state, model)
     return 0
+
+
+def _may_overwrite(path: Path) -> bool:
+    from postformer.state import is_state_file
+
+    return path.is_file() and (not path.stat().st_size or is_state_file(path))
 
 
 def _prompt(prompt: str) -> bytes:
@@ -162,8 +179,16 @@ def _refuse_inside(out: Path, source: Path) -> None:
         raise UserError(f"--out {out}: lies inside {source}, which is read; name a folder outside of it")
 
 
+def _refuse_file(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; name a folder")
+
+
 def corpus(args: argparse.Namespace) -> int:
     paths, licence = args.paths, args.license
+    _refuse_file(args.out)
+    if args.hub_rows and not args.hub:
+        raise UserError("--hub-rows: belongs to --hub, which was not given")
     if args.hub:
         from postformer.data.hub import hub_source
 
@@ -225,13 +250,15 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         yield move
 
 
-def _model(recipe: str, overrides: Sequence[str], vocab: int) -> tuple[str, Any]:
+def _model(recipe: str, overrides: Sequence[str], vocab: int | None) -> tuple[str, Any]:
     """A trained model, or a recipe's without its weights, and its name."""
     if Path(recipe).is_dir():
         from postformer.train.session import open_model
 
         if overrides:
             raise UserError(f"{recipe}: a trained model takes no overrides such as '{overrides[0]}'; give a recipe or a file")
+        if vocab:
+            raise UserError(f"--vocab: {recipe} has its own vocabulary; give --vocab with a recipe or a file")
         return recipe, open_model(recipe)
     run = load_run(recipe, overrides)
     import torch
@@ -240,7 +267,7 @@ def _model(recipe: str, overrides: Sequence[str], vocab: int) -> tuple[str, Any]
     from postformer.models import MODELS
 
     with torch.device("meta"):
-        return run.name, build({k: v for k, v in run.model.items() if k != "vocab"}, MODELS, "model", vocab=vocab)
+        return run.name, build({k: v for k, v in run.model.items() if k != "vocab"}, MODELS, "model", vocab=vocab or 4096)
 
 
 def cost(args: argparse.Namespace) -> int:

@@ -21,6 +21,8 @@ from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 LARGEST_NUMBER = 1e300
+MOST_THREADS = 1024
+"""Threads that a command may be told to compute with."""
 Spec = dict[str, Any]
 """An open part: `{"kind": name, **keywords of the class that the kind names}`."""
 
@@ -220,8 +222,12 @@ def build(spec: Mapping[str, Any], table: Mapping[str, Any], where: str, **given
     values = {k: _parse(hints.get(k, Any), v, f"{where}.{k}") for k, v in words.items() if k != "kind"}
     try:
         return cls(**given, **values)
-    except (ValueError, RuntimeError) as e:
+    except ValueError as e:
         raise ConfigError(f"{where}: {str(e).partition(chr(10))[0]}") from e
+    except RuntimeError as e:
+        reason = str(e).partition("\n")[0]
+        large = any(word in reason.lower() for word in ("alloc", "overflow", "memory"))
+        raise ConfigError(f"{where}: {'its sizes are too large for this machine' if large else reason}") from e
 
 
 def _resolve(spec: Any, table: Mapping[str, Any], where: str) -> tuple[Any, str]:

@@ -1,5 +1,6 @@
 """Durable files: what is written is on disk and whole, or not there at all."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -32,15 +33,22 @@ def sync(path: str | Path) -> None:
 def durable_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it becomes `path` in one step that survives a power loss.
 
-    On an error the old file stays as it was and the temporary one is removed.
+    On an error the old file stays as it was and the temporary one is removed; the OSError names `path`. A link is followed;
+    what is there and no regular file, such as a device, is refused with an OSError.
     """
     path = Path(path)
+    path = path.resolve() if path.is_symlink() else path
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "is there and no regular file", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
+    except OSError as e:
+        e.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

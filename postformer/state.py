@@ -145,6 +145,14 @@ def save(state: State, path: str | Path, model: nn.Module, note: dict[str, Any] 
     write_durably(path, to_bytes(tensors, metadata=meta))
 
 
+def is_state_file(path: str | Path) -> bool:
+    """Whether a file says that it is a state, of whatever model."""
+    try:
+        return _read(Path(path))[1].get("format") == FORMAT
+    except StateError:
+        return False
+
+
 def load(path: str | Path, model: nn.Module) -> tuple[State, dict[str, Any]]:
     """Read a state and its note for exactly the model that wrote it.
 

@@ -1,6 +1,8 @@
 """What is written is whole or not there, whatever fails in between."""
 
 import hashlib
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,19 @@ def test_a_file_is_written_and_replaced(tmp_path):
     assert names(tmp_path) == ["f"]
 
 
+def test_a_link_is_followed_and_what_is_no_file_is_kept(tmp_path):
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    write_durably(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="no regular file") as e:
+        write_durably(tmp_path / "pipe", "x")
+    assert e.value.filename == str(tmp_path / "pipe")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
 @pytest.mark.parametrize("where", ["inside", "sync", "replace"])
 def test_a_write_that_fails_leaves_the_old_file(where, tmp_path, monkeypatch):
     write_durably(tmp_path / "f", "old")
@@ -32,10 +47,11 @@ def test_a_write_that_fails_leaves_the_old_file(where, tmp_path, monkeypatch):
         monkeypatch.setattr(files, "sync", fail)
     if where == "replace":
         monkeypatch.setattr("pathlib.Path.replace", fail)
-    with pytest.raises(OSError, match="No space left"), durable_file(tmp_path / "f") as temporary:
+    with pytest.raises(OSError, match="No space left") as e, durable_file(tmp_path / "f") as temporary:
         temporary.write_text("half")
         if where == "inside":
             fail()
+    assert e.value.filename == str(tmp_path / "f")
     assert (tmp_path / "f").read_text() == "old"
     assert names(tmp_path) == ["f"]
 

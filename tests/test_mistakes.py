@@ -201,9 +201,9 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         "override past a list": config("model.mixers[5].state=8", "model.mixers is a list of 1; '5' is not in it"),
         "override into a value": config("seed.x=8", "seed is 0; 'x' is not in it"),
         "override with an odd digit": config("model.mixers[²].state=8", "model.mixers is a list of 1; '²' is not in it"),
-        "no layers": config("model.depth=0", "model: dim=16 and depth=0 must be at least 1"),
-        "no width": config("model.dim=-16", "model: vocab=1 and dim=-16 must be at least 1"),
-        "no mixers": config("model.mixers=[]", "mixers and ffns must not be empty"),
+        "no layers": config("model.depth=0", "model: dim=16 must be at least 1 and depth=0 from 1 to 4096"),
+        "no width": config("model.dim=-16", "model: dim=-16 must be at least 1"),
+        "no mixers": config("model.mixers=[]", "model.mixers: must not be empty"),
         "odd heads": config(
             "'model.mixers=[{kind=\"attention\",heads=3}]'", "model.mixers[0]: dim=16 is not divisible by heads=3"
         ),
@@ -222,8 +222,13 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         "recipe's steps before its corpus": Mistake("train text-mamba train.steps=0", "train.steps: 0 must be at least 1"),
         "cost of it": Mistake("cost run.json model.mixers[0].kind=x", "model.mixers[0].kind: unknown 'x'"),
         "cost of a run with overrides": Mistake("cost run model.depth=2", "run: a trained model takes no overrides"),
+        "vocabulary of a trained model": Mistake("cost model --vocab 100", "--vocab: model has its own vocabulary"),
+        "endless depth": Mistake("cost text-mamba model.depth=10000000", "depth=10000000 from 1 to 4096"),
+        "sizes beyond memory": Mistake("cost text-mamba model.dim=1000000000", "sizes are too large for this machine"),
+        "no dim": Mistake("train text-mamba model.dim=0", "model: dim=0 must be at least 1"),
+        "no such device": Mistake("train text-mamba train.device=gpu", "'gpu' cannot be used here; choose such as cpu, cuda"),
         "length of it": Mistake("cost text-mamba --length 5,x", "--length: 'x' is not a whole number above 0"),
-        "run's folder is a file": Mistake("train run.json --out text.txt", "text.txt: cannot train there"),
+        "run's folder is a file": Mistake("train run.json --out text.txt", "--out text.txt: is a file; name a folder"),
     },
     "data": {
         "missing text": Mistake("corpus no.txt --out new", "no.txt: no such file or folder"),
@@ -258,7 +263,7 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         "missing": Mistake("generate ./no", "./no: no such folder; name a run, a checkpoint"),
         "a file": Mistake("generate text.txt", "text.txt: no such folder"),
         "not on the hub": Mistake("generate nobody/nothing", "nobody/nothing: no such folder here"),
-        "empty folder": Mistake("generate empty", "empty/config.json: No such file"),
+        "empty folder": Mistake("generate empty", "empty: is no run, checkpoint or model folder"),
         "run without one": Mistake(
             "generate new", "new: this run has no checkpoint yet", lambda w: (w / "new/checkpoints").mkdir(parents=True)
         ),
@@ -342,7 +347,11 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         "prompt that is no text": Mistake(
             "generate model --prompt -", "standard input: not UTF-8 text (byte 3)", stdin=b"abc\xff"
         ),
-        "missing": Mistake(f"{GENERATE} --load-state no", "no: No such file"),
+        "missing": Mistake(f"{GENERATE} --load-state no", "--load-state no: no such file"),
+        "another file to overwrite": Mistake(f"{GENERATE} --save-state text.txt", "text.txt: is there and no state"),
+        "a device to overwrite": Mistake(
+            f"{GENERATE} --save-state pipe", "pipe: is there and no state", lambda w: os.mkfifo(w / "pipe")
+        ),
         "flipped bit": Mistake(f"{GENERATE} --load-state state", "state: damaged", flip("state", 0.9)),
         "truncated": Mistake(f"{GENERATE} --load-state state", "state: not a readable safetensors", cut("state")),
         "empty": Mistake(f"{GENERATE} --load-state state", "state: not a readable safetensors", write("state", b"")),
@@ -361,7 +370,7 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
     "sampling": {
         name: Mistake(f"{GENERATE} {words}", says)
         for name, words, says in (
-            ("temperature", "--temperature -1", "temperature: -1.0 is not valid; it must be at least 0"),
+            ("temperature", "--temperature -1", "temperature: -1.0 is not valid; it must be finite and at least 0"),
             ("endless temperature", "--temperature inf", "temperature: inf is not valid"),
             ("NaN temperature", "--temperature nan", "temperature: nan is not valid"),
             ("text temperature", "--temperature hot", "--temperature: invalid float value: 'hot'"),
@@ -371,8 +380,8 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
             ("NaN top-p", "--top-p nan", "top_p: nan is not valid"),
             ("min-p", "--min-p 2", "min_p: 2.0 is not valid"),
             ("penalty", "--repetition-penalty 0", "repetition_penalty: 0.0 is not valid"),
-            ("tokens", "--max-tokens -5", "max_tokens: -5 is not valid"),
-            ("stop", "--stop ''", "stop: ('',) is not valid"),
+            ("tokens", "--max-tokens -5", "--max-tokens: '-5' is not a whole number of at least 0"),
+            ("stop", "--stop ''", "--stop: an empty text stops nothing"),
             ("seed", "--seed -1", "seed: -1 is not valid"),
             ("large seed", f"--seed {1 << 63}", "seed: 9223372036854775808 is not valid"),
         )
@@ -385,6 +394,7 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         "seeds": Mistake("report --seeds 0,0 --out new", "--seeds: '0,0' is not a list of different whole numbers"),
         "odd seeds": Mistake("report --seeds a --out new", "--seeds: 'a' is not"),
         "threads": Mistake("report --threads 0 --out new", "--threads: '0' is not a whole number above 0"),
+        "threads beyond sense": Mistake("report --threads 100000 --out new", "--threads: 100000 must be at most 1024"),
         "odd threads": Mistake("report --threads ² --out new", "--threads: '²' is not a whole number above 0"),
         "missing text": Mistake("report --text no.txt --out new", "--text no.txt: no such file or folder"),
         "a file": Mistake("report --out text.txt", "--out text.txt: is a file"),

@@ -31,6 +31,8 @@ class Outcome(NamedTuple):
 
     page: Path
     exit_code: int
+    failures: tuple[str, ...] = ()
+    """Each failed claim and why."""
 
 
 def run_report(
@@ -46,9 +48,10 @@ def run_report(
 ) -> Outcome:
     """Run the claims, each with an equal share of the budget (seconds), and write the report into `out`.
 
-    Raises UserError when `out` is something else than a report's folder or the text is not there.
+    Raises UserError when `out` is something else than a report's folder, another process writes there, or the text is not there.
     """
     from postformer.ops._cpu import LEVEL
+    from postformer.train.process import lock
 
     page = _page()
     check_folder(out)
@@ -73,7 +76,6 @@ def run_report(
         "stamp": stamp(command=command or sys.argv, seeds=seeds, threads=threads, hashes={"settings": asked}),
         "claims": [_pending(claim) for claim in claims],
     }
-    out.mkdir(parents=True, exist_ok=True)
 
     def write() -> None:
         report["stamp"] = closed(report["stamp"])
@@ -81,7 +83,7 @@ def run_report(
         write_durably(out / "index.html", page(report))
 
     codes = [0]
-    with reporter(console) as show:
+    with lock(out, "writing a report"), reporter(console) as show:
         if kept := _keep_finished(out, asked):
             show.line(f"The finished report of other settings is kept: {kept}")
         show.plan([(claim.id, claim.plan(settings["budget_s"], len(settings["seeds"]))) for claim in claims], budget_s)
@@ -101,7 +103,8 @@ def run_report(
         report["complete"] = True
         write()
         show.line(f"The page: {out / 'index.html'}")
-    return Outcome(out / "index.html", max(codes))
+    failures = (f"{c['id']}: {c['reason']}" for c in report["claims"] if c["status"] == "failed")
+    return Outcome(out / "index.html", max(codes), tuple(failures))
 
 
 def render_file(path: Path) -> Path:
@@ -112,7 +115,9 @@ def render_file(path: Path) -> Path:
         html = page(report)
     except UserError as e:
         raise UserError(f"{path}: {e}") from e
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+    except KeyError as e:
+        raise UserError(f"{path}: not a whole {SCHEMA}: {e} is missing") from e
+    except (TypeError, ValueError, AttributeError) as e:
         raise UserError(f"{path}: not a whole {SCHEMA}: {_line(e)}") from e
     write_durably(path.with_name("index.html"), html)
     return path.with_name("index.html")
@@ -136,7 +141,7 @@ def check_folder(out: Path) -> None:
         return
     if not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a new folder or the folder of an earlier report")
-    inside = [p.name for p in out.iterdir() if not p.name.startswith(".report.json.")]
+    inside = [p.name for p in out.iterdir() if p.name != "lock" and not p.name.startswith(".report.json.")]
     if not inside:
         return
     try:
@@ -154,6 +159,8 @@ def _keep_finished(out: Path, settings: str) -> Path | None:
         return None
     before = read_report(out / "report.json")
     stamped = before.get("stamp", {})
+    if not any(c.get("status") == "done" for c in before.get("claims", ())):
+        return None
     if not before.get("complete") or stamped.get("hashes", {}).get("settings") == settings:
         return None
     folder = out / "earlier" / re.sub(r"[^0-9T]", "", str(stamped.get("ended")))

@@ -3,10 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from postformer.config import UserError
 from postformer.files import sha256_file
@@ -90,7 +91,7 @@ class Source:
     def files(self) -> list[Path]:
         """The files that are read. Raises DataError when there is nothing at `path`."""
         if self.path.is_dir():
-            return [f for f in self._everything() if f.suffix.lower() in SUFFIXES]
+            return [f for f in self._everything() if f.suffix.lower() in SUFFIXES and f.is_file()]
         if not self.path.is_file():
             raise DataError(f"{self.path}: {'neither a file nor a folder' if self.path.exists() else 'no such file or folder'}")
         return [self.path]
@@ -111,6 +112,9 @@ class Source:
         """Documents, bad rows and skipped files, in a fixed order. Raises DataError when a file cannot be read."""
         folder, total = self.path.is_dir(), self.size()
         for path in self._everything() if folder else self.files():
+            if not path.is_file():
+                yield Skipped(self._name(path), "a link to a folder" if path.is_dir() else "no regular file")
+                continue
             if folder and path.suffix.lower() not in SUFFIXES:
                 yield Skipped(self._name(path), "not a text file's suffix")
                 continue
@@ -119,8 +123,17 @@ class Source:
                 yield from rows
 
     def _everything(self) -> list[Path]:
-        found = (f for f in self.path.rglob("*") if not any(p.startswith(".") for p in f.relative_to(self.path).parts))
-        return sorted((f for f in found if f.is_file()), key=self._name)
+        """All that is no folder, and links to folders, which are not followed. Raises DataError for a folder that cannot be read."""
+
+        def refuse(e: OSError) -> NoReturn:
+            raise DataError(f"{e.filename}: {e.strerror}") from e
+
+        found: list[Path] = []
+        for folder, folders, files in os.walk(self.path, onerror=refuse):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            here = [Path(folder) / name for name in (*folders, *files) if not name.startswith(".")]
+            found += (path for path in here if path.is_symlink() or not path.is_dir())
+        return sorted(found, key=self._name)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.path).as_posix() if path != self.path else path.name

@@ -13,6 +13,7 @@ from postformer.mixers import MIXERS
 from postformer.ops.layers import RMSNorm
 
 State = tuple[Any, ...]
+DEEPEST = 4096
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,10 @@ class Backbone(nn.Module):
 
     def __init__(self, dim: int, depth: int, mixers: tuple[Spec, ...], ffns: tuple[Spec, ...], norm_eps: float = 1e-5):
         super().__init__()
-        if dim < 1 or depth < 1 or not mixers or not ffns:
-            raise ConfigError(f"model: dim={dim} and depth={depth} must be at least 1, and mixers and ffns must not be empty")
+        if dim < 1 or not 1 <= depth <= DEEPEST:
+            raise ConfigError(f"model: dim={dim} must be at least 1 and depth={depth} from 1 to {DEEPEST}")
+        if not mixers or not ffns:
+            raise ConfigError(f"model.{'ffns' if mixers else 'mixers'}: must not be empty")
         self.dim = dim
         self.blocks: Any = nn.ModuleList()
         for i in range(depth):

@@ -37,11 +37,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = {
-            "temperature": (0 <= self.temperature < math.inf, "at least 0"),
+            "temperature": (0 <= self.temperature < math.inf, "finite and at least 0"),
             "top_k": (self.top_k >= 0, "at least 0"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "min_p": (0 <= self.min_p <= 1, "between 0 and 1"),
-            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0"),
+            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "finite and above 0"),
             "max_tokens": (0 <= self.max_tokens <= 1 << 31, "between 0 and 2147483648"),
             "stop": (all(self.stop), "strings that are not empty"),
             "seed": (0 <= self.seed < 1 << 63, "between 0 and 2^63 - 1"),

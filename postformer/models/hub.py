@@ -50,6 +50,8 @@ def load_model(folder: str | Path, *, trust_kinds: bool = False) -> Any:
     Raises ModelError or ConfigError, each with the file and what is wrong with it.
     """
     folder = Path(folder)
+    if not (folder / "config.json").exists():
+        raise ModelError(f"{folder}: is no run, checkpoint or model folder: it has no config.json")
     config = read(folder / "config.json")
     tensors = _tensors(folder / "model.safetensors")
     if config.get("format") == FORMAT:

@@ -37,8 +37,10 @@ class LanguageModel(nn.Module, ModelHubMixin):
         norm_eps: float = 1e-5,
     ):
         super().__init__()
-        if vocab < 1 or dim < 1:
-            raise ConfigError(f"model: vocab={vocab} and dim={dim} must be at least 1")
+        if dim < 1:
+            raise ConfigError(f"model: dim={dim} must be at least 1")
+        if vocab < 1:
+            raise ConfigError(f"model: vocab={vocab} must be at least 1")
         self.config: Spec = {
             "kind": "language",
             "vocab": vocab,

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from postformer.config import ConfigError, Run
+from postformer.config import MOST_THREADS, ConfigError, Run
 from postformer.train import checkpoint
 from postformer.train.checkpoint import Environment, Record, Warn
 from postformer.train.log import JsonLog, Log, Progress, Row, finite
@@ -24,7 +24,6 @@ from postformer.train.manifest import CheckpointError
 from postformer.train.optim import learning_rate, make_optimizer
 from postformer.train.process import TrainingError, freed_memory_kept, lock, stop_signals, threads
 
-MOST_THREADS = 1024
 ROWS_NAMED = 16
 """How many data rows an error names."""
 
@@ -192,6 +191,8 @@ class _Trainer:
             self.record = replace(self.record, valid=row)
             self._log(row)
         if stopping or last or (config.save_every and step % config.save_every == 0):
+            if not (self.out / "lock").exists():
+                raise TrainingError(f"{self.out}: was removed at or before step {step}, so nothing is saved; train again")
             for log in self.logs:
                 log.sync()
             self.checkpoint = checkpoint.save(self.out, self.run, self.record, self.objective, self.optimizer, self.save_model)
@@ -251,7 +252,11 @@ def device(name: str) -> torch.device:
     try:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as e:
-        raise ConfigError(f"train.device: '{name}' cannot be used here: {str(e).splitlines()[0]}") from e
+        reason = str(e).splitlines()[0]
+        reason = (
+            "; choose such as cpu, cuda or cuda:0" if "device type" in reason or "Invalid device" in reason else f": {reason}"
+        )
+        raise ConfigError(f"train.device: '{name}' cannot be used here{reason}") from e
 
 
 def _check_finite(step: int, losses: list[float], norm: float, rows: list[list[str]]) -> None:

@@ -20,13 +20,13 @@ class TrainingError(UserError):
 
 
 @contextmanager
-def lock(out: Path) -> Iterator[None]:
-    """Hold a run directory for this process alone. Raises TrainingError when another one has it."""
+def lock(out: Path, doing: str = "training") -> Iterator[None]:
+    """Hold a directory for this process alone. Raises TrainingError when another one has it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         file = (out / "lock").open("a+b", buffering=0)
     except OSError as e:
-        raise TrainingError(f"{out}: cannot train there: {e.strerror or e}") from e
+        raise TrainingError(f"{out}: cannot be used: {e.strerror or e}") from e
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -34,7 +34,7 @@ def lock(out: Path) -> Iterator[None]:
             file.write(str(os.getpid()).encode())
         except BlockingIOError as e:
             holder = (out / "lock").read_text()
-            raise TrainingError(f"{out}: process {holder} is training there; wait for it, or use another directory") from e
+            raise TrainingError(f"{out}: process {holder} is {doing} there; wait for it, or use another directory") from e
         except OSError as e:
             raise TrainingError(f"{out / 'lock'}: {e.strerror or e}") from e
         yield

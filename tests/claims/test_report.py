@@ -97,10 +97,36 @@ def test_schema_refuses(path: tuple[str | int, ...], value: Any):
         jsonschema.validate(report, SCHEMA)
 
 
+def test_a_folder_takes_one_report_at_a_time(tmp_path: Path):
+    refused: list[str] = []
+
+    def second() -> None:
+        with pytest.raises(UserError) as e:
+            run(tmp_path / "out", Counting())
+        refused.append(str(e.value))
+
+    first, _ = run(tmp_path / "out", Counting(act=second))
+    assert first.exit_code == 0
+    assert refused == [
+        f"{tmp_path / 'out'}: process {os.getpid()} is writing a report there; wait for it, or use another directory"
+    ]
+
+
+def test_why_a_claim_failed_is_given_back(tmp_path: Path):
+    def mistake() -> None:
+        raise UserError("notes.txt: no text in it")
+
+    outcome, _ = run(tmp_path / "out", Counting(act=mistake))
+    assert outcome[1:] == (2, ("counting: notes.txt: no text in it",))
+    again, heard = run(tmp_path / "out", Counting("other"))
+    assert again.exit_code == 0
+    assert "is kept" not in heard  # nothing was finished there
+
+
 def test_a_run_writes_the_report_and_its_page(tmp_path: Path):
     outcome, heard = run(tmp_path / "out", SampleClaim(), Counting(), seeds=(0, 1), threads=1)
     report = saved(tmp_path / "out")
-    assert outcome == (tmp_path / "out/index.html", 0) and report["complete"]
+    assert outcome == (tmp_path / "out/index.html", 0, ()) and report["complete"]
     assert [c["status"] for c in report["claims"]] == ["done", "done"]
     assert report["claims"][1]["result"]["rule_sha256"] == Counting.rule.sha256
     assert [s["step"] for s in report["claims"][1]["steps"]] == ["the rule of judgement", "step 0", "step 1", "step 2"]

@@ -133,6 +133,34 @@ def test_what_is_not_there_is_one_line(tmp_path: Path):
         Source(Path("/dev/zero")).sha256()
 
 
+def test_what_is_no_text_file_in_a_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.txt").write_text("b")
+    (tmp_path / "linked.txt").symlink_to("a.txt")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "nowhere.txt").symlink_to("missing.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    rows = list(Source(tmp_path).read())
+    assert [r.name for r in rows if isinstance(r, Document)] == ["a.txt", "linked.txt", "sub/b.txt"]
+    skipped = {(r.name, r.reason) for r in rows if isinstance(r, Skipped)}
+    assert skipped == {
+        ("loop", "a link to a folder"),
+        ("nowhere.txt", "no regular file"),
+        ("pipe.txt", "no regular file"),
+    }
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="sub: Permission denied"):
+        list(Source(tmp_path).read())
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
 def test_a_file_that_may_not_be_read(tmp_path: Path):
     file = tmp_path / "a.txt"

@@ -56,8 +56,8 @@ def test_costs_are_sums_over_blocks():
     [
         ((0, 1, (MAMBA,), (MLP,)), "dim=0"),
         ((8, 0, (MAMBA,), (MLP,)), "depth=0"),
-        ((8, 1, (), (MLP,)), "mixers and ffns must not be empty"),
-        ((8, 1, (MAMBA,), ()), "mixers and ffns must not be empty"),
+        ((8, 1, (), (MLP,)), "model.mixers: must not be empty"),
+        ((8, 1, (MAMBA,), ()), "model.ffns: must not be empty"),
         ((8, 1, (NONE,), (MLP,)), r"model.mixers\[0\].kind: unknown 'none'"),
         ((8, 1, (MAMBA,), ({"kind": "mpl"},)), r"model.ffns\[0\].kind: unknown 'mpl' \(did you mean 'mlp'\?\)"),
         ((8, 2, (MAMBA, {"kind": "attention", "heads": 3}), (MLP,)), r"model.mixers\[1\]: dim=8 is not divisible"),

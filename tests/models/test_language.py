@@ -81,5 +81,5 @@ def test_costs(tied):
 
 def test_what_is_refused():
     for words in ({"vocab": 0}, {"vocab": 3, "dim": 0}, {"vocab": 3, "depth": 0}, {"vocab": 3, "mixers": ()}):
-        with pytest.raises(ConfigError, match=r"^model: "):
+        with pytest.raises(ConfigError, match=r"^model[.:]"):
             LanguageModel(**words)

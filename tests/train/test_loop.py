@@ -250,7 +250,7 @@ def test_a_directory_has_one_trainer(tmp_path):
 
 def test_a_directory_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingError, match=r"file: cannot train there: File exists"):
+    with pytest.raises(TrainingError, match=r"file: cannot be used: File exists"):
         train_toy(toy_run(), tmp_path / "file")
 
 
