@@ -1,12 +1,13 @@
 """Experiments on language models that claims share: train alike, score, and measure time and memory against length."""
 
 import dataclasses
+import itertools
 import json
 import math
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +95,12 @@ def calibrate(runs: Mapping[str, Run], threads: int) -> dict[str, Any]:
     seconds: dict[str, Any] = {}
     with process.threads(threads), process.freed_memory_kept():
         for dtype in ("fp32", "bf16") if _product_s(torch.bfloat16) < _product_s(torch.float32) else ("fp32",):
-            seconds[dtype] = {}
-            for name, run in runs.items():
-                run = dataclasses.replace(run, train=dataclasses.replace(run.train, dtype=dtype, steps=10**6))
-                seconds[dtype][name] = _seconds_a_step(run)
+            steps = {
+                name: _steps(dataclasses.replace(run, train=dataclasses.replace(run.train, dtype=dtype, steps=10**6)))
+                for name, run in runs.items()
+            }
+            taken = [{name: next(step) for name, step in steps.items()} for _ in range(25)]  # in turns, as speed changes
+            seconds[dtype] = {name: float(np.median([t[name] for t in taken[5:]])) for name in runs}
     return seconds
 
 
@@ -112,21 +115,20 @@ def _product_s(dtype: torch.dtype) -> float:
     return min(taken)
 
 
-def _seconds_a_step(run: Run) -> float:
+def _steps(run: Run) -> Iterator[float]:
+    """Seconds of one training step of the run after another."""
     from postformer.train.optim import make_optimizer
 
     _, objective, data = prepare(run)
     objective.model.compute_dtype = torch.bfloat16 if run.train.dtype == "bf16" else None  # type: ignore[union-attr]
     optimizer = make_optimizer(dict(objective.named_parameters()), run.optim)
     batches = data.batches(batch=run.train.batch, seed=run.seed, split="train")
-    taken = []
-    for i in range(12):
+    for i in itertools.count():
         began = time.perf_counter()
         objective(batches.batch(i))["loss"].backward()
         optimizer.step(1e-4)
         optimizer.zero_grad()
-        taken.append(time.perf_counter() - began)
-    return float(np.mean(taken[1:]))
+        yield time.perf_counter() - began
 
 
 def train_one(ctx: Context, run: Run, folder: Path) -> dict[str, Any]:
