@@ -19,8 +19,15 @@ CASES = {
     "attention-window-persistent": {"kind": "attention", "heads": 2, "window": 4, "persistent": 2, "qk_norm": True},
     "mamba": {"kind": "mamba"},
     "mamba-small": {"kind": "mamba", "state": 3, "conv": 2, "rank": 2, "expand": 1},
+    "mamba2": {"kind": "mamba2", "state": 6, "head_dim": 8},
+    "mamba2-groups": {"kind": "mamba2", "state": 3, "head_dim": 4, "groups": 2, "conv": 1, "expand": 1},
+    "mamba3": {"kind": "mamba3", "state": 8, "head_dim": 8},
+    "mamba3-mimo": {"kind": "mamba3", "state": 6, "head_dim": 4, "groups": 2, "rank": 3, "expand": 1},
+    "mamba3-real": {"kind": "mamba3", "state": 5, "head_dim": 16, "rotated": 0.0},
+    "gated-delta": {"kind": "gated_delta", "heads": 2},
+    "gated-delta-small": {"kind": "gated_delta", "heads": 1, "head_dim": 3, "value_expand": 1, "conv": 2, "negative": False},
 }
-RECURRENT = [c for c in CASES if c.startswith("mamba") or "window" in c]
+RECURRENT = [c for c in CASES if "window" in c or not c.startswith("attention")]
 DIM = 16
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 

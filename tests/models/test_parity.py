@@ -15,6 +15,22 @@ CONFIGS = {
     "mamba-odd": lambda: transformers.MambaConfig(
         vocab_size=50, hidden_size=40, state_size=5, num_hidden_layers=2, expand=3, conv_kernel=3, time_step_rank=7
     ),
+    "mamba2": lambda: transformers.Mamba2Config(
+        vocab_size=97, hidden_size=48, state_size=16, num_hidden_layers=3, head_dim=16, num_heads=6, n_groups=2, chunk_size=16
+    ),
+    "mamba2-odd": lambda: transformers.Mamba2Config(
+        vocab_size=50,
+        hidden_size=40,
+        state_size=5,
+        num_hidden_layers=2,
+        expand=3,
+        head_dim=8,
+        num_heads=15,
+        n_groups=1,
+        conv_kernel=3,
+        chunk_size=7,
+        tie_word_embeddings=True,
+    ),
     "llama": lambda: transformers.LlamaConfig(
         vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
     ),
