@@ -76,7 +76,7 @@ class GatedDelta(nn.Module):
         past, memory = state if state is not None else self.init_state(len(x))
         wide = torch.promote_types(x.dtype, torch.float32)
         mixed, z, a, beta = self.inp(x).split(self.sizes, -1)
-        mixed, past = causal_conv(mixed, self.conv_weight, None, past, *(packing if packing is not WHOLE else ()))
+        mixed, past = causal_conv(mixed, self.conv_weight, None, past, *packing)
         q, k, v = F.silu(mixed).to(wide).unflatten(-1, (self.heads, -1)).split([self.n, self.n, self.p], -1)
         q, k = F.normalize(q, dim=-1) * self.n**-0.5, F.normalize(k, dim=-1)
         a = packing.silence(-self.A_log.to(wide).exp() * F.softplus(a.to(wide) + self.dt_bias.to(wide)))

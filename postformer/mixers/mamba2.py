@@ -82,7 +82,7 @@ class Mamba2(nn.Module):
         wide = torch.promote_types(x.dtype, torch.float32)
         c, shared = self.channels, self.groups * self.n
         z, mixed, dt = self.inp(x).split([c, c + 2 * shared, self.heads], -1)
-        mixed, past = causal_conv(mixed, self.conv_weight, self.conv_bias, past, *(packing if packing is not WHOLE else ()))
+        mixed, past = causal_conv(mixed, self.conv_weight, self.conv_bias, past, *packing)
         u, B, C = F.silu(mixed).to(wide).split([c, shared, shared], -1)
         u = u.unflatten(-1, (self.heads, self.width))
         B, C = (m.unflatten(-1, (1, self.groups, self.n)) for m in (B, C))

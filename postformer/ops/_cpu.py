@@ -55,7 +55,7 @@ def load(level: str) -> Any:
     return library
 
 
-VERSION = 5
+VERSION = 15
 """Of csrc/version.cpp."""
 SIGNATURES = {
     "conv_forward": (6, 5),
@@ -66,6 +66,8 @@ SIGNATURES = {
     "mamba_step_fp32": (13, 6),
     "scan_forward": (9, 5),
     "scan_backward": (14, 6),
+    "ssd_forward": (7, 8),
+    "ssd_backward": (11, 9),
 }
 """How many tensors and how many sizes each kernel takes after the thread pool."""
 

@@ -6,7 +6,7 @@ b batch, t time.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 
@@ -29,7 +29,7 @@ class Packing(NamedTuple):
         real = self.real(x.shape[1])
         return x if real is None else x.masked_fill(~real.reshape(*real.shape, *[1] * (x.ndim - 2)), 0)
 
-    def last(self, x: Float[Tensor, "b t *c"], before: Float[Tensor, "b *c"]) -> Float[Tensor, "b *c"]:
+    def last(self, x: Shaped[Tensor, "b t *c"], before: Shaped[Tensor, "b *c"]) -> Shaped[Tensor, "b *c"]:
         """What x holds at each row's last real token; `before` for a row without any."""
         if self.lengths is None:
             return x[:, -1]
@@ -43,6 +43,21 @@ class Packing(NamedTuple):
             return None
         places = torch.where(self.starts, torch.arange(t, device=self.starts.device), -1)
         return places.cummax(1).values
+
+    def documents(self, t: int) -> Int[Tensor, "b t"]:
+        """The number of each token's document: 0 before the first start."""
+        assert self.starts is not None or self.lengths is not None
+        if self.starts is not None:
+            return self.starts.cumsum(1)
+        return torch.zeros(len(self.lengths), t, dtype=torch.long, device=self.lengths.device)  # type: ignore[arg-type]
+
+    def positions(self, seen: Int[Tensor, " b"], t: int) -> Int[Tensor, "b t"]:
+        """Each token's place in its document, of which `seen` tokens came before the row."""
+        now = torch.arange(t, device=seen.device)
+        begun = self.begun(t)
+        if begun is None:
+            return seen[:, None] + now
+        return torch.where(begun >= 0, now - begun, seen[:, None] + now)
 
 
 WHOLE = Packing()
