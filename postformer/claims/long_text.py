@@ -43,6 +43,7 @@ class LongText:
         ),
     )
     rule = RULE
+    weight = 11.0
 
     def plan(self, budget_s: Real, seeds: int) -> Sequence[Step]:
         """What the fixed steps leave of the budget goes to training and timing. A short budget takes less text."""

@@ -46,7 +46,7 @@ def run_report(
     command: Sequence[str] | None = None,
     console: Console | None = None,
 ) -> Outcome:
-    """Run the claims, each with an equal share of the budget (seconds), and write the report into `out`.
+    """Run the claims, each with its weight's share of the budget (seconds), and write the report into `out`.
 
     Raises UserError when `out` is something else than a report's folder, another process writes there, or the text is not there.
     """
@@ -59,7 +59,7 @@ def run_report(
         raise UserError(f"--text {text}: no such file or folder")
     threads = threads or usable_cores()
     settings = {
-        "budget_s": budget_s / len(claims),
+        "budget_s": budget_s,
         "text": fingerprint(text) if text else None,
         "seeds": list(seeds),
         "threads": threads,
@@ -68,6 +68,8 @@ def run_report(
         "machine": machine(),
         "libraries": libraries(),
     }
+    weights = sum(claim.weight for claim in claims)
+    shares = [budget_s * claim.weight / weights for claim in claims]
     asked = digest({**settings, "claims": [(claim.id, claim.rule.sha256) for claim in claims]})
     report: dict[str, Any] = {
         "schema": SCHEMA,
@@ -86,11 +88,11 @@ def run_report(
     with lock(out, "writing a report"), reporter(console) as show:
         if kept := _keep_finished(out, asked):
             show.line(f"The finished report of other settings is kept: {kept}")
-        show.plan([(claim.id, claim.plan(settings["budget_s"], len(settings["seeds"]))) for claim in claims], budget_s)
+        show.plan([(c.id, c.plan(share, len(seeds))) for c, share in zip(claims, shares, strict=True)], budget_s)
         write()
         try:
             for i, claim in enumerate(claims):
-                ctx = _context(claim, out, settings, text, show)
+                ctx = _context(claim, out, {**settings, "budget_s": shares[i]}, text, show)
                 report["claims"][i], code = _run(claim, ctx, show)
                 codes.append(code)
                 write()

@@ -96,7 +96,7 @@ def calibrate(runs: Mapping[str, Run], threads: int) -> dict[str, Any]:
     with process.threads(threads), process.freed_memory_kept():
         for dtype in ("fp32", "bf16") if _product_s(torch.bfloat16) < _product_s(torch.float32) else ("fp32",):
             steps = {
-                name: _steps(dataclasses.replace(run, train=dataclasses.replace(run.train, dtype=dtype, steps=10**6)))
+                name: training_steps(dataclasses.replace(run, train=dataclasses.replace(run.train, dtype=dtype, steps=10**6)))
                 for name, run in runs.items()
             }
             taken = [{name: next(step) for name, step in steps.items()} for _ in range(25)]  # in turns, as speed changes
@@ -115,15 +115,15 @@ def _product_s(dtype: torch.dtype) -> float:
     return min(taken)
 
 
-def _steps(run: Run) -> Iterator[float]:
-    """Seconds of one training step of the run after another."""
+def training_steps(run: Run, first: int = 0) -> Iterator[float]:
+    """Seconds of one training step of the run after another, on the batches from `first` on."""
     from postformer.train.optim import make_optimizer
 
     _, objective, data = prepare(run)
     objective.model.compute_dtype = torch.bfloat16 if run.train.dtype == "bf16" else None  # type: ignore[union-attr]
     optimizer = make_optimizer(dict(objective.named_parameters()), run.optim)
     batches = data.batches(batch=run.train.batch, seed=run.seed, split="train")
-    for i in itertools.count():
+    for i in itertools.count(first):
         began = time.perf_counter()
         objective(batches.batch(i))["loss"].backward()
         optimizer.step(1e-4)

@@ -1,0 +1,122 @@
+"""Experiments on small synthetic tasks that claims share: learn in what the budget allows, and answer at other lengths."""
+
+import dataclasses
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from postformer.claims import sequences
+from postformer.claims.ledger import Context, Number, Real
+from postformer.claims.stats import interleaved, wilson
+from postformer.config import Run, build
+from postformer.data import DATA
+from postformer.data.tasks import Task
+from postformer.models.language import LanguageModel
+from postformer.objectives.accuracy import accuracy, scaled
+from postformer.state import clone, nbytes
+from postformer.train import process
+from postformer.train.session import open_model
+
+
+def fitted(ctx: Context, runs: Mapping[str, Run], seconds: Real) -> dict[str, Run]:
+    """The runs with the same share of their steps, all of them if the seconds allow it for every seed.
+
+    A task that grows with the steps grows faster then. What a step takes is timed at its longest.
+    """
+    share_s = seconds / len(ctx.seeds)
+    step_s = ctx.step(
+        "speed of training: " + ", ".join(runs), lambda: {name: _step_s(run, ctx.threads) for name, run in runs.items()}
+    )
+    share = min(1.0, share_s / sum(step_s[name] * run.train.steps for name, run in runs.items()))
+    return {name: shortened(run, share, ctx.threads) for name, run in runs.items()}
+
+
+def _step_s(run: Run, threads: int) -> float:
+    with process.threads(threads):
+        return statistics.median(islice(sequences.training_steps(run, first=run.data.get("grow", 0)), 2, 8))
+
+
+def shortened(run: Run, share: Real, threads: int) -> Run:
+    """The run with this share of its steps, at least ten."""
+    steps = max(10, int(share * run.train.steps))
+    data = {**run.data, "grow": run.data["grow"] * steps // run.train.steps} if "grow" in run.data else run.data
+    train = dataclasses.replace(
+        run.train, steps=steps, threads=threads, eval_every=0, save_every=max(10, steps // 4), keep=1, log_every=50
+    )
+    return dataclasses.replace(run, data=data, train=train)
+
+
+def learn(ctx: Context, run: Run) -> dict[str, dict[str, Any]]:
+    """Train the run with each seed; what each summary says, by seed."""
+    return {str(seed): ctx.step(f"train {run.name}, seed {seed}", lambda s=seed: _train(ctx, run, s)) for seed in ctx.seeds}
+
+
+def folder(ctx: Context, run: Run, seed: int) -> Path:
+    """Where a run of this claim lies."""
+    return ctx.files / f"{run.name}-{seed}"
+
+
+def _train(ctx: Context, run: Run, seed: int) -> dict[str, Any]:
+    return sequences.train_one(ctx, dataclasses.replace(run, seed=seed), folder(ctx, run, seed))
+
+
+def answers(ctx: Context, run: Run, length: int, rows: int, batch: int = 64, **words: Any) -> dict[str, Any]:
+    """How many answers at a length are right, over all seeds' models: `rows` sequences each. `words` are the task's."""
+    task: Task = build({**run.data, "length": length, "shortest": length, "start": None, "grow": 0, **words}, DATA, "data")
+    total = {"length": length, "right": 0, "asked": 0, "rows_right": 0, "rows": 0, "chance": 0.0}
+    with process.threads(ctx.threads), process.freed_memory_kept():
+        for seed in ctx.seeds:
+            score = accuracy(open_model(folder(ctx, run, seed)), task, rows=rows, batch=batch, seed=seed)
+            total["chance"] = score.chance
+            for key in ("right", "asked", "rows_right", "rows"):
+                total[key] += getattr(score, key)
+    return total
+
+
+def scaled_share(score: Mapping[str, Any], seeds: Sequence[int] = ()) -> Number:
+    """The share of answers that are right, in per cent of the way from a guesser's to all, with Wilson's interval."""
+    right = wilson(score["right"], score["asked"])
+    low, high = right.low or 0.0, 1.0 if right.high is None else right.high
+    value, low, high = (100 * scaled(v, score["chance"]) for v in (right.value, low, high))
+    return Number(value, "%", "measured", low, high, right.n, tuple(seeds))
+
+
+# ---------------------------------------------------------------- a state along a stream
+
+
+@torch.inference_mode()
+def states_along(model: LanguageModel, lengths: Sequence[int], seed: int, chunk: int = 2048) -> Iterator[tuple[int, Any]]:
+    """The state after each of the ascending lengths of one stream of random tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    state, seen = model.init_state(1), 0
+    for length in lengths:
+        while seen < length:
+            ids = torch.randint(model.vocab, (1, min(chunk, length - seen)), generator=generator)
+            _, state = model.hidden(ids, state)
+            seen += ids.shape[1]
+        yield length, clone(state)
+
+
+@torch.inference_mode()
+def times_along(ctx: Context, run: Run, lengths: Sequence[int], reading: int = 256, steps: int = 8) -> dict[str, Any]:
+    """Seconds a token to read on and to write on after each length, timed in turns, and the bytes of the state there."""
+    model = open_model(folder(ctx, run, ctx.seeds[0]))
+    with process.threads(ctx.threads), process.freed_memory_kept():
+        states = dict(states_along(model, lengths, ctx.seeds[0]))
+        more = torch.randint(model.vocab, (1, reading), generator=torch.Generator().manual_seed(1))
+        found: dict[str, Any] = {"lengths": list(lengths), "state_bytes": [nbytes(s) for s in states.values()]}
+        for name, ids, repeats in (("reading", more, 1), ("writing", more[:, :1], steps)):
+            functions = {
+                str(n): lambda s=s, i=ids, r=repeats: [model.hidden(i, s) for _ in range(r)] for n, s in states.items()
+            }
+            timing = interleaved(functions, 40, warmup=2)
+            tokens = ids.shape[1] * repeats
+            found[name] = {
+                "samples": [[t / tokens for t in timing.samples[str(n)]] for n in lengths],
+                "control": [t / tokens for t in timing.control],
+            }
+    return found
