@@ -67,7 +67,7 @@ class Mamba(nn.Module):
     def _init_dt(self, dt_min: float, dt_max: float) -> None:
         """softplus(bias) is log-uniform in [dt_min, dt_max] (section 3.6)."""
         nn.init.uniform_(self.dt.weight, -(self.rank**-0.5), self.rank**-0.5)
-        dt = torch.empty(self.channels).uniform_(math.log(dt_min), math.log(dt_max)).exp().clamp(min=1e-4)
+        dt = torch.empty(self.channels).uniform_(math.log(dt_min), math.log(dt_max)).exp()
         self.dt.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
     def init_state(self, batch: int) -> MambaState:

@@ -1,4 +1,4 @@
-"""Recipes: complete, of one size, and trainable."""
+"""Recipes: complete, of one size where they are compared, and trainable."""
 
 import dataclasses
 
@@ -7,21 +7,32 @@ import small
 import torch
 
 from postformer.config import Run, build, parse, plain
+from postformer.data import DATA
 from postformer.models import MODELS
 from postformer.recipes import RECIPES
-from postformer.train.session import check, train_run
+from postformer.train.session import check, open_model, train_run
 
 VOCAB = 4096
+TEXT = [name for name in RECIPES if RECIPES[name]().data["kind"] == "text"]
+TASKS = [name for name in RECIPES if name not in TEXT]
 
 
 def parameters(name: str) -> int:
+    run = RECIPES[name]()
+    vocab = VOCAB if name in TEXT else build(run.data, DATA, "data").vocab
     with torch.device("meta"):
-        return build(RECIPES[name]().model, MODELS, "model", vocab=VOCAB).cost(1).parameters
+        return build(run.model, MODELS, "model", vocab=vocab).cost(1).parameters
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     return small.corpus(tmp_path_factory.mktemp("recipes") / "corpus", 600)
+
+
+def shorter(run: Run, **train) -> Run:
+    return dataclasses.replace(
+        run, train=dataclasses.replace(run.train, **{"batch": 2, "threads": 1, "eval_every": 0, **train})
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -33,20 +44,41 @@ def test_a_recipe_is_a_complete_run(name):
     check(run)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_takes_a_step(name, corpus, tmp_path):
-    run = RECIPES[name]()
-    run = dataclasses.replace(
-        run,
-        data={"kind": "text", "path": str(corpus), "length": 32},
-        train=dataclasses.replace(run.train, steps=1, batch=2, threads=1),
-    )
-    summary = train_run(run, tmp_path / name)
+@pytest.mark.parametrize("name", TEXT)
+def test_a_text_recipe_takes_a_step(name, corpus, tmp_path):
+    run = dataclasses.replace(RECIPES[name](), data={"kind": "text", "path": str(corpus), "length": 32})
+    summary = train_run(shorter(run, steps=1), tmp_path / name)
     assert summary.step == 1
     assert 4 < summary.loss < 7  # ln 257 = 5.5
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_recipe_goes_on_where_it_stopped(name, tmp_path):
+    """The weights after three steps are those after two and one more, and a saved task model opens without a tokenizer."""
+    run = RECIPES[name]()
+    train_run(shorter(run, steps=3), tmp_path / "whole")
+    train_run(shorter(run, steps=2), tmp_path / "parts")
+    summary = train_run(shorter(run, steps=3, eval_every=3, eval_batches=1), tmp_path / "parts")
+    whole, parts = (open_model(tmp_path / part) for part in ("whole", "parts"))
+    assert whole.tokens is None
+    assert 0 <= summary.valid["valid_accuracy"] <= 1
+    for (place, a), b in zip(whole.state_dict().items(), parts.state_dict().values(), strict=True):
+        assert torch.equal(a, b), place
 
 
 def test_the_recipes_that_are_compared_have_one_size():
     mamba, attention = parameters("text-mamba"), parameters("text-attention")
     assert abs(mamba / attention - 1) < 0.03
-    assert all(1e6 < parameters(name) < 3e6 for name in RECIPES)
+    assert all(1e6 < parameters(name) < 3e6 for name in TEXT)
+
+
+def test_parity_without_rotation_is_the_same_but_for_the_rotation():
+    rotating, real = (plain(RECIPES[name]()) for name in ("parity", "parity-real"))
+    assert real["model"]["mixers"][0].pop("rotated") == 0
+    assert rotating["model"]["mixers"][0].pop("rotated", 0.5) > 0
+    assert {**real, "name": "parity"} == rotating
+
+
+def test_the_induction_heads_are_no_larger_than_the_papers():
+    """Table 11 gives 74K parameters."""
+    assert 60_000 < parameters("induction") < 74_500
