@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from postformer.claims import SENTENCES
+from postformer.claims import selective_page as page
 from postformer.claims.ledger import (
     Context,
     Criterion,
@@ -27,8 +28,10 @@ LONGEST_ROWS, TOKENS = 8, 1 << 21
 """At least so many sequences of a length, or about so many tokens of it."""
 ALONG = tuple(1 << k for k in range(10, 21, 2))
 """Where the state is weighed and timed."""
-LEARN, STREAM_S = 0.55, 25.0
-"""Training's share of the budget, and about what a stream of 2^20 tokens and its timing take."""
+LEARN = {"induction": 0.3, "copying": 0.25}
+"""Training's shares of the budget."""
+STREAM_S = 25.0
+"""About what a stream of 2^20 tokens and its timing take."""
 Evidence = Mapping[str, Any]
 
 
@@ -150,7 +153,7 @@ class Selective:
 
     def plan(self, budget_s: Real, seeds: int) -> Sequence[Step]:
         """Training first; the stream has its fixed time; lengths are asked for as far as the rest reaches."""
-        learn = LEARN * budget_s
+        learn = sum(LEARN.values()) * budget_s
         return (
             Step("learn induction heads and selective copying", learn),
             Step("state and time along a stream of a million tokens", STREAM_S),
@@ -163,9 +166,11 @@ class Selective:
         from postformer.recipes.tasks import induction, selective_copying
 
         whole = {"induction": induction(), "copying": selective_copying()}
-        runs = tasks.fitted(ctx, whole, LEARN * ctx.budget_s)
+        runs: dict[str, Any] = {}
         taken: dict[str, Any] = {}
-        for name, run in runs.items():
+        for name in whole:
+            runs |= tasks.fitted(ctx, {name: whole[name]}, LEARN[name] * ctx.budget_s)
+            run = runs[name]
             tasks.learn(ctx, run)
             taken[name] = f"{run.train.steps:,} of the recipe's {whole[name].train.steps:,} steps"
             taken[f"{name}_share"] = run.train.steps / whole[name].train.steps
@@ -177,7 +182,7 @@ class Selective:
             self,
             evidence,
             headline=Headline(
-                tasks.share_of(longest, ctx.seeds), f"right answers {longest['length']:,} tokens on, trained on 256"
+                page.share_of(longest, ctx.seeds), f"right answers {longest['length']:,} tokens on, trained on 256"
             ),
             tables=(page.answers(evidence, ctx.seeds), page.costs(evidence)),
             charts=page.charts(evidence, ctx.seeds),

@@ -1,5 +1,4 @@
-"""Claim: a state that rotates keeps count where a real-valued one cannot: Mamba-3 on parity, beside the same net without rotation and
-the gated delta rule with negative eigenvalues."""
+"""Claim: a state that rotates keeps count where a real-valued one cannot: Mamba-3 on parity, beside the same net without rotation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from postformer.claims.ledger import (
     conclude,
 )
 
-NAMES = {"rotating": "Mamba-3", "real": "Mamba-3 without rotation", "delta": "gated delta rule, eigenvalues from -1 to 1"}
+NAMES = {"rotating": "Mamba-3", "real": "Mamba-3 without rotation"}
 LENGTHS = (16, 64, 160, 256, 1024, 4096)
 TRAINED, TESTED = 160, 256
 ROWS = 1024
@@ -101,7 +100,7 @@ class StateTracking:
     sentence = SENTENCES[id]
     sources = (
         Source(
-            "Lahoti et al. 2026: parity at 256 tokens, scaled accuracy: Mamba-3 100.0, without rotation 2.27, gated DeltaNet [-1, 1] 100.0",
+            "Lahoti et al. 2026: parity at 256 tokens, scaled accuracy: Mamba-3 100.0, without rotation 2.27",
             "arXiv 2603.15569, table 5b",
         ),
     )
@@ -109,18 +108,18 @@ class StateTracking:
     weight = 2.5
 
     def plan(self, budget_s: Real, seeds: int) -> Sequence[Step]:
-        """Nearly all of it is training, of the three nets alike."""
+        """Nearly all of it is training, of both nets alike."""
         return (
-            Step("learn parity, three nets", LEARN * budget_s),
+            Step("learn parity, both nets", LEARN * budget_s),
             Step("ask at lengths from 16 to 4,096", (1 - LEARN) * budget_s),
         )
 
     def run(self, ctx: Context) -> Result:
         """Measure."""
         from postformer.claims import tasks
-        from postformer.recipes.tasks import parity, parity_delta, parity_real
+        from postformer.recipes.tasks import parity, parity_real
 
-        whole = {"rotating": parity(), "real": parity_real(), "delta": parity_delta()}
+        whole = {"rotating": parity(), "real": parity_real()}
         runs = tasks.fitted(ctx, whole, LEARN * ctx.budget_s)
         scores: dict[str, list[dict[str, Any]]] = {}
         rows = ROWS if ctx.budget_s >= 100 else ROWS // 8
@@ -154,7 +153,7 @@ def _table(e: Evidence, seeds: Sequence[int]) -> Table:
         "Parity, scaled accuracy of the last answer",
         ("length", *NAMES.values()),
         tuple(rows),
-        note=f"0% is a guesser, 100% perfect. After {e['taken']} on 3 to {TRAINED} bits. The paper, at 256: 100.0, 2.27 and 100.0.",
+        note=f"0% is a guesser, 100% perfect. After {e['taken']} on 3 to {TRAINED} bits. The paper, at 256: 100.0 and 2.27.",
     )
 
 

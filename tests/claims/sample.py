@@ -58,6 +58,7 @@ class SampleClaim:
         ),
         Source("abstract: “five times higher throughput than Transformers”"),
     )
+    weight = 1.0
     rule = Rule(
         "Supported if Mamba's prefill time grows with an exponent below 1.15, its state does not grow, attention's prefill "
         "takes at least five times as long at some measured length, and its text is predicted no worse after equal training.",

@@ -32,6 +32,7 @@ class Counting:
     """A claim of three steps, each of which is noted when it is really taken; `act` may do anything in the middle one."""
 
     title, sentence, sources = "Counting works", "Counting works.", ()
+    weight = 1.0
     rule = Rule("Three is enough.", (Criterion("count", "x at least {least}", judge, {"least": 3}),))
 
     def __init__(self, name: str = "counting", act: Callable[[], object] = lambda: None) -> None:
@@ -294,7 +295,7 @@ def test_kill_at_any_time_leaves_a_whole_report_and_a_run_that_goes_on(tmp_path:
     words = [sys.executable, "-c", code, str(tmp_path / "out"), str(Path(__file__).parent)]
     env = {**os.environ, "PYTHONPATH": str(REPO)}
     ended = None
-    for attempt in range(12):
+    for attempt in range(30):
         child = subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL)
         try:
             ended = child.wait(1.0 + 0.5 * attempt)
