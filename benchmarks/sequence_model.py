@@ -21,6 +21,7 @@ from torch import Tensor
 
 import postformer
 from postformer.files import durable_directory, durable_file
+from postformer.models.language import LanguageModel
 
 VOCAB = 50280
 """Of the 130M model, and what llama.cpp's bundled vocabulary fits."""
@@ -215,7 +216,9 @@ def available(settings: Settings) -> list[str]:
 def grown(settings: Settings, subject: str) -> int:
     """Bytes that this process grows by from before the weights are loaded to its peak while it reads and writes."""
     code = "transformers.models.mamba.modeling_mamba" if subject == "transformers" else "postformer.train.session"
-    importlib.import_module(code)  # code is not the model's memory
+    importlib.import_module(code)  # code is not the model's memory, nor is what torch imports to build on its meta device
+    with torch.device("meta"):
+        LanguageModel(1, dim=1, depth=1)
     builders, _ = models(settings)
     before = sequence_memory.mark()
     model = builders[subject]()
