@@ -2,8 +2,9 @@
 //
 //     h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t        y_t = C_t h_t
 //
-// u, dt, y [b, t, c]; A [c, n]; B, C [b, t, n]; h [b, c, n]; all contiguous floats. Work goes by blocks of LANES channels, along
-// which it is vectorised; a block's state [n, LANES] stays in the first-level cache through all of time.
+// u, dt, y [b, t, c]; A [c, n]; B, C [b, t, n]; h [b, c, n]; all contiguous floats. `starts` [b, t] is null or true where a document
+// begins, which sees no state before it. Work goes by blocks of LANES channels, along which it is vectorised; a block's state
+// [n, LANES] stays in the first-level cache through all of time.
 #include <vector>
 
 #include "blocks.h"
@@ -27,9 +28,10 @@ inline Block step(const float* A, const float* B, const float* C, const Block& d
 
 }  // namespace
 
-// `h` holds the first state and then the last. `starts` [b, ceil(t / chunk), c, n] takes the state before each chunk; it may be null.
+// `h` holds the first state and then the last. `kept` [b, ceil(t / chunk), c, n] takes the state before each chunk; it may be null.
 extern "C" KERNEL int32_t scan_forward(ParallelFor pool, const float* u, const float* dt, const float* A, const float* B, const float* C,
-                             float* h, float* y, float* starts, int64_t b, int64_t t, int64_t c, int64_t n, int64_t chunk) {
+                                       const bool* starts, float* h, float* y, float* kept, int64_t b, int64_t t, int64_t c,
+                                       int64_t n, int64_t chunk) {
     const int64_t chunks = (t + chunk - 1) / chunk;
     auto task = [=](int64_t i) {
         const int64_t row = i / blocks_of(c), first = i % blocks_of(c) * LANES, m = lanes_from(first, c);
@@ -38,9 +40,10 @@ extern "C" KERNEL int32_t scan_forward(ParallelFor pool, const float* u, const f
         float* own = h + (row * c + first) * n;
         transpose_in(own, h_block.data(), m, n);
         for (int64_t at = 0; at < t; at++) {
-            if (starts && at % chunk == 0)
-                transpose_out(h_block.data(), starts + ((row * chunks + at / chunk) * c + first) * n, m, n);
+            if (kept && at % chunk == 0)
+                transpose_out(h_block.data(), kept + ((row * chunks + at / chunk) * c + first) * n, m, n);
             const int64_t token = row * t + at, place = token * c + first;
+            if (starts && starts[token]) memset(h_block.data(), 0, n * LANES * sizeof(float));
             const Block y_t = step(a_block.data(), B + token * n, C + token * n, load_block(dt + place, m),
                                    load_block(u + place, m), h_block.data(), n);
             store_block(y + place, y_t, m);
@@ -54,24 +57,26 @@ extern "C" KERNEL int32_t scan_forward(ParallelFor pool, const float* u, const f
 // dB, dC [groups, b, t, n], zeros, to be summed over groups: each group of blocks adds up its own, so that the result does not
 // depend on the number of threads.
 extern "C" KERNEL int32_t scan_backward(ParallelFor pool, const float* u, const float* dt, const float* A, const float* B, const float* C,
-                              const float* starts, const float* dy, float* g, float* du, float* ddt, float* dA, float* dB,
-                              float* dC, int64_t groups, int64_t b, int64_t t, int64_t c, int64_t n, int64_t chunk) {
+                                        const bool* starts, const float* kept, const float* dy, float* g, float* du, float* ddt,
+                                        float* dA, float* dB, float* dC, int64_t groups, int64_t b, int64_t t, int64_t c, int64_t n,
+                                        int64_t chunk) {
     const int64_t chunks = (t + chunk - 1) / chunk, size = n * LANES;
 
     auto block = [=](int64_t row, int64_t group, int64_t first, std::vector<float>& room) {
         const int64_t m = lanes_from(first, c);
         float *a_block = room.data(), *g_block = a_block + size, *da_block = g_block + size;
-        float *hs = da_block + size, *decays = hs + (chunk + 1) * size;  // hs[i + 1] is the state after step i of a chunk
+        float *nothing = da_block + size, *hs = nothing + size;  // hs[i + 1] is the state after step i of a chunk
+        float* decays = hs + (chunk + 1) * size;
         transpose_in(A + first * n, a_block, m, n);
         transpose_in(g + (row * c + first) * n, g_block, m, n);
-        memset(da_block, 0, size * sizeof(float));
+        memset(da_block, 0, 2 * size * sizeof(float));  // and `nothing`: the state before a document
         for (int64_t part = chunks - 1; part >= 0; part--) {
             const int64_t begin = part * chunk, end = begin + chunk < t ? begin + chunk : t;
-            transpose_in(starts + ((row * chunks + part) * c + first) * n, hs, m, n);
+            transpose_in(kept + ((row * chunks + part) * c + first) * n, hs, m, n);
             for (int64_t at = begin; at < end; at++) {
                 const int64_t token = row * t + at, place = token * c + first;
                 const Block d = load_block(dt + place, m), x = load_block(u + place, m);
-                const float *before = hs + (at - begin) * size, *b_t = B + token * n;
+                const float *before = starts && starts[token] ? nothing : hs + (at - begin) * size, *b_t = B + token * n;
                 float *after = hs + (at - begin + 1) * size, *decay = decays + (at - begin) * size;
                 for (int64_t j = 0; j < n; j++)
                     for (int k = 0; k < K; k++) {
@@ -84,8 +89,9 @@ extern "C" KERNEL int32_t scan_backward(ParallelFor pool, const float* u, const 
             for (int64_t at = end - 1; at >= begin; at--) {
                 const int64_t token = row * t + at, place = token * c + first;
                 const Block d = load_block(dt + place, m), x = load_block(u + place, m), dy_t = load_block(dy + place, m);
-                const float *before = hs + (at - begin) * size, *after = before + size, *decay = decays + (at - begin) * size;
-                const float *b_t = B + token * n, *c_t = C + token * n;
+                const bool begins = starts && starts[token];
+                const float *after = hs + (at - begin + 1) * size, *before = begins ? nothing : after - size;
+                const float *decay = decays + (at - begin) * size, *b_t = B + token * n, *c_t = C + token * n;
                 float *db = dB + ((group * b + row) * t + at) * n, *dc = dC + ((group * b + row) * t + at) * n;
                 Block dx = {}, dd = {};  // the gradients of dt u and, through the decay, of dt
                 for (int64_t j = 0; j < n; j++) {
@@ -105,6 +111,7 @@ extern "C" KERNEL int32_t scan_backward(ParallelFor pool, const float* u, const 
                     db[j] += sum(db_sum);
                     dc[j] += sum(dc_sum);
                 }
+                if (begins) memset(g_block, 0, size * sizeof(float));
                 Block du_t;
                 for (int k = 0; k < K; k++) du_t.v[k] = dx.v[k] * d.v[k], dd.v[k] += dx.v[k] * x.v[k];
                 store_block(du + place, du_t, m);
@@ -117,7 +124,7 @@ extern "C" KERNEL int32_t scan_backward(ParallelFor pool, const float* u, const 
 
     auto task = [=](int64_t i) {
         const int64_t row = i / groups, group = i % groups;
-        std::vector<float> room((3 + 2 * chunk + 1) * size);
+        std::vector<float> room((5 + 2 * chunk) * size);
         for (int64_t at = group; at < blocks_of(c); at += groups) block(row, group, at * LANES, room);
     };
     return parallel(pool, b * groups, task);

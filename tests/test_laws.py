@@ -1,5 +1,7 @@
 """The seven laws of state, each over every mixer in the table, in float64."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +11,7 @@ from postformer import state as S
 from postformer.config import build
 from postformer.mixers import MIXERS
 from postformer.models.language import LanguageModel
+from postformer.ops.packing import Packing
 
 CASES = {
     "attention": {"kind": "attention", "heads": 2},
@@ -19,8 +22,15 @@ CASES = {
     "attention-window-persistent": {"kind": "attention", "heads": 2, "window": 4, "persistent": 2, "qk_norm": True},
     "mamba": {"kind": "mamba"},
     "mamba-small": {"kind": "mamba", "state": 3, "conv": 2, "rank": 2, "expand": 1},
+    "mamba2": {"kind": "mamba2", "state": 6, "head_dim": 8},
+    "mamba2-groups": {"kind": "mamba2", "state": 3, "head_dim": 4, "groups": 2, "conv": 1, "expand": 1},
+    "mamba3": {"kind": "mamba3", "state": 8, "head_dim": 8},
+    "mamba3-mimo": {"kind": "mamba3", "state": 6, "head_dim": 4, "groups": 2, "rank": 3, "expand": 1},
+    "mamba3-real": {"kind": "mamba3", "state": 5, "head_dim": 16, "rotated": 0.0},
+    "gated-delta": {"kind": "gated_delta", "heads": 2},
+    "gated-delta-small": {"kind": "gated_delta", "heads": 1, "head_dim": 3, "value_expand": 1, "conv": 2, "negative": False},
 }
-RECURRENT = [c for c in CASES if c.startswith("mamba") or "window" in c]
+RECURRENT = [c for c in CASES if "window" in c or not c.startswith("attention")]
 DIM = 16
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 
@@ -110,6 +120,62 @@ def test_laws_1_and_3_in_fp32_where_kernels_serve(case, first, second, cuts):
         starts = [m(rows[:, :7].float(), m.init_state(len(rows)))[1] for rows in x.split([first, second])]
         y, _ = run(m, x[:, 7:].float(), S.cat(starts), cuts)
     torch.testing.assert_close(y.double(), truth[:, 7:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    before=st.integers(0, 6),
+    cuts=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+)
+def test_packed_documents_are_as_if_alone(case, lengths, before, cuts):
+    """A row that goes on with a state and then holds several documents, read in pieces: outputs, and the last one's state."""
+    m, total = mixer(case), sum(lengths)
+    x = tokens(1, total, seed=2)
+    starts = torch.zeros(1, total, dtype=torch.bool)
+    firsts = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+    starts[0, firsts[1:-1]] = True
+    cuts = [c for c in cuts if c < total] or [total]
+    cuts = cuts[:1] + ([total - cuts[0]] if total > cuts[0] else [])
+    with torch.no_grad():
+        first = m(tokens(1, before), m.init_state(1))[1] if before else m.init_state(1)
+        state, ys = S.clone(first), []
+        for piece, begun in zip(x.split(cuts, 1), starts.split(cuts, 1), strict=True):
+            y, state = m(piece, state, Packing(starts=begun))
+            ys.append(y)
+        y = torch.cat(ys, 1)
+        for i, (a, b) in enumerate(itertools.pairwise(firsts)):
+            alone, after = m(x[:, a:b], S.clone(first) if i == 0 else m.init_state(1))
+            torch.testing.assert_close(y[:, a:b], alone, **EXACT)
+    used = dict(S.leaves(after))
+    for name, leaf in S.leaves(state):
+        leaf = leaf if leaf.shape == used[name].shape else leaf[:, :, : used[name].shape[2]]
+        torch.testing.assert_close(leaf, used[name], **EXACT)
+
+
+@pytest.mark.parametrize("case", CASES)
+@given(
+    lengths=st.lists(st.integers(0, 7), min_size=2, max_size=3).filter(any),
+    before=st.integers(0, 6),
+    more=st.integers(1, 3),
+    packed=st.booleans(),
+)
+def test_padded_rows_are_as_if_alone(case, lengths, before, more, packed):
+    """Rows of different lengths beside each other, some of them empty, then decoded on together."""
+    m, rows, t = mixer(case), len(lengths), max(lengths)
+    first, x, later = (tokens(rows, n, seed=i) for i, n in enumerate((before, t + 1, more)))
+    packing = Packing(torch.zeros(rows, t + 1, dtype=torch.bool) if packed else None, torch.tensor(lengths))
+    with torch.no_grad():
+        start = m(first, m.init_state(rows))[1] if before else m.init_state(rows)
+        y, state = m(x, S.clone(start), packing)
+        assert bool(y.isfinite().all())
+        z, _ = m(later, state)
+        for row, n in enumerate(lengths):
+            own = S.take(start, [row])
+            if n:
+                alone, own = m(x[row : row + 1, :n], own)
+                torch.testing.assert_close(y[row, :n], alone[0], **EXACT)
+            torch.testing.assert_close(z[row], m(later[row : row + 1], own)[0][0], **EXACT)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -325,7 +325,9 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
             "evaluate model --text text.txt", "model: this model was saved without", remove("model/tokenizer.json")
         ),
         "transformers' other type": Mistake(
-            GENERATE, "model_type 'gpt2' cannot be converted; choose from llama, mamba", as_transformers(model_type="gpt2")
+            GENERATE,
+            "model_type 'gpt2' cannot be converted; choose from llama, mamba, mamba2",
+            as_transformers(model_type="gpt2"),
         ),
         "transformers' missing key": Mistake(GENERATE, "config.json: 'num_hidden_layers' is missing", as_transformers(**MAMBA)),
         "transformers' other option": Mistake(

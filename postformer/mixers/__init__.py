@@ -6,7 +6,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from postformer.mixers.attention import Attention
+from postformer.mixers.delta import GatedDelta
 from postformer.mixers.mamba import Mamba
+from postformer.mixers.mamba2 import Mamba2
+from postformer.mixers.mamba3 import Mamba3
+from postformer.ops.packing import Packing
 
 
 class Mixer(Protocol):
@@ -18,8 +22,11 @@ class Mixer(Protocol):
         """A fresh state: zeros, made from shapes only."""
         ...
 
-    def forward(self, x: Float[Tensor, "b t d"], state: Any = None) -> tuple[Float[Tensor, "b t d"], Any]:
-        """One path for training, prefill, decoding and resuming; without a state none is returned."""
+    def forward(
+        self, x: Float[Tensor, "b t d"], state: Any = None, packing: Packing = ...
+    ) -> tuple[Float[Tensor, "b t d"], Any]:
+        """One path for training, prefill, decoding and resuming; without a state none is returned. `packing` tells where
+        documents begin and rows end."""
         ...
 
     def flops(self, length: int, past: int = 0) -> int:
@@ -31,4 +38,10 @@ class Mixer(Protocol):
         ...
 
 
-MIXERS: dict[str, Any] = {"attention": Attention, "mamba": Mamba}
+MIXERS: dict[str, Any] = {
+    "attention": Attention,
+    "mamba": Mamba,
+    "mamba2": Mamba2,
+    "mamba3": Mamba3,
+    "gated_delta": GatedDelta,
+}

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from postformer.ops.attention import HIDDEN, attention, causal_attention, read_all, rotate
 from postformer.ops.layers import Linear, RMSNorm
+from postformer.ops.packing import WHOLE, Packing
 
 BLOCK = 64
 """A growing cache grows by this many slots."""
 LARGEST_WINDOW = 1 << 20
+APART = 1 << 40
+"""Documents in one row are set this far apart, further than any window reaches."""
 
 
 class AttentionState(NamedTuple):
@@ -83,7 +86,7 @@ class Attention(nn.Module):
         return kind(k, v, torch.zeros(batch, dtype=torch.long, device=like["device"]))
 
     def forward(
-        self, x: Float[Tensor, "b t d"], state: AttentionState | RingState | None = None
+        self, x: Float[Tensor, "b t d"], state: AttentionState | RingState | None = None, packing: Packing = WHOLE
     ) -> tuple[Float[Tensor, "b t d"], AttentionState | RingState | None]:
         """Attend over the state and the new tokens; returns the output and the state after them."""
         b, t, _ = x.shape
@@ -91,8 +94,11 @@ class Attention(nn.Module):
         k = self.k_norm(self.k(x).view(b, t, self.groups, self.width))
         v = self.v(x).view(b, t, self.groups, self.width)
         seen = torch.zeros(b, dtype=torch.long, device=x.device) if state is None else state.seen
-        position = seen[:, None] + torch.arange(t, device=x.device)
+        position = packing.positions(seen, t)
         q, k = rotate(torch.cat([q, k], 2), position, self.rope_base).split([self.heads, self.groups], 2)
+        if packing is not WHOLE:
+            y, after = self._read_packed(q, k, v, position, state if state is not None else self.init_state(b), packing)
+            return self.out(y.flatten(2)), None if state is None else after
         if state is None:
             return self.out(self._fresh(q, k, v, position).flatten(2)), None
         read = self._read_cache if self.window is None else self._read_ring
@@ -104,14 +110,17 @@ class Attention(nn.Module):
             return causal_attention(q, k, v)
         return self._attend(q, k, v, position, position, fresh=k.shape[1])
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, position: Tensor, key_position: Tensor, fresh: int = 0) -> Tensor:
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, position: Tensor, key_position: Tensor, fresh: int = 0, window: int | None = None
+    ) -> Tensor:
         if self.prefix is not None:
             b = k.shape[0]
             x = self.prefix.to(k.dtype)
             pk, pv = self.k_norm(self.k(x).view(-1, *k.shape[2:])), self.v(x).view(-1, *v.shape[2:])
             k, v = torch.cat([pk.expand(b, *pk.shape), k], 1), torch.cat([pv.expand(b, *pv.shape), v], 1)
             key_position = torch.cat([key_position.new_zeros(b, self.persistent), key_position], 1)
-        return attention(q, k, v, position, key_position, window=self.window, prefix=self.persistent, fresh=fresh)
+        window = window or self.window
+        return attention(q, k, v, position, key_position, window=window, prefix=self.persistent, fresh=fresh)
 
     def _read_cache(
         self, q: Tensor, k: Tensor, v: Tensor, position: Tensor, state: AttentionState | RingState
@@ -145,6 +154,30 @@ class Attention(nn.Module):
         key_position = torch.cat([_ring_positions(state.seen, w), position], 1)
         y = self._attend(q, both_k, both_v, position, key_position, fresh=t)
         return y, _write(old_k, k[:, -w:], slot, False), _write(old_v, v[:, -w:], slot, False)
+
+    def _read_packed(
+        self, q: Tensor, k: Tensor, v: Tensor, position: Tensor, state: AttentionState | RingState, packing: Packing
+    ) -> tuple[Tensor, AttentionState | RingState]:
+        """Read the state and the new keys, each query those of its document; then keep the last documents' real tokens."""
+        t = k.shape[1]
+        most = state.k.shape[2] if self.window else int(state.seen.max())
+        old_k, old_v = (c[:, :, :most].to(k.dtype).transpose(1, 2) for c in (state.k, state.v))
+        slots = torch.arange(most, device=k.device).expand(len(k), -1)
+        old = _ring_positions(state.seen, most) if self.window else torch.where(slots < state.seen[:, None], slots, HIDDEN)
+        document = packing.documents(t)
+        both_k, both_v = torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
+        apart = position + document * APART, torch.cat([old, position + document * APART], 1)
+        y = self._attend(q, both_k, both_v, *apart, fresh=t, window=self.window or APART // 2)
+
+        first = packing.last(position - torch.arange(t, device=k.device), state.seen)  # the position that the row's token 0 has
+        seen = packing.last(position + 1, state.seen)
+        room = most if self.window else -(-max(int(seen.max()), state.k.shape[2]) // BLOCK) * BLOCK
+        held = torch.arange(room, device=k.device).expand(len(k), -1)
+        held = _ring_positions(seen, room) if self.window else torch.where(held < seen[:, None], held, HIDDEN)
+        source = torch.where(held - first[:, None] >= 0, held - first[:, None] + most, held % max(room, 1))
+        source = source.masked_fill(held == HIDDEN, 0)
+        keys, values = (_gather(m, source, held != HIDDEN) for m in (both_k, both_v))
+        return y, type(state)(keys, values, seen)
 
     def flops(self, length: int, past: int = 0) -> int:
         """Floating-point operations of `length` new tokens after `past` others (a multiply-add is two)."""
@@ -182,6 +215,14 @@ def _write(cache: Tensor, new: Tensor, slot: Tensor, aligned: bool) -> Tensor:
     else:
         by_slot[torch.arange(len(cache), device=cache.device)[:, None], slot] = new
     return cache
+
+
+def _gather(x: Tensor, source: Tensor, held: Tensor) -> Tensor:
+    """A cache [b, g, s, e] of the rows' tokens x [b, t, g, e] at source [b, s], with zeros where nothing is held."""
+    if not source.shape[1]:
+        return x[:, :0].transpose(1, 2)
+    taken = x[torch.arange(len(x), device=x.device)[:, None], source]
+    return taken.masked_fill(~held[..., None, None], 0).transpose(1, 2)
 
 
 def _ring_positions(seen: Tensor, w: int) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from postformer.ops.conv import causal_conv
 from postformer.ops.layers import Linear
 from postformer.ops.mamba_step import Weights, mamba_step, serves
+from postformer.ops.packing import WHOLE, Packing
 from postformer.ops.scan import selective_scan
 
 
@@ -77,20 +78,21 @@ class Mamba(nn.Module):
         return MambaState(conv, ssm)
 
     def forward(
-        self, x: Float[Tensor, "b t d"], state: MambaState | None = None
+        self, x: Float[Tensor, "b t d"], state: MambaState | None = None, packing: Packing = WHOLE
     ) -> tuple[Float[Tensor, "b t d"], MambaState | None]:
         """Continue from the state over the new tokens; returns the output and the state after them."""
         past, h = state if state is not None else self.init_state(len(x))
-        if state is not None and serves(x, state, weights := self._weights()):
+        if state is not None and packing is WHOLE and serves(x, state, weights := self._weights()):
             y, past, h = mamba_step(x[:, 0], past, h, weights)
             return y[:, None], MambaState(past, h)
         wide = torch.promote_types(x.dtype, torch.float32)
         u, z = self.inp(x).chunk(2, -1)
-        u, past = causal_conv(u, self.conv_weight, self.conv_bias, past)
+        u, past = causal_conv(u, self.conv_weight, self.conv_bias, past, *packing)
         u = F.silu(u)
         low, B, C = self.select(u).split([self.rank, self.n, self.n], -1)
         dt = F.softplus(F.linear(low.to(wide), self.dt.weight.to(wide), self.dt.bias.to(wide)))
-        y, h = selective_scan(u.to(wide), dt, -self.A_log.to(wide).exp(), B.to(wide), C.to(wide), h.to(wide))
+        A, dt = -self.A_log.to(wide).exp(), packing.silence(dt)
+        y, h = selective_scan(u.to(wide), dt, A, B.to(wide), C.to(wide), h.to(wide), packing.starts)
         y = (y + self.D.to(wide) * u).to(x.dtype)
         return self.out(y * F.silu(z)), None if state is None else MambaState(past, h)
 

@@ -11,6 +11,7 @@ from postformer.config import ConfigError, Spec, build, complete
 from postformer.ffn import FFNS
 from postformer.mixers import MIXERS
 from postformer.ops.layers import RMSNorm
+from postformer.ops.packing import WHOLE, Packing
 
 State = tuple[Any, ...]
 DEEPEST = 4096
@@ -42,9 +43,12 @@ class Block(nn.Module):
         self.norm, self.mixer = RMSNorm(dim, norm_eps), mixer
         self.ffn_norm, self.ffn = (RMSNorm(dim, norm_eps), ffn) if ffn is not None else (None, None)
 
-    def forward(self, x: Float[Tensor, "b t d"], state: Any = None) -> tuple[Float[Tensor, "b t d"], Any]:
+    def forward(
+        self, x: Float[Tensor, "b t d"], state: Any = None, packing: Packing = WHOLE
+    ) -> tuple[Float[Tensor, "b t d"], Any]:
         """Residual stream in, residual stream and new state out."""
-        y, state = self.mixer(self.norm(x), state)
+        words = {} if packing is WHOLE else {"packing": packing}  # a mixer of another package may know nothing of it
+        y, state = self.mixer(self.norm(x), state, **words)
         x = x + y
         if self.ffn is not None and self.ffn_norm is not None:
             x = x + self.ffn(self.ffn_norm(x))
@@ -85,11 +89,13 @@ class Backbone(nn.Module):
         """A fresh state: one entry a layer."""
         return tuple(block.mixer.init_state(batch) for block in self.blocks)
 
-    def forward(self, x: Float[Tensor, "b t d"], state: State | None = None) -> tuple[Float[Tensor, "b t d"], State | None]:
+    def forward(
+        self, x: Float[Tensor, "b t d"], state: State | None = None, packing: Packing = WHOLE
+    ) -> tuple[Float[Tensor, "b t d"], State | None]:
         """Through all layers and the last norm."""
         after = []
         for i, block in enumerate(self.blocks):
-            x, s = block(x, None if state is None else state[i])
+            x, s = block(x, None if state is None else state[i], packing)
             after.append(s)
         return self.norm(x), None if state is None else tuple(after)
 

@@ -1,4 +1,4 @@
-"""Models of the transformers library as ours: `mamba` and `llama` checkpoints, key by key."""
+"""Models of the transformers library as ours: `mamba`, `mamba2` and `llama` checkpoints, key by key."""
 
 import re
 from collections.abc import Mapping
@@ -28,6 +28,8 @@ MAMBA = {
     "mixer.conv1d.bias": "mixer.conv_bias",
     "mixer.A_log": "mixer.A_log",
     "mixer.D": "mixer.D",
+    "mixer.dt_bias": "mixer.dt_bias",
+    "mixer.norm.weight": "mixer.norm_weight",
     "norm": "norm",
 }
 LEADING = {"embed_tokens": "embed", "embeddings": "embed", "norm_f": "backbone.norm", "norm": "backbone.norm"}
@@ -46,43 +48,70 @@ def language_options(config: Mapping[str, Any]) -> Spec:
 
 def _language_options(config: Mapping[str, Any]) -> Spec:
     kind = config.get("model_type")
-    if kind not in ("llama", "mamba"):
-        raise ConfigError(f"config.json: model_type '{kind}' cannot be converted; choose from llama, mamba")
-    if kind == "mamba":
-        _require(config, use_bias=False, use_conv_bias=True, hidden_act="silu")
-        mixer = {
-            "kind": "mamba",
-            "state": config["state_size"],
-            "expand": config["expand"],
-            "conv": config["conv_kernel"],
-            "rank": config["time_step_rank"],
-        }
-        ffn, depth, eps = {"kind": "none"}, config["num_hidden_layers"], config["layer_norm_epsilon"]
-    else:
-        _require(config, attention_bias=False, mlp_bias=False, hidden_act="silu")
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        if not isinstance(rope, Mapping):
-            raise ConfigError(f"config.json: rope_parameters={rope!r} cannot be converted; it must be a table")
-        if rope.get("rope_type", "default") != "default":
-            raise ConfigError(f"config.json: rope_type '{rope['rope_type']}' cannot be converted; choose from default")
-        mixer = {
-            "kind": "attention",
-            "heads": config["num_attention_heads"],
-            "kv_heads": config.get("num_key_value_heads"),
-            "head_dim": config.get("head_dim"),
-            "rope_base": rope.get("rope_theta") or config.get("rope_theta") or 1e4,
-        }
-        ffn = {"kind": "mlp", "hidden": config["intermediate_size"]}
-        depth, eps = config["num_hidden_layers"], config["rms_norm_eps"]
+    if kind not in MIXERS_OF:
+        raise ConfigError(f"config.json: model_type '{kind}' cannot be converted; choose from {', '.join(MIXERS_OF)}")
+    llama = kind == "llama"
     return {
         "vocab": config["vocab_size"],
         "dim": config["hidden_size"],
-        "depth": depth,
-        "mixers": (mixer,),
-        "ffns": (ffn,),
+        "depth": config["num_hidden_layers"],
+        "mixers": (MIXERS_OF[kind](config),),
+        "ffns": ({"kind": "mlp", "hidden": config["intermediate_size"]} if llama else {"kind": "none"},),
         "tied": bool(config.get("tie_word_embeddings", kind == "mamba")),
-        "norm_eps": eps,
+        "norm_eps": config["rms_norm_eps" if llama else "layer_norm_epsilon"],
     }
+
+
+def _mamba(config: Mapping[str, Any]) -> Spec:
+    _require(config, use_bias=False, use_conv_bias=True, hidden_act="silu")
+    return {
+        "kind": "mamba",
+        "state": config["state_size"],
+        "expand": config["expand"],
+        "conv": config["conv_kernel"],
+        "rank": config["time_step_rank"],
+    }
+
+
+def _mamba2(config: Mapping[str, Any]) -> Spec:
+    _require(config, use_bias=False, use_conv_bias=True, hidden_act="silu")
+    limit = config.get("time_step_limit", (0.0, float("inf")))
+    if not isinstance(limit, (list, tuple)) or list(limit) != [0.0, float("inf")]:
+        raise ConfigError(f"config.json: time_step_limit={limit!r} cannot be converted; only (0.0, inf) can")
+    heads, head_dim, expand, dim = (config[key] for key in ("num_heads", "head_dim", "expand", "hidden_size"))
+    if not all(isinstance(n, int) for n in (heads, head_dim, expand, dim)) or heads * head_dim != expand * dim:
+        raise ConfigError(
+            f"config.json: num_heads={heads!r} times head_dim={head_dim!r} must be expand={expand!r} times hidden_size={dim!r}"
+        )
+    return {
+        "kind": "mamba2",
+        "state": config["state_size"],
+        "expand": expand,
+        "head_dim": head_dim,
+        "groups": config["n_groups"],
+        "conv": config["conv_kernel"],
+        "norm_eps": config["layer_norm_epsilon"],
+    }
+
+
+def _attention(config: Mapping[str, Any]) -> Spec:
+    _require(config, attention_bias=False, mlp_bias=False, hidden_act="silu")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise ConfigError(f"config.json: rope_parameters={rope!r} cannot be converted; it must be a table")
+    if rope.get("rope_type", "default") != "default":
+        raise ConfigError(f"config.json: rope_type '{rope['rope_type']}' cannot be converted; choose from default")
+    return {
+        "kind": "attention",
+        "heads": config["num_attention_heads"],
+        "kv_heads": config.get("num_key_value_heads"),
+        "head_dim": config.get("head_dim"),
+        "rope_base": rope.get("rope_theta") or config.get("rope_theta") or 1e4,
+    }
+
+
+MIXERS_OF = {"llama": _attention, "mamba": _mamba, "mamba2": _mamba2}
+"""Model types that can be converted, and what makes their mixer."""
 
 
 def language_tensors(tensors: Mapping[str, Tensor], tied: bool) -> dict[str, Tensor]:

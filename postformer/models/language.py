@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from postformer.config import ConfigError, Spec
@@ -13,6 +13,7 @@ from postformer.ffn import FFNS
 from postformer.mixers import MIXERS
 from postformer.models.backbone import Backbone, Cost, State, complete_pattern
 from postformer.ops.layers import Embedding, Linear
+from postformer.ops.packing import WHOLE, Packing, to_the_left
 from postformer.tokens.text import Tokens
 
 
@@ -61,18 +62,47 @@ class LanguageModel(nn.Module, ModelHubMixin):
         """A fresh state for `batch` rows."""
         return self.backbone.init_state(batch)
 
-    def hidden(self, ids: Int[Tensor, "b t"], state: State | None = None) -> tuple[Float[Tensor, "b t d"], State | None]:
-        """The last layer's normalised activations."""
+    def hidden(
+        self,
+        ids: Int[Tensor, "b t"],
+        state: State | None = None,
+        *,
+        starts: Bool[Tensor, "b t"] | None = None,
+        mask: Bool[Tensor, "b t"] | None = None,
+    ) -> tuple[Float[Tensor, "b t d"], State | None]:
+        """The last layer's normalised activations; `starts` and `mask` as in `forward`."""
+        order = None
+        packing = WHOLE
+        if mask is not None:
+            order, lengths = to_the_left(mask)
+            ids = ids.gather(1, order)
+            starts = None if starts is None else (starts & mask).gather(1, order)
+            packing = Packing(starts, lengths)
+        elif starts is not None:
+            packing = Packing(starts)
         x = self.embed(ids)
-        return self.backbone(x if self.compute_dtype is None else x.to(self.compute_dtype), state)
+        x, state = self.backbone(x if self.compute_dtype is None else x.to(self.compute_dtype), state, packing)
+        return (x if order is None else torch.empty_like(x).scatter(1, order[..., None].expand_as(x), x)), state
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
         """Unnormalised log-probabilities of the next token."""
         return self.embed.head(hidden) if self.head is None else self.head(hidden)
 
-    def forward(self, ids: Int[Tensor, "b t"], state: State | None = None) -> tuple[Float[Tensor, "b t v"], State | None]:
-        """Logits after every token, and the state after the last if one was given."""
-        x, state = self.hidden(ids, state)
+    def forward(
+        self,
+        ids: Int[Tensor, "b t"],
+        state: State | None = None,
+        *,
+        starts: Bool[Tensor, "b t"] | None = None,
+        mask: Bool[Tensor, "b t"] | None = None,
+    ) -> tuple[Float[Tensor, "b t v"], State | None]:
+        """Logits after every token, and the state after the last if one was given.
+
+        `starts` is true at the first token of each document of a packed row: nothing before it is seen, and the state is then
+        that of the row's last document. `mask` is false at padding, which may stand anywhere in a row: it is not seen, changes
+        no state, and its logits mean nothing. A start at padding is ignored.
+        """
+        x, state = self.hidden(ids, state, starts=starts, mask=mask)
         return self.logits(x), state
 
     def read(self, ids: Int[Tensor, "b t"], state: State, chunk: int = 1024) -> tuple[Float[Tensor, "b v"], State]:

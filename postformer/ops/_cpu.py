@@ -55,17 +55,17 @@ def load(level: str) -> Any:
     return library
 
 
-VERSION = 4
+VERSION = 5
 """Of csrc/version.cpp."""
 SIGNATURES = {
-    "conv_forward": (5, 5),
-    "conv_backward": (8, 5),
+    "conv_forward": (6, 5),
+    "conv_backward": (9, 5),
     "cross_entropy_forward": (5, 2),
     "cross_entropy_backward": (6, 2),
     "mamba_step_bf16": (13, 6),
     "mamba_step_fp32": (13, 6),
-    "scan_forward": (8, 5),
-    "scan_backward": (13, 6),
+    "scan_forward": (9, 5),
+    "scan_backward": (14, 6),
 }
 """How many tensors and how many sizes each kernel takes after the thread pool."""
 
@@ -115,6 +115,12 @@ def check_as(dtype: torch.dtype, operator: str, expected: Mapping[str, tuple[Ten
     for name, (x, shape) in expected.items():
         if tuple(x.shape) != shape or x.dtype != dtype:
             raise ValueError(f"{operator}: {name} is {x.dtype} {tuple(x.shape)}; expected {dtype} {shape}")
+
+
+def check_starts(operator: str, starts: Tensor | None, b: int, t: int) -> None:
+    """Refuse document starts that are not one bool for each token. Raises ValueError."""
+    if starts is not None:
+        check_as(torch.bool, operator, {"starts": (starts, (b, t))})
 
 
 def first_order_only(ctx: Any, *gradients: Any) -> NoReturn:

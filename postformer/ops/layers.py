@@ -1,5 +1,7 @@
 """Layers that make dtype explicit: parameters may be kept in fp32 while activations are bf16; there is no autocast."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -39,3 +41,11 @@ class Embedding(nn.Embedding):
 
     def forward(self, input: Int[Tensor, "*b"]) -> Float[Tensor, "*b d"]:
         return F.embedding(input, self.weight)
+
+
+def dt_bias(count: int, dt_min: float, dt_max: float) -> Float[Tensor, " count"]:
+    """Biases whose softplus is log-uniform from dt_min to dt_max (Gu & Dao 2023, section 3.6). Raises ValueError."""
+    if not 0 < dt_min <= dt_max:
+        raise ValueError(f"dt_min={dt_min} and dt_max={dt_max} must satisfy 0 < dt_min <= dt_max")
+    dt = torch.empty(count).uniform_(math.log(dt_min), math.log(dt_max)).exp().clamp(min=1e-4)
+    return dt + torch.log(-torch.expm1(-dt))

@@ -2,8 +2,9 @@
 
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t        y_t = C_t h_t
 
-b batch, t time, c channels (the paper's D), n state size (the paper's N); dt is the paper's Delta. As in the authors' code,
-B is discretised by Euler's rule (dt B) and not by the zero-order hold of equation 4.
+b batch, t time, c channels (the paper's D), n state size (the paper's N); dt is the paper's Delta. Where a document starts, the
+state before it counts as zero. As in the authors' code, B is discretised by Euler's rule (dt B) and not by the
+zero-order hold of equation 4.
 
 Three implementations: the recurrence as written (the truth), the same in chunks of torch operations for any device and dtype, and the
 kernel of csrc/scan.cpp for fp32 on a CPU.
@@ -12,7 +13,7 @@ kernel of csrc/scan.cpp for fp32 on a CPU.
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
@@ -34,10 +35,13 @@ def selective_scan_reference(
     B: Float[Tensor, "b t n"],
     C: Float[Tensor, "b t n"],
     h: Float[Tensor, "b c n"],
+    starts: Bool[Tensor, "b t"] | None = None,
 ) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b c n"]]:
     """The recurrence as it is written, one step after the other: the truth for outputs and, by autograd, for gradients."""
     y = []
     for t in range(u.shape[1]):
+        if starts is not None:
+            h = h.masked_fill(starts[:, t, None, None], 0)
         h = torch.exp(dt[:, t, :, None] * A) * h + (dt[:, t] * u[:, t])[..., None] * B[:, t, None]
         y.append((h * C[:, t, None]).sum(-1))
     return torch.stack(y, 1), h
@@ -50,19 +54,21 @@ def selective_scan(
     B: Float[Tensor, "b t n"],
     C: Float[Tensor, "b t n"],
     h: Float[Tensor, "b c n"],
+    starts: Bool[Tensor, "b t"] | None = None,
 ) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b c n"]]:
     """The scan in the fastest way that there is here; all arguments of one dtype, fp32 or wider.
 
-    Returns y and the state after the last step. Gradients flow to every argument; they are first-order only. Memory for the
-    backward pass is one state for each chunk of steps.
+    `starts` is True at the first token of each document: what comes before it changes nothing from there on. Returns y and
+    the state after the last step. Gradients flow to every argument; they are first-order only. Memory for the backward pass
+    is one state for each chunk of steps.
     """
     trained = torch.is_grad_enabled() and any(x.requires_grad for x in (u, dt, A, B, C, h))
     if _cpu.serves(u, dt, A, B, C, h):
-        y, last, _ = torch.ops.postformer.selective_scan(u, dt, A, B, C, h, trained)
+        y, last, _ = torch.ops.postformer.selective_scan(u, dt, A, B, C, h, starts, trained)
         return y, last
     if trained:
-        return _SelectiveScan.apply(u, dt, A, B, C, h)  # type: ignore[return-value]
-    return _forward(u, dt, A, B, C, h, starts=None)
+        return _SelectiveScan.apply(u, dt, A, B, C, h, starts)  # type: ignore[return-value]
+    return _forward(u, dt, A, B, C, h, starts, kept=None)
 
 
 def _chunk(u: Tensor, A: Tensor) -> int:
@@ -75,26 +81,42 @@ def _terms(u: Tensor, dt: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]
     return (dt[:, :, None] * A.mT).exp_(), (dt * u)[:, :, None] * B[..., None]
 
 
-def _states(decay: Tensor, h: Tensor, hs: Tensor) -> Tensor:
+def _resets(starts: Tensor | None, at: slice) -> tuple[Tensor, ...] | None:
+    """For each step of a chunk, where the state before it counts as zero [b, 1, 1]; None where it never does."""
+    if starts is None or not starts[:, at].any():
+        return None
+    return starts[:, at, None, None].unbind(1)
+
+
+def _states(decay: Tensor, h: Tensor, hs: Tensor, resets: tuple[Tensor, ...] | None) -> Tensor:
     """Overwrite hs [t, b, n, c], which holds the inputs dt B u, with the states; returns the last."""
-    for a, x in zip(decay.unbind(0), hs.unbind(0), strict=True):
-        h = x.addcmul_(a, h)
+    for i, (a, x) in enumerate(zip(decay.unbind(0), hs.unbind(0), strict=True)):
+        h = x.addcmul_(a, h if resets is None else h.masked_fill(resets[i], 0))
     return h
 
 
+def _adjoints(decay: Tensor, g: Tensor, gs: Tensor, resets: tuple[Tensor, ...] | None) -> Tensor:
+    """Overwrite gs [t, b, n, c], which holds C dy, with the adjoints of the states; returns that of the state before them."""
+    for i in reversed(range(len(gs))):
+        g = torch.mul(decay[i], gs[i].add_(g))
+        if resets is not None:
+            g = g.masked_fill(resets[i], 0)
+    return g
+
+
 def _forward(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, starts: list[Tensor] | None
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, starts: Tensor | None, kept: list[Tensor] | None
 ) -> tuple[Tensor, Tensor]:
     y = torch.empty_like(u)
     h = h.mT
     chunk = _chunk(u, A)
     for i in range(0, u.shape[1], chunk):
         at = slice(i, i + chunk)
-        if starts is not None:
-            starts.append(h.clone())
+        if kept is not None:
+            kept.append(h.clone())
         u_, dt_, B_, C_ = (x[:, at].transpose(0, 1) for x in (u, dt, B, C))
         decay, hs = _terms(u_, dt_, A, B_)
-        h = _states(decay, h, hs)
+        h = _states(decay, h, hs, _resets(starts, at))
         y[:, at] = (hs * C_[..., None]).sum(2).transpose(0, 1)
     return y, h.mT.contiguous()
 
@@ -103,104 +125,113 @@ class _SelectiveScan(torch.autograd.Function):
     """Saves the inputs and the state before each chunk, and recomputes the rest."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        starts: list[Tensor] = []
-        y, h = _forward(*inputs, starts=starts)  # type: ignore[misc]
-        ctx.save_for_backward(*inputs[:5], *starts)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        kept: list[Tensor] = []
+        y, h = _forward(*inputs, kept=kept)  # type: ignore[misc]
+        ctx.save_for_backward(*inputs[:5], inputs[6], *kept)
         return y, h
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor, dh: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor, dh: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """The adjoint of h_t is g_t = C_t dy_t + exp(dt_{t+1} A) g_{t+1}: the recurrence backwards, chunk by chunk."""
-        u, dt, A, B, C, *starts = ctx.saved_tensors
+        u, dt, A, B, C, starts, *kept = ctx.saved_tensors
         du, ddt, dB, dC = (torch.empty_like(x) for x in (u, dt, B, C))
         dA, g, chunk = torch.zeros_like(A), dh.mT, _chunk(u, A)
-        for j in reversed(range(len(starts))):
+        for j in reversed(range(len(kept))):
             at = slice(j * chunk, (j + 1) * chunk)
+            resets = _resets(starts, at)
             u_, dt_, B_, C_, dy_ = (x[:, at].transpose(0, 1) for x in (u, dt, B, C, dy))
             decay, hs = _terms(u_, dt_, A, B_)
-            _states(decay, starts[j], hs)
+            _states(decay, kept[j], hs, resets)
             dC[:, at] = (hs * dy_[:, :, None]).sum(3).transpose(0, 1)
             gs = dy_[:, :, None] * C_[..., None]
-            for a, x in zip(reversed(decay.unbind(0)), reversed(gs.unbind(0)), strict=True):
-                g = torch.mul(a, x.add_(g))
+            g = _adjoints(decay, g, gs, resets)
             dB[:, at] = (gs * (dt_ * u_)[:, :, None]).sum(3).transpose(0, 1)
             dx = (gs * B_[..., None]).sum(2)  # the adjoint of dt u
             du[:, at] = (dx * dt_).transpose(0, 1)
             decay[1:] *= hs[:-1]
-            decay[0] *= starts[j]
+            decay[0] *= kept[j]
             da = decay.mul_(gs)  # the adjoint of dt A
+            if resets is not None:
+                da.masked_fill_(torch.stack(resets), 0)
             ddt[:, at] = (torch.mul(da, A.mT).sum(2) + dx * u_).transpose(0, 1)
             dA += da.mul_(dt_[:, :, None]).sum((0, 1)).mT
-        return du, ddt, dA, dB, dC, g.mT
+        return du, ddt, dA, dB, dC, g.mT, None
 
 
 # ---------------------------------------------------------------- the CPU kernel as an operator of torch
 
 _cpu.LIBRARY.define(
-    "selective_scan(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor h, bool keep) -> (Tensor, Tensor, Tensor)"
+    "selective_scan(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor h, Tensor? starts, bool keep)"
+    " -> (Tensor, Tensor, Tensor)"
 )
 _cpu.LIBRARY.define(
-    "selective_scan_backward(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor starts, Tensor dy, Tensor dh)"
+    "selective_scan_backward(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? starts, Tensor kept, Tensor dy,"
+    " Tensor dh)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
-def _check(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> None:
+def _check(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, starts: Tensor | None) -> None:
     b, t, c = u.shape
     n = A.shape[1]
     shapes = {"u": (u, (b, t, c)), "dt": (dt, (b, t, c)), "A": (A, (c, n)), "B": (B, (b, t, n)), "C": (C, (b, t, n))}
     _cpu.check("selective_scan", **shapes, h=(h, (b, c, n)))
+    _cpu.check_starts("selective_scan", starts, b, t)
 
 
 @torch.library.impl(_cpu.LIBRARY, "selective_scan", "CPU")
-def _scan_cpu(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    _check(u, dt, A, B, C, h)
-    y, last, starts = _scan_fake(u, dt, A, B, C, h, keep)
+def _scan_cpu(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, starts: Tensor | None, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(u, dt, A, B, C, h, starts)
+    y, last, kept = _scan_fake(u, dt, A, B, C, h, starts, keep)
     last.copy_(h)
-    inputs = [x.contiguous() for x in (u, dt, A, B, C)]
-    _cpu.call("scan_forward", *inputs, last, y, starts if keep else None, *u.shape, A.shape[1], KERNEL_CHUNK)
-    return y, last, starts
+    inputs = [None if x is None else x.contiguous() for x in (u, dt, A, B, C, starts)]
+    _cpu.call("scan_forward", *inputs, last, y, kept if keep else None, *u.shape, A.shape[1], KERNEL_CHUNK)
+    return y, last, kept
 
 
 @torch.library.register_fake("postformer::selective_scan", lib=_cpu.LIBRARY)
-def _scan_fake(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _scan_fake(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, starts: Tensor | None, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     chunks = (u.shape[1] + KERNEL_CHUNK - 1) // KERNEL_CHUNK if keep else 0
     return u.new_empty(u.shape), u.new_empty(h.shape), u.new_empty(u.shape[0], chunks, *A.shape)
 
 
 @torch.library.impl(_cpu.LIBRARY, "selective_scan_backward", "CPU")
 def _scan_backward_cpu(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, dy: Tensor, dh: Tensor
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor | None, kept: Tensor, dy: Tensor, dh: Tensor
 ) -> tuple[Tensor, ...]:
-    _check(u, dt, A, B, C, dh)
+    _check(u, dt, A, B, C, dh, starts)
     b, n = u.shape[0], A.shape[1]
-    kept = b, -(-u.shape[1] // KERNEL_CHUNK), *A.shape
-    _cpu.check("selective_scan_backward", starts=(starts, kept), dy=(dy, tuple(u.shape)))
+    chunks = b, -(-u.shape[1] // KERNEL_CHUNK), *A.shape
+    _cpu.check("selective_scan_backward", kept=(kept, chunks), dy=(dy, tuple(u.shape)))
     g = dh.clone(memory_format=torch.contiguous_format)
     du, ddt, dA = u.new_empty(u.shape), u.new_empty(u.shape), u.new_empty(b, *A.shape)
     dB, dC = (u.new_zeros(GROUPS, *B.shape) for _ in "BC")
-    inputs = [x.contiguous() for x in (u, dt, A, B, C, starts, dy)]
+    inputs = [None if x is None else x.contiguous() for x in (u, dt, A, B, C, starts, kept, dy)]
     _cpu.call("scan_backward", *inputs, g, du, ddt, dA, dB, dC, GROUPS, *u.shape, n, KERNEL_CHUNK)
     return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), g
 
 
 @torch.library.register_fake("postformer::selective_scan_backward", lib=_cpu.LIBRARY)
 def _scan_backward_fake(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, dy: Tensor, dh: Tensor
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor | None, kept: Tensor, dy: Tensor, dh: Tensor
 ) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(x.shape) for x in (u, dt, A, B, C, dh))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:5], output[2])
+    ctx.save_for_backward(*inputs[:5], inputs[6], output[2])
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(True)
 
 
 def _scan_gradients(ctx: Any, dy: Tensor, dh: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*torch.ops.postformer.selective_scan_backward(*ctx.saved_tensors, dy, dh), None)
+    return (*torch.ops.postformer.selective_scan_backward(*ctx.saved_tensors, dy, dh), None, None)
 
 
 torch.library.register_autograd("postformer::selective_scan", _scan_gradients, setup_context=_save, lib=_cpu.LIBRARY)

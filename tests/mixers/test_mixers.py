@@ -21,6 +21,10 @@ CASES = {
     "window": {"kind": "attention", "heads": 2, "window": 5},
     "mamba": {"kind": "mamba"},
     "mamba-small": {"kind": "mamba", "state": 3, "conv": 2, "rank": 2, "expand": 1},
+    "mamba2": {"kind": "mamba2", "state": 6, "head_dim": 8, "groups": 2},
+    "mamba3": {"kind": "mamba3", "state": 8, "head_dim": 8},
+    "mamba3-mimo": {"kind": "mamba3", "state": 6, "head_dim": 4, "rank": 2},
+    "gated-delta": {"kind": "gated_delta", "heads": 2},
 }
 
 
@@ -53,6 +57,17 @@ def test_every_mixer_has_a_case():
         ({"kind": "mamba", "rank": -1}, "rank=-1"),
         ({"kind": "mamba", "dt_min": 0.0}, "dt_min=0.0 and dt_max=0.1 must satisfy 0 < dt_min <= dt_max"),
         ({"kind": "mamba", "dt_min": 0.2}, "dt_min=0.2 and dt_max=0.1"),
+        ({"kind": "mamba2", "head_dim": 5}, "head_dim=5 must divide expand * dim = 32"),
+        ({"kind": "mamba2", "head_dim": 8, "groups": 3}, "groups=3 the number of heads that this makes"),
+        ({"kind": "mamba2", "head_dim": 8, "state": 0}, "state=0"),
+        ({"kind": "mamba2", "head_dim": 8, "dt_min": 0.0}, "dt_min=0.0 and dt_max=0.1 must satisfy"),
+        ({"kind": "mamba3", "head_dim": 8, "rank": 0}, "rank=0 must be at least 1"),
+        ({"kind": "mamba3", "head_dim": 0}, "head_dim=0"),
+        ({"kind": "mamba3", "head_dim": 8, "groups": 3}, "groups=3 the number of heads that this makes"),
+        ({"kind": "mamba3", "head_dim": 8, "rotated": 1.5}, "rotated=1.5 must be from 0 to 1"),
+        ({"kind": "gated_delta", "heads": 0}, "heads=0"),
+        ({"kind": "gated_delta", "value_expand": 0}, "value_expand=0"),
+        ({"kind": "gated_delta", "head_dim": -1}, "head_dim=-1"),
     ],
     ids=str,
 )
@@ -78,7 +93,7 @@ def counted(m, length: int, past: int) -> int:
 
 
 @pytest.mark.parametrize("past", [0, 1, 3, 11])
-@pytest.mark.parametrize("case", [c for c in CASES if "mamba" not in c])
+@pytest.mark.parametrize("case", [c for c in CASES if CASES[c]["kind"] == "attention"])
 def test_a_step_of_attention_costs_what_torch_counts(case, past):
     """One token reads all slots: those of the future and of the prefix are counted alike."""
     m = make(case)
@@ -96,6 +111,22 @@ def test_mamba_costs_what_torch_counts_and_the_scan(case, length):
     m = make(case)
     scan = 2 * m.channels if _cpu.BUILT else 7 * m.channels * m.n + 3 * m.channels
     assert counted(m, length, 3) == m.flops(length, 3) - scan * length
+
+
+@pytest.mark.parametrize("case", ["mamba2", "mamba3", "mamba3-mimo", "gated-delta"])
+def test_one_token_of_a_recurrence_costs_what_torch_counts_and_the_elementwise_rest(case):
+    """Torch counts matrix products: the projections, and the updates and readings of the state. Of rank 1 an update is none."""
+    m = make(case)
+    if case == "mamba2":
+        elementwise = 3 * m.channels * m.n + 3 * m.channels  # the decay, the outer product and its sum; dt x, D x and its sum
+    elif case == "gated-delta":
+        elementwise = m.heads * m.p * (3 * m.n + 2)  # the decay, the outer product and its sum; the change
+    else:
+        turning = m.heads * (3 * m.angles + 2 * m.rank * (6 * m.angles + m.n))
+        elementwise = 2 * m.channels * m.n + 5 * m.channels * m.rank + turning
+        own = 2 * m.rank**2 * m.heads  # what a token sees of itself is taken apart in chunks
+        elementwise += 4 * m.channels * m.n - own * m.n if m.rank == 1 else -own * (m.n + m.width)
+    assert counted(m, 1, 3) == m.flops(1, 3) - elementwise
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -130,6 +161,18 @@ def test_formulas_answer_at_once_at_any_length():
 # ---------------------------------------------------------------- dtypes
 
 
+def kept_as(case: str, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """In which dtypes a mixer that computes in `dtype` remembers: what is added up over time in fp32 at least."""
+    wide = torch.promote_types(dtype, torch.float32)
+    return {
+        "attention": {"k": dtype, "v": dtype, "seen": torch.int64},
+        "mamba": {"conv": dtype, "ssm": wide},
+        "mamba2": {"conv": dtype, "ssm": wide},
+        "mamba3": {"angle": wide, "ssm": wide, "B": wide, "x": wide},
+        "gated_delta": {"conv": dtype, "memory": wide},
+    }[CASES[case]["kind"]]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_bf16_activations_with_fp32_parameters(case):
     m = make(case)
@@ -142,10 +185,7 @@ def test_bf16_activations_with_fp32_parameters(case):
     assert {p.dtype for p in m.parameters()} == {p.grad.dtype for p in m.parameters()} == {torch.float32}
     assert float((y.float() - exact).detach().abs().max()) < 0.05 * float(exact.detach().abs().max()) + 0.02
     kinds = {name: leaf.dtype for name, leaf in states.leaves(after)}
-    if case.startswith("mamba"):
-        assert kinds == {"conv": torch.bfloat16, "ssm": torch.float32}
-    else:
-        assert kinds == {"k": torch.bfloat16, "v": torch.bfloat16, "seen": torch.int64}
+    assert kinds == kept_as(case, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
@@ -157,9 +197,7 @@ def test_a_model_of_one_dtype(case, dtype):
         y, state = m(torch.randn(1, 6, DIM, dtype=dtype), m.init_state(1))
     assert y.dtype == dtype
     kinds = {name: leaf.dtype for name, leaf in states.leaves(state)}
-    wide = torch.promote_types(dtype, torch.float32)
-    expected = {"conv": dtype, "ssm": wide} if case.startswith("mamba") else {"k": dtype, "v": dtype, "seen": torch.int64}
-    assert kinds == expected
+    assert kinds == kept_as(case, dtype)
     assert states.nbytes(state) == m.state_bytes(6, dtype.itemsize)
 
 

@@ -15,6 +15,22 @@ CONFIGS = {
     "mamba-odd": lambda: transformers.MambaConfig(
         vocab_size=50, hidden_size=40, state_size=5, num_hidden_layers=2, expand=3, conv_kernel=3, time_step_rank=7
     ),
+    "mamba2": lambda: transformers.Mamba2Config(
+        vocab_size=97, hidden_size=48, state_size=16, num_hidden_layers=3, head_dim=16, num_heads=6, n_groups=2, chunk_size=16
+    ),
+    "mamba2-odd": lambda: transformers.Mamba2Config(
+        vocab_size=50,
+        hidden_size=40,
+        state_size=5,
+        num_hidden_layers=2,
+        expand=3,
+        head_dim=8,
+        num_heads=15,
+        n_groups=1,
+        conv_kernel=3,
+        chunk_size=7,
+        tie_word_embeddings=True,
+    ),
     "llama": lambda: transformers.LlamaConfig(
         vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
     ),
@@ -83,6 +99,57 @@ def test_gradients(name):
     assert own.keys() == grads.keys()
     for parameter, grad in grads.items():
         torch.testing.assert_close(own[parameter].grad, grad, **CLOSE, msg=lambda m, p=parameter: f"{p}: {m}")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_left_padded_batch_and_steps_after_it(name):
+    theirs, ours, ids = pair(name)
+    mask = torch.ones(2, 37, dtype=torch.bool)
+    mask[1, :11] = False
+    with torch.no_grad():
+        out = theirs(ids[:, :30], attention_mask=mask[:, :30].long(), use_cache=True)
+        y, state = ours(ids[:, :30], ours.init_state(2), mask=mask[:, :30])
+        torch.testing.assert_close(y[mask[:, :30]], out.logits[mask[:, :30]], **CLOSE)
+        for t in range(30, 33):
+            words = {"attention_mask": mask[:, : t + 1].long()} if name.startswith("llama") else {}  # as their `generate` does
+            out = theirs(ids[:, t : t + 1], use_cache=True, **words, **cache(out))
+            y, state = ours(ids[:, t : t + 1], state)
+            torch.testing.assert_close(y, out.logits, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_right_padding_spoils_their_state_and_not_ours(name):
+    theirs, ours, ids = pair(name)
+    mask = torch.ones(2, 21, dtype=torch.bool)
+    mask[1, 12:20] = False
+    with torch.no_grad():
+        alone = theirs(torch.cat([ids[1:, :12], ids[1:, 20:21]], 1)).logits[0, -1]
+        out = theirs(ids[:, :20], attention_mask=mask[:, :20].long(), use_cache=True)
+        their_next = theirs(ids[:, 20:21], use_cache=True, **cache(out)).logits[1, 0]
+        _, state = ours(ids[:, :20], ours.init_state(2), mask=mask[:, :20])
+        our_next = ours(ids[:, 20:21], state)[0][1, 0]
+    torch.testing.assert_close(our_next, alone, **CLOSE)
+    assert (their_next - alone).abs().max() > 1e-3, "transformers now keeps the state: say so in the documentation"
+
+
+def test_chunked_prefill_of_mamba2_equals_theirs():
+    theirs, ours, ids = pair("mamba2")
+    with torch.no_grad():
+        first = theirs(ids[:, :20], use_cache=True)
+        _, state = ours(ids[:, :20], ours.init_state(2))
+        theirs_second = theirs(ids[:, 20:], use_cache=True, **cache(first)).logits
+        torch.testing.assert_close(ours(ids[:, 20:], state)[0], theirs_second, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "llama"])
+def test_packed_documents_are_read_as_if_alone(name):
+    theirs, ours, ids = pair(name)
+    starts = torch.zeros(2, 37, dtype=torch.bool)
+    starts[:, [0, 9, 23]] = True
+    with torch.no_grad():
+        y, _ = ours(ids, starts=starts)
+        alone = torch.cat([theirs(part).logits for part in ids.split([9, 14, 14], 1)], 1)
+    torch.testing.assert_close(y, alone, **CLOSE)
 
 
 def test_chunked_prefill_theirs_drops_the_state_and_ours_does_not():

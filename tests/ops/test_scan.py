@@ -142,7 +142,7 @@ def test_views_are_read_as_they_are():
 def test_the_operator_keeps_torchs_rules_and_compiles_whole(keep):
     args, _ = small_and_wide(2, 18, 5, 3)
     given_args = args if keep else [x.detach() for x in args]
-    torch.library.opcheck(torch.ops.postformer.selective_scan.default, (*given_args, keep))
+    torch.library.opcheck(torch.ops.postformer.selective_scan.default, (*given_args, None, keep))
     compiled = torch.compile(inspect.unwrap(selective_scan), fullgraph=True, backend="aot_eager")
     for mine, other in zip(compiled(*given_args), selective_scan(*given_args), strict=True):
         assert torch.equal(mine, other)
@@ -190,10 +190,10 @@ def test_the_operator_refuses_what_it_cannot_read():
     for i in range(6):
         for spoiled in (args[i][:1], args[i].double()):
             with pytest.raises(ValueError, match="selective_scan: "):
-                operator(*args[:i], spoiled, *args[i + 1 :], False)
+                operator(*args[:i], spoiled, *args[i + 1 :], None, False)
     grown = [x.requires_grad_() for x in args]
-    with pytest.raises(ValueError, match="starts is"):
-        operator(*grown, False)[0].sum().backward()
+    with pytest.raises(ValueError, match="kept is"):
+        operator(*grown, None, False)[0].sum().backward()
     y, _ = selective_scan(*grown)
     (first,) = torch.autograd.grad(y.square().sum(), grown[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="first-order gradients only"):
