@@ -11,6 +11,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -122,7 +123,7 @@ class Run:
                 for line in process.stdout:
                     self.take(json.loads(line))
             except KeyboardInterrupt:
-                process.terminate()
+                process.send_signal(signal.SIGINT)  # it ends what it started
                 raise
         if process.returncode:
             said = log.read_text().strip().splitlines()
@@ -132,6 +133,9 @@ class Run:
 
     def take(self, event: dict[str, Any]) -> None:
         """Keep what a process told."""
+        if "doing" in event:
+            self.say(event["doing"])
+            return
         if "about" in event:
             self.result["about"] = event["about"]
         elif "row" in event:

@@ -106,6 +106,7 @@ class LlamaCpp:
 
 def measure(settings: Settings) -> Iterator[Event]:
     """Rows of reading the prompt and of writing tokens."""
+    yield {"doing": "making the weights, and llama.cpp's files of them, where they are not there yet"}
     builders, absent = models(settings)
     for peer, why in absent.items():
         yield missing(peer, "model", why)
@@ -114,6 +115,7 @@ def measure(settings: Settings) -> Iterator[Event]:
     agree: dict[str, float] = {}
     own: tuple[Tensor, Tensor] | None = None
     for subject, make in builders.items():
+        yield {"doing": f"opening {subject} and comparing its logits"}
         model = make()
         seen = model.prefill(read).float(), model.decode(write).float()
         own = own or seen

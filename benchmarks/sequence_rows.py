@@ -9,7 +9,7 @@ from typing import Any
 from postformer.claims.stats import interleaved
 
 Event = dict[str, Any]
-"""{"row": ...}, {"missing": ...} or {"about": ...}."""
+"""{"row": ...}, {"missing": ...}, {"about": ...}, or {"doing": ...}, which is only said."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
