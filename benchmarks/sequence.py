@@ -95,6 +95,8 @@ class Run:
         load_now = os.getloadavg()[0]
         if load_now > LOADED:
             print(f"The machine is busy (load {load_now:.1f}): only ratios of one row say anything", flush=True)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         try:
             for i, part in enumerate(self.parts):
                 self.say(f"[{i + 1}/{len(self.parts)}] {part}: {TITLES[part]}")

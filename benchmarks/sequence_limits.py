@@ -6,6 +6,7 @@ moving its bytes, whichever takes longer.
 
 import copy
 import ctypes
+import itertools
 import os
 import shutil
 import subprocess
@@ -34,27 +35,27 @@ def measure(settings: Settings) -> Iterator[Event]:
     """Rows of each layer beside its projections, of the scan beside its floor, and of a plain copy."""
     sizes = settings.sizes
     for name, libraries in opened(sizes.dim)[0].items():
-        for tokens in sizes.limits:
-            functions, work = _layer(libraries[OURS].module, inputs(sizes.dim, tokens)[0].detach())
-            yield row("limits", name, tokens, timed(functions, sizes.seconds(tokens) / 2, repeats=15), work=work)
+        for dtype, tokens in itertools.product((torch.float32, torch.bfloat16), sizes.limits):
+            if dtype == torch.float32 or tokens <= sizes.scan:
+                functions, work = _layer(libraries[OURS].module, inputs(sizes.dim, tokens)[0].detach(), dtype)
+                yield row("limits", name, tokens, timed(functions, sizes.seconds(tokens) / 4, repeats=15), work=work)
     yield from _scan(settings)
     source, to = torch.ones(sizes.copy // 4), torch.zeros(sizes.copy // 4)
     moved = {"copy": (2.0 * sizes.copy, "B/s")}
     yield row("limits", "copy", 1, timed({"copy": lambda: to.copy_(source)}, sizes.seconds(1), repeats=10), work=moved)
 
 
-def _layer(mixer: Any, x: Tensor) -> tuple[dict[str, Callable[[], object]], dict[str, tuple[float, str]]]:
-    """Our layer and its projections alone, in fp32 and bf16, and the operations of each."""
-    functions: dict[str, Callable[[], object]] = {}
-    work = {}
-    for dtype, suffix in ((torch.float32, ""), (torch.bfloat16, HALF)):
-        own = copy.deepcopy(mixer).to(dtype)
-        linears = [m for m in own.modules() if isinstance(m, nn.Linear)]
-        functions[OURS + suffix] = _forward(own, x.to(dtype))
-        functions["projections" + suffix] = _projections(linears, x.shape[1], dtype)
-        work[OURS + suffix] = float(own.flops(x.shape[1])), "FLOP/s"
-        work["projections" + suffix] = 2.0 * x.shape[1] * sum(m.weight.numel() for m in linears), "FLOP/s"
-    return functions, work
+def _layer(mixer: Any, x: Tensor, dtype: torch.dtype) -> tuple[dict[str, Callable[[], object]], dict[str, tuple[float, str]]]:
+    """Our layer and its projections alone in a dtype, and the operations of each."""
+    suffix = "" if dtype == torch.float32 else HALF
+    own = copy.deepcopy(mixer).to(dtype)
+    linears = [m for m in own.modules() if isinstance(m, nn.Linear)]
+    functions = {
+        OURS + suffix: _forward(own, x.to(dtype)),
+        "projections" + suffix: _projections(linears, x.shape[1], dtype),
+    }
+    products = 2.0 * x.shape[1] * sum(m.weight.numel() for m in linears)
+    return functions, {OURS + suffix: (float(own.flops(x.shape[1])), "FLOP/s"), "projections" + suffix: (products, "FLOP/s")}
 
 
 @torch.inference_mode()
