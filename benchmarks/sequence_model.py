@@ -192,8 +192,10 @@ def weights(settings: Settings) -> Path:
         torch.manual_seed(0)
         shape: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": sizes.dim, "num_hidden_layers": sizes.depth}
         config = transformers.MambaConfig(**shape, initializer_range=STD, rescale_prenorm_residual=True)
+        model = transformers.MambaForCausalLM(config)
+        model.config.rescale_prenorm_residual = False  # else from_pretrained scales the loaded weights once more
         with durable_directory(folder) as temporary:
-            transformers.MambaForCausalLM(config).save_pretrained(temporary)
+            model.save_pretrained(temporary)
     return folder
 
 
