@@ -1,6 +1,6 @@
 // Blocks of channels: what a kernel takes at a time. A width that is no multiple of LANES is filled up with zeros.
 #pragma once
-#include "simd.h"
+#include "functions.h"
 
 constexpr int LANES = 16;  // one cache line of floats
 constexpr int K = LANES / WIDTH;
@@ -15,25 +15,27 @@ struct Block {
     Vec v[K];
 };
 
-static inline Block load_block(const float* p, int64_t m) {
+template <class T>
+static inline Block load_block(const T* p, int64_t m) {
     Block x;
     if (m == LANES) {
         for (int k = 0; k < K; k++) x.v[k] = load(p + k * WIDTH);
     } else {
-        float full[LANES] = {};
-        memcpy(full, p, m * sizeof(float));
+        T full[LANES] = {};
+        memcpy(full, p, m * sizeof(T));
         for (int k = 0; k < K; k++) x.v[k] = load(full + k * WIDTH);
     }
     return x;
 }
 
-static inline void store_block(float* p, const Block& x, int64_t m) {
+template <class T>
+static inline void store_block(T* p, const Block& x, int64_t m) {
     if (m == LANES) {
         for (int k = 0; k < K; k++) store(p + k * WIDTH, x.v[k]);
     } else {
-        float full[LANES];
+        T full[LANES];
         for (int k = 0; k < K; k++) store(full + k * WIDTH, x.v[k]);
-        memcpy(p, full, m * sizeof(float));
+        memcpy(p, full, m * sizeof(T));
     }
 }
 

@@ -3,7 +3,7 @@
 #include <limits>
 
 #include "parallel.h"
-#include "simd.h"
+#include "functions.h"
 
 namespace {
 

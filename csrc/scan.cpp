@@ -1,10 +1,13 @@
 // The selective scan of Mamba, forward and backward (formulas: postformer/ops/scan.py).
 //
-//     h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t        y_t = C_t h_t
+//     h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t        y_t = (C_t h_t + D u_t) SiLU(z_t)
 //
-// u, dt, y [b, t, c]; A [c, n]; B, C [b, t, n]; h [b, c, n]; all contiguous floats. `starts` [b, t] is null or true where a document
-// begins, which sees no state before it. Work goes by blocks of LANES channels, along which it is vectorised; a block's state
-// [n, LANES] stays in the first-level cache through all of time.
+// u, dt, z, y [b, t, c]; A [c, n]; B, C [b, t, n]; D, bias [c]; h [b, c, n]. u, z, y and their gradients are floats, or bf16 where
+// `half` is 1; all else are floats. All are contiguous, but the rows of z lie `z_stride` apart. D and z may be null, for which the
+// formula ends earlier; with a bias, dt is softplus(dt + bias). `starts` [b, t] is null or true where a document begins, which sees
+// no state before it. Work goes by blocks of LANES channels, along which it is vectorised; a block's state [n, LANES] stays in the
+// first-level cache through all of time.
+#include <type_traits>
 #include <vector>
 
 #include "blocks.h"
@@ -12,120 +15,267 @@
 
 namespace {
 
-// One step of a block: h is overwritten; y_t is returned.
-inline Block step(const float* A, const float* B, const float* C, const Block& dt, const Block& u, float* h, int64_t n) {
+constexpr int64_t AHEAD = 8;  // tokens between what is computed and what is fetched from memory
+
+struct Sizes {
+    int64_t b, t, c, n, chunk, z_stride;
+    int64_t chunks() const { return (t + chunk - 1) / chunk; }
+};
+
+template <class T>
+struct Inputs {
+    const T* u;
+    const float *dt, *A, *B, *C;
+    const bool* starts;
+    const float *bias, *D;
+    const T* z;
+};
+
+// A block of channels `first` ... `first + m` of a row.
+template <class T>
+struct Channels {
+    const Inputs<T>& in;
+    const Sizes& s;
+    int64_t row, first, m;
+    Block bias, D;
+
+    Channels(const Inputs<T>& in, const Sizes& s, int64_t row, int64_t first)
+        : in(in), s(s), row(row), first(first), m(lanes_from(first, s.c)), bias(), D() {
+        if (in.bias) bias = load_block(in.bias + first, m);
+        if (in.D) D = load_block(in.D + first, m);
+    }
+
+    int64_t place(int64_t at) const { return (row * s.t + at) * s.c + first; }
+    const float* B(int64_t at) const { return in.B + (row * s.t + at) * s.n; }
+    const float* C(int64_t at) const { return in.C + (row * s.t + at) * s.n; }
+    bool begins(int64_t at) const { return in.starts && in.starts[row * s.t + at]; }
+    Block u(int64_t at) const { return load_block(in.u + place(at), m); }
+    Block z(int64_t at) const { return load_block(in.z + (row * s.t + at) * s.z_stride + first, m); }
+
+    Block dt(int64_t at) const {
+        Block d = load_block(in.dt + place(at), m);
+        if (in.bias)
+            for (int k = 0; k < K; k++) d.v[k] = softplus(d.v[k] + bias.v[k]);
+        return d;
+    }
+
+    void fetch(int64_t at) const {
+        if (at >= s.t || at < 0) return;
+        __builtin_prefetch(in.u + place(at));
+        __builtin_prefetch(in.dt + place(at));
+        if (in.z) __builtin_prefetch(in.z + (row * s.t + at) * s.z_stride + first);
+    }
+};
+
+// A [m, n] as [n, LANES], ready for exp2.
+inline void load_rates(const float* A, float* rates, int64_t m, int64_t n) {
+    transpose_in(A, rates, m, n);
+    for (int64_t i = 0; i < n * LANES; i++) rates[i] *= LOG2_E;
+}
+
+// One step of a block: h is overwritten; C h is returned.
+inline Block step(const float* rates, const float* B, const float* C, const Block& dt, const Block& u, float* h, int64_t n) {
     Block x, y;
     for (int k = 0; k < K; k++) x.v[k] = dt.v[k] * u.v[k], y.v[k] = Vec{};
     for (int64_t j = 0; j < n; j++)
         for (int k = 0; k < K; k++) {
             const int64_t at = j * LANES + k * WIDTH;
-            const Vec now = exp(dt.v[k] * load(A + at)) * load(h + at) + x.v[k] * B[j];
+            const Vec now = exp2(dt.v[k] * load(rates + at)) * load(h + at) + x.v[k] * B[j];
             store(h + at, now);
             y.v[k] += now * C[j];
         }
     return y;
 }
 
+template <class T>
+int32_t forward(ParallelFor pool, const Inputs<T> in, float* h, T* y, float* kept, const Sizes s) {
+    auto task = [&](int64_t i) {
+        const Channels<T> block(in, s, i / blocks_of(s.c), i % blocks_of(s.c) * LANES);
+        const int64_t m = block.m, n = s.n, row = block.row, first = block.first;
+        std::vector<float> rates(n * LANES), state(n * LANES);
+        load_rates(in.A + first * n, rates.data(), m, n);
+        float* own = h + (row * s.c + first) * n;
+        transpose_in(own, state.data(), m, n);
+        for (int64_t at = 0; at < s.t; at++) {
+            block.fetch(at + AHEAD);
+            if (kept && at % s.chunk == 0)
+                transpose_out(state.data(), kept + ((row * s.chunks() + at / s.chunk) * s.c + first) * n, m, n);
+            if (block.begins(at)) memset(state.data(), 0, n * LANES * sizeof(float));
+            const Block u = block.u(at);
+            Block y_t = step(rates.data(), block.B(at), block.C(at), block.dt(at), u, state.data(), n);
+            for (int k = 0; k < K; k++) y_t.v[k] += block.D.v[k] * u.v[k];
+            if (in.z) {
+                const Block z = block.z(at);
+                for (int k = 0; k < K; k++) y_t.v[k] *= z.v[k] * sigmoid(z.v[k]);
+            }
+            store_block(y + block.place(at), y_t, m);
+        }
+        transpose_out(state.data(), own, m, n);
+    };
+    return parallel(pool, s.b * blocks_of(s.c), task);
+}
+
+template <class T>
+struct Gradients {
+    const T* dy;
+    float* g;
+    T* du;
+    float *ddt, *dA, *dB, *dC, *dbias, *dD;
+    T* dz;
+};
+
+// What the gradients of a block need of one chunk of time, and its sums over all of time.
+struct Room {
+    int64_t size;
+    std::vector<float> memory;
+    float *rates, *g, *dA, *nothing;  // [n, LANES]; nothing is the state before a document
+    float *hs, *decays, *dts;         // hs[i + 1] is the state after step i of a chunk; [chunk, LANES]
+
+    explicit Room(const Sizes& s) : size(s.n * LANES), memory((5 + 2 * s.chunk) * size + s.chunk * LANES) {
+        rates = memory.data(), g = rates + size, dA = g + size, nothing = dA + size;
+        hs = nothing + size, decays = hs + (s.chunk + 1) * size, dts = decays + s.chunk * size;
+    }
+};
+
+template <class T>
+void recompute(const Channels<T>& block, Room& room, int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; at++) {
+        const int64_t i = at - begin;
+        const Block d = block.dt(at), u = block.u(at);
+        store_block(room.dts + i * LANES, d, LANES);
+        const float *before = block.begins(at) ? room.nothing : room.hs + i * room.size, *B = block.B(at);
+        float *after = room.hs + (i + 1) * room.size, *decay = room.decays + i * room.size;
+        for (int64_t j = 0; j < block.s.n; j++)
+            for (int k = 0; k < K; k++) {
+                const int64_t e = j * LANES + k * WIDTH;
+                const Vec a = exp2(d.v[k] * load(room.rates + e));
+                store(decay + e, a);
+                store(after + e, a * load(before + e) + d.v[k] * u.v[k] * B[j]);
+            }
+    }
+}
+
+// The gradients at one token; room.g holds that of the state after it and then that of the state before it. Where the result is
+// gated, y_t is computed a second time.
+template <class T>
+void step_back(const Channels<T>& block, Room& room, const Gradients<T>& out, int64_t i, int64_t at, float* dB, float* dC, Block& dD,
+               Block& dbias) {
+    const float *after = room.hs + (i + 1) * room.size, *before = block.begins(at) ? room.nothing : after - room.size;
+    const float *decay = room.decays + i * room.size, *B = block.B(at), *C = block.C(at);
+    const Block d = load_block(room.dts + i * LANES, LANES), u = block.u(at), dout = load_block(out.dy + block.place(at), block.m);
+    Block dy = dout, dx = {}, dd = {};  // dx and dd: the gradients of dt u and, through the decay, of dt
+    if (block.in.z) {
+        const Block z = block.z(at);
+        Block y, dz;
+        for (int k = 0; k < K; k++) y.v[k] = block.D.v[k] * u.v[k];
+        for (int64_t j = 0; j < block.s.n; j++)
+            for (int k = 0; k < K; k++) y.v[k] += load(after + j * LANES + k * WIDTH) * C[j];
+        for (int k = 0; k < K; k++) {
+            const Vec s = sigmoid(z.v[k]);
+            dz.v[k] = dout.v[k] * y.v[k] * s * (1.0f + z.v[k] * (1.0f - s));
+            dy.v[k] *= z.v[k] * s;
+        }
+        store_block(out.dz + block.place(at), dz, block.m);
+    }
+    for (int64_t j = 0; j < block.s.n; j++) {
+        Vec db = {}, dc = {};
+        for (int k = 0; k < K; k++) {
+            const int64_t e = j * LANES + k * WIDTH;
+            const Vec grad = load(room.g + e) + dy.v[k] * C[j];
+            const Vec back = load(decay + e) * grad, q = back * load(before + e);
+            dc += load(after + e) * dy.v[k];
+            db += grad * (d.v[k] * u.v[k]);
+            dx.v[k] += grad * B[j];
+            dd.v[k] += q * load(room.rates + e);
+            store(room.dA + e, load(room.dA + e) + q * d.v[k]);
+            store(room.g + e, back);
+        }
+        dB[j] += sum(db);
+        dC[j] += sum(dc);
+    }
+    if (block.begins(at)) memset(room.g, 0, room.size * sizeof(float));
+    Block du;
+    for (int k = 0; k < K; k++) {
+        du.v[k] = dx.v[k] * d.v[k] + dy.v[k] * block.D.v[k];
+        dD.v[k] += dy.v[k] * u.v[k];
+        dd.v[k] = dd.v[k] * LOG_2 + dx.v[k] * u.v[k];
+    }
+    if (block.in.bias) {
+        const Block raw = load_block(block.in.dt + block.place(at), block.m);
+        for (int k = 0; k < K; k++) {
+            dd.v[k] *= sigmoid(raw.v[k] + block.bias.v[k]);
+            dbias.v[k] += dd.v[k];
+        }
+    }
+    store_block(out.du + block.place(at), du, block.m);
+    store_block(out.ddt + block.place(at), dd, block.m);
+}
+
+template <class T>
+int32_t backward(ParallelFor pool, const Inputs<T> in, const float* kept, const Gradients<T> out, int64_t groups, const Sizes s) {
+    auto one = [&](int64_t row, int64_t group, int64_t first, Room& room) {
+        const Channels<T> block(in, s, row, first);
+        const int64_t m = block.m, n = s.n, own = row * s.c + first;
+        Block dD = {}, dbias = {};
+        load_rates(in.A + first * n, room.rates, m, n);
+        transpose_in(out.g + own * n, room.g, m, n);
+        memset(room.dA, 0, 2 * room.size * sizeof(float));  // and room.nothing
+        for (int64_t part = s.chunks() - 1; part >= 0; part--) {
+            const int64_t begin = part * s.chunk, end = begin + s.chunk < s.t ? begin + s.chunk : s.t;
+            transpose_in(kept + ((row * s.chunks() + part) * s.c + first) * n, room.hs, m, n);
+            recompute(block, room, begin, end);
+            for (int64_t at = end - 1; at >= begin; at--) {
+                block.fetch(at - s.chunk);
+                const int64_t share = ((group * s.b + row) * s.t + at) * n;
+                step_back(block, room, out, at - begin, at, out.dB + share, out.dC + share, dD, dbias);
+            }
+        }
+        transpose_out(room.g, out.g + own * n, m, n);
+        transpose_out(room.dA, out.dA + own * n, m, n);
+        if (out.dD) store_block(out.dD + own, dD, m);
+        if (out.dbias) store_block(out.dbias + own, dbias, m);
+    };
+    auto task = [&](int64_t i) {
+        Room room(s);
+        for (int64_t at = i % groups; at < blocks_of(s.c); at += groups) one(i / groups, i % groups, at * LANES, room);
+    };
+    return parallel(pool, s.b * groups, task);
+}
+
+template <class T>
+Inputs<T> inputs(const void* u, const float* dt, const float* A, const float* B, const float* C, const bool* starts,
+                 const float* bias, const float* D, const void* z) {
+    return {static_cast<const T*>(u), dt, A, B, C, starts, bias, D, static_cast<const T*>(z)};
+}
+
 }  // namespace
 
 // `h` holds the first state and then the last. `kept` [b, ceil(t / chunk), c, n] takes the state before each chunk; it may be null.
-extern "C" KERNEL int32_t scan_forward(ParallelFor pool, const float* u, const float* dt, const float* A, const float* B, const float* C,
-                                       const bool* starts, float* h, float* y, float* kept, int64_t b, int64_t t, int64_t c,
-                                       int64_t n, int64_t chunk) {
-    const int64_t chunks = (t + chunk - 1) / chunk;
-    auto task = [=](int64_t i) {
-        const int64_t row = i / blocks_of(c), first = i % blocks_of(c) * LANES, m = lanes_from(first, c);
-        std::vector<float> a_block(n * LANES), h_block(n * LANES);
-        transpose_in(A + first * n, a_block.data(), m, n);
-        float* own = h + (row * c + first) * n;
-        transpose_in(own, h_block.data(), m, n);
-        for (int64_t at = 0; at < t; at++) {
-            if (kept && at % chunk == 0)
-                transpose_out(h_block.data(), kept + ((row * chunks + at / chunk) * c + first) * n, m, n);
-            const int64_t token = row * t + at, place = token * c + first;
-            if (starts && starts[token]) memset(h_block.data(), 0, n * LANES * sizeof(float));
-            const Block y_t = step(a_block.data(), B + token * n, C + token * n, load_block(dt + place, m),
-                                   load_block(u + place, m), h_block.data(), n);
-            store_block(y + place, y_t, m);
-        }
-        transpose_out(h_block.data(), own, m, n);
+extern "C" KERNEL int32_t scan_forward(ParallelFor pool, const void* u, const float* dt, const float* A, const float* B, const float* C,
+                                       const bool* starts, const float* bias, const float* D, const void* z, float* h, void* y,
+                                       float* kept, int64_t half, int64_t b, int64_t t, int64_t c, int64_t n, int64_t chunk,
+                                       int64_t z_stride) {
+    const Sizes s{b, t, c, n, chunk, z_stride};
+    auto run = [&](auto* y) {
+        using T = std::remove_pointer_t<decltype(y)>;
+        return forward<T>(pool, inputs<T>(u, dt, A, B, C, starts, bias, D, z), h, y, kept, s);
     };
-    return parallel(pool, b * blocks_of(c), task);
+    return half ? run(static_cast<bf16*>(y)) : run(static_cast<float*>(y));
 }
 
-// Gradients. `g` holds the gradient of the last state and then that of the first. du, ddt [b, t, c]; dA [b, c, n], to be summed over b;
-// dB, dC [groups, b, t, n], zeros, to be summed over groups: each group of blocks adds up its own, so that the result does not
-// depend on the number of threads.
-extern "C" KERNEL int32_t scan_backward(ParallelFor pool, const float* u, const float* dt, const float* A, const float* B, const float* C,
-                                        const bool* starts, const float* kept, const float* dy, float* g, float* du, float* ddt,
-                                        float* dA, float* dB, float* dC, int64_t groups, int64_t b, int64_t t, int64_t c, int64_t n,
-                                        int64_t chunk) {
-    const int64_t chunks = (t + chunk - 1) / chunk, size = n * LANES;
-
-    auto block = [=](int64_t row, int64_t group, int64_t first, std::vector<float>& room) {
-        const int64_t m = lanes_from(first, c);
-        float *a_block = room.data(), *g_block = a_block + size, *da_block = g_block + size;
-        float *nothing = da_block + size, *hs = nothing + size;  // hs[i + 1] is the state after step i of a chunk
-        float* decays = hs + (chunk + 1) * size;
-        transpose_in(A + first * n, a_block, m, n);
-        transpose_in(g + (row * c + first) * n, g_block, m, n);
-        memset(da_block, 0, 2 * size * sizeof(float));  // and `nothing`: the state before a document
-        for (int64_t part = chunks - 1; part >= 0; part--) {
-            const int64_t begin = part * chunk, end = begin + chunk < t ? begin + chunk : t;
-            transpose_in(kept + ((row * chunks + part) * c + first) * n, hs, m, n);
-            for (int64_t at = begin; at < end; at++) {
-                const int64_t token = row * t + at, place = token * c + first;
-                const Block d = load_block(dt + place, m), x = load_block(u + place, m);
-                const float *before = starts && starts[token] ? nothing : hs + (at - begin) * size, *b_t = B + token * n;
-                float *after = hs + (at - begin + 1) * size, *decay = decays + (at - begin) * size;
-                for (int64_t j = 0; j < n; j++)
-                    for (int k = 0; k < K; k++) {
-                        const int64_t i = j * LANES + k * WIDTH;
-                        const Vec a = exp(d.v[k] * load(a_block + i));
-                        store(decay + i, a);
-                        store(after + i, a * load(before + i) + d.v[k] * x.v[k] * b_t[j]);
-                    }
-            }
-            for (int64_t at = end - 1; at >= begin; at--) {
-                const int64_t token = row * t + at, place = token * c + first;
-                const Block d = load_block(dt + place, m), x = load_block(u + place, m), dy_t = load_block(dy + place, m);
-                const bool begins = starts && starts[token];
-                const float *after = hs + (at - begin + 1) * size, *before = begins ? nothing : after - size;
-                const float *decay = decays + (at - begin) * size, *b_t = B + token * n, *c_t = C + token * n;
-                float *db = dB + ((group * b + row) * t + at) * n, *dc = dC + ((group * b + row) * t + at) * n;
-                Block dx = {}, dd = {};  // the gradients of dt u and, through the decay, of dt
-                for (int64_t j = 0; j < n; j++) {
-                    Vec db_sum = {}, dc_sum = {};
-                    for (int k = 0; k < K; k++) {
-                        const int64_t i = j * LANES + k * WIDTH;
-                        const Vec grad = load(g_block + i) + dy_t.v[k] * c_t[j];
-                        const Vec a = load(decay + i);
-                        const Vec back = a * grad, q = back * load(before + i);
-                        dc_sum += load(after + i) * dy_t.v[k];
-                        db_sum += grad * (d.v[k] * x.v[k]);
-                        dx.v[k] += grad * b_t[j];
-                        dd.v[k] += q * load(a_block + i);
-                        store(da_block + i, load(da_block + i) + q * d.v[k]);
-                        store(g_block + i, back);
-                    }
-                    db[j] += sum(db_sum);
-                    dc[j] += sum(dc_sum);
-                }
-                if (begins) memset(g_block, 0, size * sizeof(float));
-                Block du_t;
-                for (int k = 0; k < K; k++) du_t.v[k] = dx.v[k] * d.v[k], dd.v[k] += dx.v[k] * x.v[k];
-                store_block(du + place, du_t, m);
-                store_block(ddt + place, dd, m);
-            }
-        }
-        transpose_out(g_block, g + (row * c + first) * n, m, n);
-        transpose_out(da_block, dA + (row * c + first) * n, m, n);
+// Gradients. `g` holds the gradient of the last state and then that of the first. du, ddt, dz [b, t, c]; dA [b, c, n], dbias and
+// dD [b, c], to be summed over b, null where there are none; dB, dC [groups, b, t, n], zeros, to be summed over groups: each group of blocks
+// adds up its own, so that the result does not depend on the number of threads.
+extern "C" KERNEL int32_t scan_backward(ParallelFor pool, const void* u, const float* dt, const float* A, const float* B, const float* C,
+                                        const bool* starts, const float* bias, const float* D, const void* z, const float* kept,
+                                        const void* dy, float* g, void* du, float* ddt, float* dA, float* dB, float* dC,
+                                        float* dbias, float* dD, void* dz, int64_t half, int64_t b, int64_t t, int64_t c, int64_t n,
+                                        int64_t chunk, int64_t z_stride, int64_t groups) {
+    const Sizes s{b, t, c, n, chunk, z_stride};
+    auto run = [&](auto* du) {
+        using T = std::remove_pointer_t<decltype(du)>;
+        const Gradients<T> out{static_cast<const T*>(dy), g, du, ddt, dA, dB, dC, dbias, dD, static_cast<T*>(dz)};
+        return backward<T>(pool, inputs<T>(u, dt, A, B, C, starts, bias, D, z), kept, out, groups, s);
     };
-
-    auto task = [=](int64_t i) {
-        const int64_t row = i / groups, group = i % groups;
-        std::vector<float> room((5 + 2 * chunk) * size);
-        for (int64_t at = group; at < blocks_of(c); at += groups) block(row, group, at * LANES, room);
-    };
-    return parallel(pool, b * groups, task);
+    return half ? run(static_cast<bf16*>(du)) : run(static_cast<float*>(du));
 }

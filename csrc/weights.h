@@ -1,18 +1,6 @@
 // Weights in fp32 or bf16 as registers of floats, loads and stores of part of a register, and the product of two rows.
 #pragma once
-#include "simd.h"
-
-typedef uint16_t bf16;  // the upper half of a float
-typedef uint16_t HalfVec __attribute__((vector_size(WIDTH * 2)));
-
-static inline Vec load(const bf16* p) {
-    HalfVec half;
-    memcpy(&half, p, sizeof half);
-    const IntVec bits = __builtin_convertvector(half, IntVec) << 16;
-    Vec v;
-    memcpy(&v, &bits, sizeof v);
-    return v;
-}
+#include "functions.h"
 
 static inline float single(const float* p) { return *p; }
 

@@ -6,9 +6,10 @@ from postformer.data.build import build_corpus
 from postformer.data.corpus import Corpus, Manifest, Tokenized, open_corpus, remarks
 from postformer.data.embedded import corpus_from, default_corpus
 from postformer.data.sources import DataError, Document, Source
+from postformer.data.tasks import TASKS
 from postformer.data.text import Text, TextBatches
 
-DATA: dict[str, Any] = {"text": Text}
+DATA: dict[str, Any] = {"text": Text, **TASKS}
 """Kinds of `Run.data`."""
 
 __all__ = [

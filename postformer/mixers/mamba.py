@@ -87,14 +87,14 @@ class Mamba(nn.Module):
             return y[:, None], MambaState(past, h)
         wide = torch.promote_types(x.dtype, torch.float32)
         u, z = self.inp(x).chunk(2, -1)
-        u, past = causal_conv(u, self.conv_weight, self.conv_bias, past, *packing)
-        u = F.silu(u)
+        u, past = causal_conv(u, self.conv_weight, self.conv_bias, past, *packing, silu=True)
         low, B, C = self.select(u).split([self.rank, self.n, self.n], -1)
-        dt = F.softplus(F.linear(low.to(wide), self.dt.weight.to(wide), self.dt.bias.to(wide)))
-        A, dt = -self.A_log.to(wide).exp(), packing.silence(dt)
-        y, h = selective_scan(u.to(wide), dt, A, B.to(wide), C.to(wide), h.to(wide), packing.starts)
-        y = (y + self.D.to(wide) * u).to(x.dtype)
-        return self.out(y * F.silu(z)), None if state is None else MambaState(past, h)
+        dt, bias = F.linear(low.to(wide), self.dt.weight.to(wide)), self.dt.bias.to(wide)
+        if packing.lengths is not None:
+            dt, bias = packing.silence(F.softplus(dt + bias)), None
+        A, D = -self.A_log.to(wide).exp(), self.D.to(wide)
+        y, h = selective_scan(u, dt, A, B, C, h.to(wide), packing.starts, dt_bias=bias, D=D, z=z)
+        return self.out(y), None if state is None else MambaState(past, h)
 
     def _weights(self) -> Weights:
         matrices = self.inp.weight, self.select.weight, self.dt.weight, self.out.weight

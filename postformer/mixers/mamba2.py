@@ -82,20 +82,23 @@ class Mamba2(nn.Module):
         wide = torch.promote_types(x.dtype, torch.float32)
         c, shared = self.channels, self.groups * self.n
         z, mixed, dt = self.inp(x).split([c, c + 2 * shared, self.heads], -1)
-        mixed, past = causal_conv(mixed, self.conv_weight, self.conv_bias, past, *packing)
-        u, B, C = F.silu(mixed).to(wide).split([c, shared, shared], -1)
+        mixed, past = causal_conv(mixed, self.conv_weight, self.conv_bias, past, *packing, silu=True)
+        u, B, C = mixed.to(wide).split([c, shared, shared], -1)
         u = u.unflatten(-1, (self.heads, self.width))
         B, C = (m.unflatten(-1, (1, self.groups, self.n)) for m in (B, C))
         dt = packing.silence(F.softplus(dt.to(wide) + self.dt_bias.to(wide)))
         y, h = ssd((u * dt[..., None])[:, :, None], dt * -self.A_log.to(wide).exp(), B, C, h.to(wide), packing.starts)
-        y = (y.squeeze(2) + self.D.to(wide)[:, None] * u).flatten(2) * F.silu(z.to(wide))
+        y = torch.addcmul(y.squeeze(2), self.D.to(wide)[:, None], u).flatten(2) * F.silu(z.to(wide))
         y = self._norm(y).to(x.dtype)
         return self.out(y), None if state is None else Mamba2State(past, h)
 
     def _norm(self, y: Tensor) -> Tensor:
         """RMSNorm in each group by itself, as the authors' code has it."""
+        weight = self.norm_weight.to(y.dtype)
+        if self.groups == 1:
+            return F.rms_norm(y, weight.shape, weight, self.eps)
         grouped = y.unflatten(-1, (self.groups, -1))
-        return F.rms_norm(grouped, grouped.shape[-1:], eps=self.eps).flatten(2) * self.norm_weight.to(y.dtype)
+        return F.rms_norm(grouped, grouped.shape[-1:], eps=self.eps).flatten(2) * weight
 
     def flops(self, length: int, past: int = 0) -> int:
         """Floating-point operations of `length` new tokens by the recurrence, whatever came before (a multiply-add is two, an exp

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from postformer.objectives.answers import Answers
 from postformer.objectives.next_token import NextToken
 
-OBJECTIVES: dict[str, Any] = {"next_token": NextToken}
+OBJECTIVES: dict[str, Any] = {"next_token": NextToken, "answers": Answers}

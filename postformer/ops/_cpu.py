@@ -8,7 +8,6 @@ import ctypes
 import functools
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -55,17 +54,19 @@ def load(level: str) -> Any:
     return library
 
 
-VERSION = 5
+VERSION = 16
 """Of csrc/version.cpp."""
 SIGNATURES = {
-    "conv_forward": (6, 5),
-    "conv_backward": (9, 5),
+    "conv_forward": (6, 7),
+    "conv_backward": (10, 7),
     "cross_entropy_forward": (5, 2),
     "cross_entropy_backward": (6, 2),
     "mamba_step_bf16": (13, 6),
     "mamba_step_fp32": (13, 6),
-    "scan_forward": (9, 5),
-    "scan_backward": (14, 6),
+    "scan_forward": (12, 7),
+    "scan_backward": (20, 8),
+    "ssd_forward": (7, 8),
+    "ssd_backward": (11, 9),
 }
 """How many tensors and how many sizes each kernel takes after the thread pool."""
 
@@ -90,12 +91,23 @@ def serves(*tensors: Tensor) -> bool:
     return BUILT and all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
 
 
+def serves_half(*tensors: Tensor) -> bool:
+    """Whether a kernel can take these, which are of one dtype: fp32 or bf16 on a CPU, where the kernels were built."""
+    one = len({x.dtype for x in tensors}) == 1 and tensors[0].dtype in (torch.float32, torch.bfloat16)
+    return BUILT and one and all(x.device.type == "cpu" for x in tensors)
+
+
 def rows(x: Tensor) -> tuple[Tensor, int]:
-    """x [b, t, c] as it is where its rows lie evenly in memory, else a copy; and how many floats they are apart."""
+    """x [b, t, c] as it is where its rows lie evenly in memory, else a copy; and how many elements they are apart."""
     b, t, c = x.shape
     if (x.stride(2) == 1 or c == 1) and (b == 1 or x.stride(0) == t * x.stride(1)):
         return x, x.stride(1)
     return x.contiguous(), c  # torch's strides of dimensions of size 1 tell nothing
+
+
+def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    """What `call` takes; None stays None."""
+    return [None if x is None else x.contiguous() for x in tensors]
 
 
 def call(name: str, *arguments: Tensor | int | None) -> None:
@@ -105,22 +117,17 @@ def call(name: str, *arguments: Tensor | int | None) -> None:
         raise MemoryError(f"the kernel {name} ran out of memory")
 
 
-def check(operator: str, **expected: tuple[Tensor, tuple[int, ...]]) -> None:
-    """Refuse tensors of other shapes than expected, or of another dtype than fp32. Raises ValueError."""
-    check_as(torch.float32, operator, expected)
-
-
-def check_as(dtype: torch.dtype, operator: str, expected: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> None:
-    """`check` for any dtype."""
+def check(operator: str, dtype: torch.dtype = torch.float32, /, **expected: tuple[Tensor | None, tuple[int, ...]]) -> None:
+    """Refuse tensors of other shapes than expected, or of another dtype; None passes. Raises ValueError."""
     for name, (x, shape) in expected.items():
-        if tuple(x.shape) != shape or x.dtype != dtype:
+        if x is not None and (tuple(x.shape) != shape or x.dtype != dtype):
             raise ValueError(f"{operator}: {name} is {x.dtype} {tuple(x.shape)}; expected {dtype} {shape}")
 
 
-def check_starts(operator: str, starts: Tensor | None, b: int, t: int) -> None:
-    """Refuse document starts that are not one bool for each token. Raises ValueError."""
-    if starts is not None:
-        check_as(torch.bool, operator, {"starts": (starts, (b, t))})
+def check_half(operator: str, name: str, x: Tensor) -> None:
+    """Refuse a tensor that is neither fp32 nor bf16. Raises ValueError."""
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"{operator}: {name} is {x.dtype}; expected torch.float32 or torch.bfloat16")
 
 
 def first_order_only(ctx: Any, *gradients: Any) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Causal depthwise convolution along time: torch's own, and the kernel of csrc/conv.cpp for fp32 on a CPU.
+"""Causal depthwise convolution along time: torch's own, and the kernel of csrc/conv.cpp for fp32 and bf16 on a CPU.
 
 b batch, t time, c channels, k taps.
 """
@@ -21,18 +21,22 @@ def causal_conv(
     past: Float[Tensor, "b k_minus_1 c"],
     starts: Bool[Tensor, "b t"] | None = None,
     lengths: Int[Tensor, " b"] | None = None,
+    *,
+    silu: bool = False,
 ) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b k_minus_1 c"]]:
-    """y_t = bias + sum_j weight[:, j] x_{t-k+1+j}, where `past` stands before x.
+    """y_t = bias + sum_j weight[:, j] x_{t-k+1+j}, where `past` stands before x; with `silu`, SiLU of that.
 
     `starts` is True at the first token of each document, before which no tap reaches. `lengths` says how many tokens of a row
     are real (0 to t); after them stands padding, for which y is arbitrary. Returns y and the last k-1 inputs, which are the
-    `past` of what follows: zeros where they lie before the last document. Gradients are first-order only on a CPU in fp32.
+    `past` of what follows: zeros where they lie before the last document. Sums are in fp32 or wider. Gradients are first-order
+    only on a CPU in fp32 and bf16.
     """
     past = past.to(x.dtype)
     kept = _last_inputs(x, past, starts, lengths)
-    if _cpu.serves(x, weight, *(() if bias is None else (bias,))):
-        return torch.ops.postformer.causal_conv(x, weight, bias, past, starts), kept
-    return _conv(x, weight, bias, past, starts), kept
+    if _cpu.serves_half(x) and weight.device == x.device:
+        bias = None if bias is None else bias.float()
+        return torch.ops.postformer.causal_conv(x, weight.float(), bias, past, starts, silu), kept
+    return _conv(x, weight, bias, past, starts, silu), kept
 
 
 def causal_conv_reference(
@@ -42,10 +46,12 @@ def causal_conv_reference(
     past: Float[Tensor, "b k_minus_1 c"],
     starts: Bool[Tensor, "b t"] | None = None,
     lengths: Int[Tensor, " b"] | None = None,
+    *,
+    silu: bool = False,
 ) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b k_minus_1 c"]]:
-    """The same by torch's convolution, in the dtype of x."""
+    """The same by torch's convolution."""
     past = past.to(x.dtype)
-    return _conv(x, weight, bias, past, starts), _last_inputs(x, past, starts, lengths)
+    return _conv(x, weight, bias, past, starts, silu), _last_inputs(x, past, starts, lengths)
 
 
 def _last_inputs(x: Tensor, past: Tensor, starts: Tensor | None, lengths: Tensor | None) -> Tensor:
@@ -66,77 +72,83 @@ def _last_inputs(x: Tensor, past: Tensor, starts: Tensor | None, lengths: Tensor
     return recent.masked_fill((time < last)[..., None], 0)
 
 
-def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor, starts: Tensor | None) -> Tensor:
-    k, t = weight.shape[1], x.shape[1]
-    x, weight = torch.cat([past, x], 1), weight.to(x.dtype)
-    bias = None if bias is None else bias.to(x.dtype)
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor, starts: Tensor | None, silu: bool) -> Tensor:
+    k, t, dtype = weight.shape[1], x.shape[1], x.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    x, weight, bias = torch.cat([past, x], 1).to(wide), weight.to(wide), None if bias is None else bias.to(wide)
     if starts is None and t > 1:
-        return F.conv1d(x.mT, weight[:, None], bias, groups=x.shape[2]).mT
+        y = F.conv1d(x.mT, weight[:, None], bias, groups=x.shape[2]).mT
+        return (F.silu(y) if silu else y).to(dtype)
     taps = torch.stack([x[:, j : j + t] for j in range(k)], -1)
     if starts is not None:
         document = F.pad(starts.cumsum(1), (k - 1, 0))  # the past belongs to the document before the first start
         same = torch.stack([document[:, j : j + t] for j in range(k)], -1) == document[:, k - 1 :, None]
         taps = torch.where(same[:, :, None], taps, 0)
     y = torch.einsum("btck,ck->btc", taps, weight)
-    return y if bias is None else y + bias
+    y = y if bias is None else y + bias
+    return (F.silu(y) if silu else y).to(dtype)
 
 
 # ---------------------------------------------------------------- the CPU kernel as an operator of torch
 
-_cpu.LIBRARY.define("causal_conv(Tensor x, Tensor weight, Tensor? bias, Tensor past, Tensor? starts) -> Tensor")
+_cpu.LIBRARY.define("causal_conv(Tensor x, Tensor weight, Tensor? bias, Tensor past, Tensor? starts, bool silu) -> Tensor")
 _cpu.LIBRARY.define(
-    "causal_conv_backward(Tensor x, Tensor weight, Tensor past, Tensor? starts, Tensor dy) -> (Tensor, Tensor, Tensor, Tensor)"
+    "causal_conv_backward(Tensor x, Tensor weight, Tensor? bias, Tensor past, Tensor? starts, Tensor dy, bool silu)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor, starts: Tensor | None) -> None:
-    b, t, c = x.shape
-    k = weight.shape[1]
-    shapes = {"x": (x, (b, t, c)), "weight": (weight, (c, k)), "past": (past, (b, k - 1, c))}
-    _cpu.check("causal_conv", **shapes, **({} if bias is None else {"bias": (bias, (c,))}))
-    _cpu.check_starts("causal_conv", starts, b, t)
+    (b, t, c), k = x.shape, weight.shape[1]
+    _cpu.check_half("causal_conv", "x", x)
+    _cpu.check("causal_conv", weight=(weight, (c, k)), bias=(bias, (c,)))
+    _cpu.check("causal_conv", x.dtype, past=(past, (b, k - 1, c)))
+    _cpu.check("causal_conv", torch.bool, starts=(starts, (b, t)))
 
 
 @torch.library.impl(_cpu.LIBRARY, "causal_conv", "CPU")
-def _conv_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor, starts: Tensor | None) -> Tensor:
+def _conv_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor, starts: Tensor | None, silu: bool) -> Tensor:
     _check(x, weight, bias, past, starts)
-    y = _conv_fake(x, weight, bias, past, starts)
+    y = _conv_fake(x, weight, bias, past, starts, silu)
     x, stride = _cpu.rows(x)
-    others = [None if a is None else a.contiguous() for a in (weight, bias, past, starts)]
-    _cpu.call("conv_forward", x, *others, y, *x.shape, weight.shape[1], stride)
+    others = _cpu.contiguous(weight, bias, past, starts)
+    _cpu.call("conv_forward", x, *others, y, x.dtype == torch.bfloat16, silu, *x.shape, weight.shape[1], stride)
     return y
 
 
 @torch.library.register_fake("postformer::causal_conv", lib=_cpu.LIBRARY)
-def _conv_fake(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor, starts: Tensor | None) -> Tensor:
+def _conv_fake(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor, starts: Tensor | None, silu: bool) -> Tensor:
     return x.new_empty(x.shape)
 
 
 @torch.library.impl(_cpu.LIBRARY, "causal_conv_backward", "CPU")
-def _conv_backward_cpu(x: Tensor, weight: Tensor, past: Tensor, starts: Tensor | None, dy: Tensor) -> tuple[Tensor, ...]:
-    _check(x, weight, None, past, starts)
-    _cpu.check("causal_conv_backward", dy=(dy, tuple(x.shape)))
-    out = _conv_backward_fake(x, weight, past, starts, dy)
+def _conv_backward_cpu(
+    x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor, starts: Tensor | None, dy: Tensor, silu: bool
+) -> tuple[Tensor, ...]:
+    _check(x, weight, bias, past, starts)
+    _cpu.check("causal_conv_backward", x.dtype, dy=(dy, tuple(x.shape)))
+    out = _conv_backward_fake(x, weight, bias, past, starts, dy, silu)
     x, stride = _cpu.rows(x)
-    others = [None if a is None else a.contiguous() for a in (weight, past, starts, dy)]
-    _cpu.call("conv_backward", x, *others, *out, *x.shape, weight.shape[1], stride)
+    others = _cpu.contiguous(weight, bias, past, starts, dy)
+    _cpu.call("conv_backward", x, *others, *out, x.dtype == torch.bfloat16, silu, *x.shape, weight.shape[1], stride)
     return out
 
 
 @torch.library.register_fake("postformer::causal_conv_backward", lib=_cpu.LIBRARY)
-def _conv_backward_fake(x: Tensor, weight: Tensor, past: Tensor, starts: Tensor | None, dy: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(shape) for shape in (x.shape, weight.shape, x.shape[2:], past.shape))
+def _conv_backward_fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor, starts: Tensor | None, dy: Tensor, silu: bool
+) -> tuple[Tensor, ...]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(x.shape[2:]), past.new_empty(past.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, past, starts = inputs
-    ctx.save_for_backward(x, weight, past, starts)
-    ctx.biased = bias is not None
+    *tensors, ctx.silu = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _conv_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    dx, dw, dbias, dpast = torch.ops.postformer.causal_conv_backward(*ctx.saved_tensors, dy)
-    return dx, dw, dbias if ctx.biased else None, dpast, None
+    dx, dw, dbias, dpast = torch.ops.postformer.causal_conv_backward(*ctx.saved_tensors, dy, ctx.silu)
+    return dx, dw, None if ctx.saved_tensors[2] is None else dbias, dpast, None, None
 
 
 torch.library.register_autograd("postformer::causal_conv", _conv_gradients, setup_context=_save, lib=_cpu.LIBRARY)

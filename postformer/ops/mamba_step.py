@@ -66,9 +66,8 @@ def _check(x: Tensor, past: Tensor, h: Tensor, w: Weights) -> None:
     shapes = Weights((2 * c, d), (r + 2 * n, c), (c, r), (d, c), (c, k), (c,), (c,), (c, n), (c,))  # type: ignore[arg-type]
     named = {name: (getattr(w, name), getattr(shapes, name)) for name in Weights._fields}
     matrices = {name: named.pop(name) for name in Weights._fields[:MATRICES]}
-    if w.inp.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"mamba_step: inp is {w.inp.dtype}; expected torch.float32 or torch.bfloat16")
-    _cpu.check_as(w.inp.dtype, "mamba_step", matrices)
+    _cpu.check_half("mamba_step", "inp", w.inp)
+    _cpu.check("mamba_step", w.inp.dtype, **matrices)
     _cpu.check("mamba_step", **named, x=(x, (b, d)), past=(past, (b, k - 1, c)), h=(h, (b, c, n)))
 
 

@@ -2,17 +2,21 @@
 
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t        y_t = C_t h_t
 
+and, on demand, what stands around it in a Mamba block: dt = softplus(dt + dt_bias), y + D u, and y SiLU(z).
+
 b batch, t time, c channels (the paper's D), n state size (the paper's N); dt is the paper's Delta. Where a document starts, the
 state before it counts as zero. As in the authors' code, B is discretised by Euler's rule (dt B) and not by the
 zero-order hold of equation 4.
 
 Three implementations: the recurrence as written (the truth), the same in chunks of torch operations for any device and dtype, and the
-kernel of csrc/scan.cpp for fp32 on a CPU.
+kernel of csrc/scan.cpp for fp32 and bf16 on a CPU.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -28,25 +32,6 @@ CHUNK_ELEMENTS = 1 << 18
 backward pass starts from the state before each chunk."""
 
 
-def selective_scan_reference(
-    u: Float[Tensor, "b t c"],
-    dt: Float[Tensor, "b t c"],
-    A: Float[Tensor, "c n"],
-    B: Float[Tensor, "b t n"],
-    C: Float[Tensor, "b t n"],
-    h: Float[Tensor, "b c n"],
-    starts: Bool[Tensor, "b t"] | None = None,
-) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b c n"]]:
-    """The recurrence as it is written, one step after the other: the truth for outputs and, by autograd, for gradients."""
-    y = []
-    for t in range(u.shape[1]):
-        if starts is not None:
-            h = h.masked_fill(starts[:, t, None, None], 0)
-        h = torch.exp(dt[:, t, :, None] * A) * h + (dt[:, t] * u[:, t])[..., None] * B[:, t, None]
-        y.append((h * C[:, t, None]).sum(-1))
-    return torch.stack(y, 1), h
-
-
 def selective_scan(
     u: Float[Tensor, "b t c"],
     dt: Float[Tensor, "b t c"],
@@ -55,20 +40,64 @@ def selective_scan(
     C: Float[Tensor, "b t n"],
     h: Float[Tensor, "b c n"],
     starts: Bool[Tensor, "b t"] | None = None,
+    *,
+    dt_bias: Float[Tensor, " c"] | None = None,
+    D: Float[Tensor, " c"] | None = None,
+    z: Float[Tensor, "b t c"] | None = None,
 ) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b c n"]]:
-    """The scan in the fastest way that there is here; all arguments of one dtype, fp32 or wider.
+    """The scan in the fastest way that there is here. u, B, C and z may be bf16; dt, A and h are fp32 or wider.
 
-    `starts` is True at the first token of each document: what comes before it changes nothing from there on. Returns y and
-    the state after the last step. Gradients flow to every argument; they are first-order only. Memory for the backward pass
-    is one state for each chunk of steps.
+    `starts` is True at the first token of each document: what comes before it changes nothing from there on. Returns y in the
+    dtype of u, and the state after the last step; what lies between is computed in fp32 or wider. Gradients flow to every
+    argument; they are first-order only. Memory for the backward pass is one state for each chunk of steps.
     """
-    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (u, dt, A, B, C, h))
-    if _cpu.serves(u, dt, A, B, C, h):
-        y, last, _ = torch.ops.postformer.selective_scan(u, dt, A, B, C, h, starts, trained)
+    inputs = u, dt, A, B, C, h
+    trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*inputs, dt_bias, D, z))
+    if _cpu.serves_half(u, *(() if z is None else (z,))) and _cpu.serves(dt, A, h):
+        small = (None if x is None else x.float() for x in (dt_bias, D))
+        y, last, _ = torch.ops.postformer.selective_scan(u, dt, A, B.float(), C.float(), h, starts, *small, z, trained)
         return y, last
-    if trained:
-        return _SelectiveScan.apply(u, dt, A, B, C, h, starts)  # type: ignore[return-value]
-    return _forward(u, dt, A, B, C, h, starts, kept=None)
+    scan = _SelectiveScan.apply if trained else _forward
+    return _around(scan, *inputs, starts, dt_bias, D, z)
+
+
+def selective_scan_reference(
+    u: Float[Tensor, "b t c"],
+    dt: Float[Tensor, "b t c"],
+    A: Float[Tensor, "c n"],
+    B: Float[Tensor, "b t n"],
+    C: Float[Tensor, "b t n"],
+    h: Float[Tensor, "b c n"],
+    starts: Bool[Tensor, "b t"] | None = None,
+    *,
+    dt_bias: Float[Tensor, " c"] | None = None,
+    D: Float[Tensor, " c"] | None = None,
+    z: Float[Tensor, "b t c"] | None = None,
+) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b c n"]]:
+    """The recurrence as it is written, one step after the other: the truth for outputs and, by autograd, for gradients."""
+    return _around(_recurrence, u, dt, A, B, C, h, starts, dt_bias, D, z)
+
+
+def _around(scan: Callable[..., Any], u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, *rest: Any) -> Any:
+    """What stands before and after the scan itself, in operations of torch."""
+    starts, dt_bias, D, z = rest
+    wide = torch.promote_types(u.dtype, torch.float32)
+    x, B, C = u.to(wide), B.to(wide), C.to(wide)
+    y, h = scan(x, dt if dt_bias is None else F.softplus(dt + dt_bias), A, B, C, h, starts)
+    y = y if D is None else y + D * x
+    return (y if z is None else y * F.silu(z.to(wide))).to(u.dtype), h
+
+
+def _recurrence(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, starts: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    y = []
+    for t in range(u.shape[1]):
+        if starts is not None:
+            h = h.masked_fill(starts[:, t, None, None], 0)
+        h = torch.exp(dt[:, t, :, None] * A) * h + (dt[:, t] * u[:, t])[..., None] * B[:, t, None]
+        y.append((h * C[:, t, None]).sum(-1))
+    return torch.stack(y, 1), h
 
 
 def _chunk(u: Tensor, A: Tensor) -> int:
@@ -105,7 +134,7 @@ def _adjoints(decay: Tensor, g: Tensor, gs: Tensor, resets: tuple[Tensor, ...] |
 
 
 def _forward(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, starts: Tensor | None, kept: list[Tensor] | None
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, starts: Tensor | None, kept: list[Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     y = torch.empty_like(u)
     h = h.mT
@@ -162,76 +191,89 @@ class _SelectiveScan(torch.autograd.Function):
 
 # ---------------------------------------------------------------- the CPU kernel as an operator of torch
 
+_INPUTS = "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C"
+_OPTIONS = "Tensor? starts, Tensor? dt_bias, Tensor? D, Tensor? z"
+_cpu.LIBRARY.define(f"selective_scan({_INPUTS}, Tensor h, {_OPTIONS}, bool keep) -> (Tensor, Tensor, Tensor)")
 _cpu.LIBRARY.define(
-    "selective_scan(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor h, Tensor? starts, bool keep)"
-    " -> (Tensor, Tensor, Tensor)"
-)
-_cpu.LIBRARY.define(
-    "selective_scan_backward(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? starts, Tensor kept, Tensor dy,"
-    " Tensor dh)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"selective_scan_backward({_INPUTS}, {_OPTIONS}, Tensor kept, Tensor dy, Tensor dh) -> ({', '.join(['Tensor'] * 9)})"
 )
 
 
-def _check(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, starts: Tensor | None) -> None:
-    b, t, c = u.shape
-    n = A.shape[1]
-    shapes = {"u": (u, (b, t, c)), "dt": (dt, (b, t, c)), "A": (A, (c, n)), "B": (B, (b, t, n)), "C": (C, (b, t, n))}
-    _cpu.check("selective_scan", **shapes, h=(h, (b, c, n)))
-    _cpu.check_starts("selective_scan", starts, b, t)
+def _check(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, *options: Tensor | None) -> None:
+    starts, dt_bias, D, z = options
+    (b, t, c), n = u.shape, A.shape[1]
+    _cpu.check_half("selective_scan", "u", u)
+    _cpu.check("selective_scan", dt=(dt, (b, t, c)), A=(A, (c, n)), B=(B, (b, t, n)), C=(C, (b, t, n)), h=(h, (b, c, n)))
+    _cpu.check("selective_scan", dt_bias=(dt_bias, (c,)), D=(D, (c,)))
+    _cpu.check("selective_scan", u.dtype, z=(z, (b, t, c)))
+    _cpu.check("selective_scan", torch.bool, starts=(starts, (b, t)))
+
+
+def _plain(inputs: tuple[Tensor, ...], options: tuple[Tensor | None, ...]) -> tuple[list[Tensor | None], int]:
+    """The kernel's first arguments, and how far apart the rows of z lie."""
+    *others, z = options
+    z, stride = (None, 0) if z is None else _cpu.rows(z)
+    return [*_cpu.contiguous(*inputs, *others), z], stride
+
+
+def _sizes(u: Tensor, A: Tensor, stride: int) -> tuple[int, ...]:
+    return u.dtype == torch.bfloat16, *u.shape, A.shape[1], KERNEL_CHUNK, stride
 
 
 @torch.library.impl(_cpu.LIBRARY, "selective_scan", "CPU")
-def _scan_cpu(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, starts: Tensor | None, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check(u, dt, A, B, C, h, starts)
-    y, last, kept = _scan_fake(u, dt, A, B, C, h, starts, keep)
+def _scan_cpu(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *options, keep = rest
+    _check(u, dt, A, B, C, h, *options)
+    y, last, kept = _scan_fake(u, dt, A, B, C, h, *rest)
     last.copy_(h)
-    inputs = [None if x is None else x.contiguous() for x in (u, dt, A, B, C, starts)]
-    _cpu.call("scan_forward", *inputs, last, y, kept if keep else None, *u.shape, A.shape[1], KERNEL_CHUNK)
+    inputs, stride = _plain((u, dt, A, B, C), tuple(options))
+    _cpu.call("scan_forward", *inputs, last, y, kept if keep else None, *_sizes(u, A, stride))
     return y, last, kept
 
 
 @torch.library.register_fake("postformer::selective_scan", lib=_cpu.LIBRARY)
-def _scan_fake(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, starts: Tensor | None, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    chunks = (u.shape[1] + KERNEL_CHUNK - 1) // KERNEL_CHUNK if keep else 0
-    return u.new_empty(u.shape), u.new_empty(h.shape), u.new_empty(u.shape[0], chunks, *A.shape)
+def _scan_fake(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    chunks = (u.shape[1] + KERNEL_CHUNK - 1) // KERNEL_CHUNK if rest[-1] else 0
+    return u.new_empty(u.shape), h.new_empty(h.shape), h.new_empty(u.shape[0], chunks, *A.shape)
 
 
 @torch.library.impl(_cpu.LIBRARY, "selective_scan_backward", "CPU")
-def _scan_backward_cpu(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor | None, kept: Tensor, dy: Tensor, dh: Tensor
-) -> tuple[Tensor, ...]:
-    _check(u, dt, A, B, C, dh, starts)
-    b, n = u.shape[0], A.shape[1]
-    chunks = b, -(-u.shape[1] // KERNEL_CHUNK), *A.shape
-    _cpu.check("selective_scan_backward", kept=(kept, chunks), dy=(dy, tuple(u.shape)))
+def _scan_backward_cpu(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *options, kept, dy, dh = rest
+    _check(u, dt, A, B, C, dh, *options)
+    (b, t, c), (_, dt_bias, D, z) = u.shape, options
+    _cpu.check("selective_scan_backward", kept=(kept, (b, -(-t // KERNEL_CHUNK), *A.shape)))
+    _cpu.check("selective_scan_backward", u.dtype, dy=(dy, (b, t, c)))
     g = dh.clone(memory_format=torch.contiguous_format)
-    du, ddt, dA = u.new_empty(u.shape), u.new_empty(u.shape), u.new_empty(b, *A.shape)
-    dB, dC = (u.new_zeros(GROUPS, *B.shape) for _ in "BC")
-    inputs = [None if x is None else x.contiguous() for x in (u, dt, A, B, C, starts, kept, dy)]
-    _cpu.call("scan_backward", *inputs, g, du, ddt, dA, dB, dC, GROUPS, *u.shape, n, KERNEL_CHUNK)
-    return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), g
+    dA, (dB, dC) = A.new_empty(b, *A.shape), (A.new_zeros(GROUPS, *B.shape) for _ in "BC")
+    dbias, dD = (None if x is None else A.new_empty(b, c) for x in (dt_bias, D))
+    du, ddt, dz = u.new_empty(u.shape), dt.new_empty(dt.shape), None if z is None else u.new_empty(u.shape)
+    inputs, stride = _plain((u, dt, A, B, C), tuple(options))
+    out = g, du, ddt, dA, dB, dC, dbias, dD, dz
+    _cpu.call("scan_backward", *inputs, kept.contiguous(), dy.contiguous(), *out, *_sizes(u, A, stride), GROUPS)
+    nothing = A.new_zeros(0)
+    over_rows = (nothing if x is None else x.sum(0) for x in (dbias, dD))
+    return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), g, *over_rows, nothing.to(u.dtype) if dz is None else dz
 
 
 @torch.library.register_fake("postformer::selective_scan_backward", lib=_cpu.LIBRARY)
-def _scan_backward_fake(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor | None, kept: Tensor, dy: Tensor, dh: Tensor
-) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape) for x in (u, dt, A, B, C, dh))
+def _scan_backward_fake(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    _, dt_bias, D, z, _, _, dh = rest
+    optional = ((dt_bias, A), (D, A), (z, u))
+    found = (other.new_empty(0 if x is None else x.shape) for x, other in optional)
+    return *(x.new_empty(x.shape) for x in (u, dt, A, B, C, dh)), *found
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:5], inputs[6], output[2])
+    ctx.save_for_backward(*inputs[:5], *inputs[6:10], output[2])
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(True)
 
 
 def _scan_gradients(ctx: Any, dy: Tensor, dh: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*torch.ops.postformer.selective_scan_backward(*ctx.saved_tensors, dy, dh), None, None)
+    *found, dbias, dD, dz = torch.ops.postformer.selective_scan_backward(*ctx.saved_tensors, dy, dh)
+    options = zip(ctx.saved_tensors[6:9], (dbias, dD, dz), strict=True)
+    return *found, None, *(None if x is None else gradient for x, gradient in options), None
 
 
 torch.library.register_autograd("postformer::selective_scan", _scan_gradients, setup_context=_save, lib=_cpu.LIBRARY)

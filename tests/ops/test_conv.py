@@ -58,7 +58,7 @@ def test_the_same_bits_at_any_split_and_from_a_view(first, rest, k):
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_operator_keeps_torchs_rules_and_compiles_whole(bias):
     args = inputs(2, 9, 5, 4, bias)
-    torch.library.opcheck(torch.ops.postformer.causal_conv.default, (*args, None))
+    torch.library.opcheck(torch.ops.postformer.causal_conv.default, (*args, None, False))
     compiled = torch.compile(inspect.unwrap(causal_conv), fullgraph=True, backend="aot_eager")
     for mine, other in zip(compiled(*args), causal_conv(*args), strict=True):
         assert torch.equal(mine, other)

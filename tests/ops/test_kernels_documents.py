@@ -148,9 +148,9 @@ def test_nothing_comes_through_from_a_spoiled_document(dtype):
 def test_operators_with_documents_keep_torchs_rules_and_compile_whole():
     starts = torch.rand(2, 18, generator=torch.Generator().manual_seed(0)) < 0.3
     args = leaves(scan_inputs(2, 18, 5, 3), torch.float32)
-    torch.library.opcheck(torch.ops.postformer.selective_scan.default, (*args, starts, True))
+    torch.library.opcheck(torch.ops.postformer.selective_scan.default, (*args, starts, None, None, None, True))
     conv_args = [x.float().requires_grad_() for x in (normal(2, 18, 5), normal(5, 4), normal(5), normal(2, 3, 5))]
-    torch.library.opcheck(torch.ops.postformer.causal_conv.default, (*conv_args, starts))
+    torch.library.opcheck(torch.ops.postformer.causal_conv.default, (*conv_args, starts, False))
     for f, given_args in (
         (selective_scan, (*args, starts)),
         (causal_conv, (*conv_args, starts)),
@@ -168,6 +168,6 @@ def test_starts_of_another_size_or_dtype_are_refused():
     conv_args = torch.ones(2, 5, 4), torch.ones(4, 3), None, torch.ones(2, 2, 4)
     for starts in (torch.zeros(2, 4, dtype=torch.bool), torch.zeros(2, 5)):
         with pytest.raises(ValueError, match="selective_scan: starts is"):
-            torch.ops.postformer.selective_scan(*args, starts, False)
+            torch.ops.postformer.selective_scan(*args, starts, None, None, None, False)
         with pytest.raises(ValueError, match="causal_conv: starts is"):
-            torch.ops.postformer.causal_conv(*conv_args, starts)
+            torch.ops.postformer.causal_conv(*conv_args, starts, False)

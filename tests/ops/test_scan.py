@@ -55,6 +55,8 @@ def test_inputs_are_left_alone():
 # ---------------------------------------------------------------- the kernel
 
 kernel = pytest.mark.skipif(not _cpu.BUILT, reason="installed without the kernels")
+NONE = (None,) * 4
+"""No document starts, bias of dt, skip or gate."""
 SIZES = {"t": st.integers(0, 40), "b": st.integers(0, 3), "c": st.integers(1, 40), "n": st.integers(1, 17)}
 
 
@@ -142,7 +144,7 @@ def test_views_are_read_as_they_are():
 def test_the_operator_keeps_torchs_rules_and_compiles_whole(keep):
     args, _ = small_and_wide(2, 18, 5, 3)
     given_args = args if keep else [x.detach() for x in args]
-    torch.library.opcheck(torch.ops.postformer.selective_scan.default, (*given_args, None, keep))
+    torch.library.opcheck(torch.ops.postformer.selective_scan.default, (*given_args, *NONE, keep))
     compiled = torch.compile(inspect.unwrap(selective_scan), fullgraph=True, backend="aot_eager")
     for mine, other in zip(compiled(*given_args), selective_scan(*given_args), strict=True):
         assert torch.equal(mine, other)
@@ -190,10 +192,10 @@ def test_the_operator_refuses_what_it_cannot_read():
     for i in range(6):
         for spoiled in (args[i][:1], args[i].double()):
             with pytest.raises(ValueError, match="selective_scan: "):
-                operator(*args[:i], spoiled, *args[i + 1 :], None, False)
+                operator(*args[:i], spoiled, *args[i + 1 :], *NONE, False)
     grown = [x.requires_grad_() for x in args]
     with pytest.raises(ValueError, match="kept is"):
-        operator(*grown, None, False)[0].sum().backward()
+        operator(*grown, *NONE, False)[0].sum().backward()
     y, _ = selective_scan(*grown)
     (first,) = torch.autograd.grad(y.square().sum(), grown[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="first-order gradients only"):

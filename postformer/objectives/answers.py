@@ -1,0 +1,32 @@
+"""Answers at certain places: the mean cross-entropy where a target is given, and nothing elsewhere."""
+
+import torch
+from torch import Tensor, nn
+
+from postformer.data.tasks import IGNORED
+from postformer.ops.loss import cross_entropy
+
+
+class Answers(nn.Module):
+    """Teaches a model with `hidden(ids)` and `logits(hidden)`, such as `LanguageModel`, to give the answers of a task."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, object]) -> dict[str, Tensor]:
+        """`batch["ids"]` and `batch["targets"]` are Int [b, t]; the target after a token that has none is IGNORED.
+
+        Returns the loss in nats an answer (fp32 or wider), the share of answers that are right, and the tokens read.
+        """
+        ids, targets = batch["ids"], batch["targets"]
+        assert isinstance(ids, Tensor) and isinstance(targets, Tensor)
+        x, _ = self.model.hidden(ids)  # type: ignore[operator]
+        asked = targets != IGNORED
+        logits: Tensor = self.model.logits(x[asked])  # type: ignore[operator]
+        target = targets[asked]
+        right = (logits.detach().argmax(-1) == target).float().mean()
+        return {"loss": cross_entropy(logits, target).mean(), "accuracy": right, "tokens": torch.tensor(ids.numel())}
+
+    def after_step(self, step: int) -> None:
+        """Nothing follows an optimizer step."""

@@ -1,0 +1,117 @@
+"""The loss and the accuracy of answers, and the score of a task read in chunks, against their definitions."""
+
+import math
+
+import pytest
+import small
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from postformer.data.tasks import IGNORED, TASKS, ModularArithmetic, Parity, SelectiveCopying
+from postformer.models.language import LanguageModel
+from postformer.objectives.accuracy import accuracy, scaled
+from postformer.objectives.answers import Answers
+
+TASK = SelectiveCopying(length=12, copies=3, symbols=5)
+
+
+def drawn(rows: int = 4):
+    return TASK.batches(rows, seed=0).batch(0)
+
+
+def test_the_loss_is_the_mean_surprise_at_the_answers():
+    model, batch = small.model("attention").double(), drawn()
+    out = Answers(model)(batch)
+    logp = model(batch["ids"])[0].log_softmax(-1)
+    places = [(b, t) for b in range(4) for t in range(12, 15)]
+    targets = batch["targets"]
+    expected = -sum(logp[b, t, targets[b, t]] for b, t in places) / len(places)
+    torch.testing.assert_close(out["loss"].double(), expected, rtol=1e-6, atol=0.0)
+    right = [int(logp[b, t].argmax()) == int(targets[b, t]) for b, t in places]
+    assert float(out["accuracy"]) == pytest.approx(sum(right) / len(right))
+    assert int(out["tokens"]) == 4 * 15
+
+
+def test_the_accuracy_counts_the_answers_that_are_right():
+    model, batch = small.model("mamba"), drawn()
+    best = model(batch["ids"])[0].argmax(-1)
+    for wrong in (0, 5, 12):
+        targets = torch.where(batch["targets"] == IGNORED, IGNORED, best)
+        at = (targets != IGNORED).nonzero()[:wrong]
+        targets[at[:, 0], at[:, 1]] = (targets[at[:, 0], at[:, 1]] + 1) % 257
+        assert float(Answers(model)({**batch, "targets": targets})["accuracy"]) == pytest.approx(1 - wrong / 12)
+
+
+@pytest.mark.parametrize("mixer", sorted(small.MIXERS))
+def test_every_parameter_learns_from_answers(mixer):
+    model = small.model(mixer)
+    objective = Answers(model)
+    objective(drawn())["loss"].backward()
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters())
+    assert {n.removeprefix("model.") for n, _ in objective.named_parameters()} == dict(model.named_parameters()).keys()
+    assert objective.after_step(0) is None
+
+
+# ---------------------------------------------------------------- scores
+
+
+def model_of(task, mixer: str = "mamba") -> LanguageModel:
+    torch.manual_seed(0)
+    model = LanguageModel(task.vocab, dim=8, depth=1, mixers=(small.MIXERS[mixer],), ffns=({"kind": "none"},), tied=False)
+    return model.double().eval()
+
+
+@pytest.mark.parametrize("mixer", sorted(small.MIXERS))
+@pytest.mark.parametrize("kind", TASKS)
+@settings(max_examples=5)
+@given(rows=st.integers(1, 9), batch=st.integers(1, 4), chunk=st.integers(1, 30))
+def test_a_score_is_what_one_whole_pass_gives(mixer, kind, rows, batch, chunk):
+    task = TASKS[kind](length=21)
+    model = model_of(task, mixer)
+    got = accuracy(model, task, rows=rows, seed=1, batch=batch, chunk=chunk)
+    right = asked = whole = 0
+    for step in range(math.ceil(rows / batch)):
+        d = task.batches(batch, 1, "test").batch(step)
+        for ids, targets in list(zip(d["ids"], d["targets"], strict=True))[: rows - step * batch]:
+            hits = (model(ids[None])[0][0].argmax(-1) == targets)[targets != IGNORED]
+            right, asked, whole = right + int(hits.sum()), asked + len(hits), whole + bool(hits.all())
+    assert got == (right, asked, whole, rows, 1 / task.choices)
+
+
+class Oracle(LanguageModel):
+    """Knows parity: its state is the parity so far."""
+
+    def __init__(self) -> None:
+        super().__init__(2, dim=2, depth=1)
+
+    def init_state(self, batch: int):
+        return (torch.zeros(batch, 1, dtype=torch.int64),)
+
+    def hidden(self, ids, state=None):
+        assert state is not None
+        odd = (state[0] + ids.cumsum(1)) % 2
+        return torch.nn.functional.one_hot(odd, 2).float(), (odd[:, -1:],)
+
+    def logits(self, hidden):
+        return hidden
+
+
+def test_an_oracle_has_every_answer():
+    score = accuracy(Oracle(), Parity(length=50), rows=30, batch=7, chunk=9)
+    assert score.share == score.scaled == 1
+    assert score.rows_right == score.rows == 30
+    assert accuracy(Oracle(), Parity(length=50, shortest=50, answers="last"), rows=30) == (30, 30, 30, 30, 0.5)
+
+
+def test_an_untrained_model_is_at_chance():
+    task = Parity(length=40, shortest=40, answers="last")
+    score = accuracy(model_of(task), task, rows=600)
+    assert abs(score.scaled) < 0.21  # five standard deviations
+
+
+def test_scaled():
+    assert scaled(0.2, 0.2) == 0
+    assert scaled(1.0, 0.2) == 1
+    assert scaled(0.6, 0.2) == pytest.approx(0.5)
+    assert 1 / ModularArithmetic().choices == 0.2
