@@ -104,7 +104,7 @@ def _scan(settings: Settings) -> Iterator[Event]:
 
 
 def exp_kernel(work: Path, count: int) -> Callable[[], object]:
-    """`count` exps of csrc/simd.h on the threads of torch. Raises Missing without kernels or without a compiler."""
+    """`count` exp2 of csrc/functions.h on the threads of torch. Raises Missing without kernels or without a compiler."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if not _cpu.BUILT or compiler is None:
         raise Missing("no kernels were built" if compiler else "no C++ compiler")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import sequence_rows as rows  # noqa: E402
 import sequence_tables as tables  # noqa: E402
 
 from postformer.claims.words import TIMES  # noqa: E402
+from postformer.ops._cpu import BUILT  # noqa: E402
 
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -104,6 +106,7 @@ def test_a_quick_run_measures_every_library_that_is_here(tmp_path: Path):
     assert 0 < agree["transformers"] < 1e-4
     gaps = {m["peer"]: m["why"] for m in result["missing"]}
     assert "registry" in gaps["mamba-minimal"]
+    assert ("exp kernel" in gaps) == (not BUILT or shutil.which("c++") is None)
     assert "llama.cpp" in gaps or "llama.cpp f32" in seen["model", "decode", 1]
     again = run("--render", str(out))
     assert again.returncode == 0, again.stderr
