@@ -54,7 +54,7 @@ def load(level: str) -> Any:
     return library
 
 
-VERSION = 6
+VERSION = 7
 """Of csrc/version.cpp."""
 SIGNATURES = {
     "conv_forward": (6, 7),
@@ -63,6 +63,7 @@ SIGNATURES = {
     "cross_entropy_backward": (6, 2),
     "mamba_step_bf16": (13, 6),
     "mamba_step_fp32": (13, 6),
+    "matvec": (3, 4),
     "scan_forward": (12, 7),
     "scan_backward": (20, 8),
 }
@@ -110,8 +111,12 @@ def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
 
 def call(name: str, *arguments: Tensor | int | None) -> None:
     """Run a kernel on contiguous tensors (None is a null pointer) and sizes. Raises MemoryError."""
-    plain = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
-    if getattr(kernels(), name)(_pool(), *plain):
+    run(name, *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+
+
+def run(name: str, *arguments: int | None) -> None:
+    """`call` for addresses."""
+    if getattr(kernels(), name)(_pool(), *arguments):
         raise MemoryError(f"the kernel {name} ran out of memory")
 
 
