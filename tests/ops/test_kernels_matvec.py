@@ -73,5 +73,5 @@ def test_the_operator_keeps_torchs_rules_and_compiles_whole():
         compiled = torch.compile(inspect.unwrap(matvec.project), fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(x, w), matvec.project(x, w))
     for spoiled in (x.double(), x[:, 1:]):
-        with pytest.raises(ValueError, match="matvec: (x|weight) is"):
+        with pytest.raises(ValueError, match=r"matvec: (x|weight) is"):
             torch.ops.postformer.matvec(spoiled, w)
