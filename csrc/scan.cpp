@@ -139,56 +139,55 @@ struct Room {
 
 template <class T>
 void recompute(const Channels<T>& block, Room& room, int64_t begin, int64_t end) {
+    const float* rates = room.rates;
+    const int64_t n = block.s.n;
     for (int64_t at = begin; at < end; at++) {
         const int64_t i = at - begin;
         const Block d = block.dt(at), u = block.u(at);
         store_block(room.dts + i * LANES, d, LANES);
         const float *before = block.begins(at) ? room.nothing : room.hs + i * room.size, *B = block.B(at);
         float *after = room.hs + (i + 1) * room.size, *decay = room.decays + i * room.size;
-        for (int64_t j = 0; j < block.s.n; j++)
+        for (int64_t j = 0; j < n; j++)
             for (int k = 0; k < K; k++) {
                 const int64_t e = j * LANES + k * WIDTH;
-                const Vec a = exp2(d.v[k] * load(room.rates + e));
+                const Vec a = exp2(d.v[k] * load(rates + e));
                 store(decay + e, a);
                 store(after + e, a * load(before + e) + d.v[k] * u.v[k] * B[j]);
             }
     }
 }
 
-// The gradients at one token; room.g holds that of the state after it and then that of the state before it. Where the result is
-// gated, y_t is computed a second time.
+// The gradients at one token; room.g holds that of the state after it and then that of the state before it. y_t is
+// computed a second time, for the gate.
 template <class T>
 void step_back(const Channels<T>& block, Room& room, const Gradients<T>& out, int64_t i, int64_t at, float* dB, float* dC, Block& dD,
                Block& dbias) {
     const float *after = room.hs + (i + 1) * room.size, *before = block.begins(at) ? room.nothing : after - room.size;
     const float *decay = room.decays + i * room.size, *B = block.B(at), *C = block.C(at);
     const Block d = load_block(room.dts + i * LANES, LANES), u = block.u(at), dout = load_block(out.dy + block.place(at), block.m);
-    Block dy = dout, dx = {}, dd = {};  // dx and dd: the gradients of dt u and, through the decay, of dt
+    Block dy = dout, y = {}, dx = {}, dd = {};  // dx and dd: the gradients of dt u and, through the decay, of dt
+    Block z = {}, open = {};
     if (block.in.z) {
-        const Block z = block.z(at);
-        Block y, dz;
-        for (int k = 0; k < K; k++) y.v[k] = block.D.v[k] * u.v[k];
-        for (int64_t j = 0; j < block.s.n; j++)
-            for (int k = 0; k < K; k++) y.v[k] += load(after + j * LANES + k * WIDTH) * C[j];
-        for (int k = 0; k < K; k++) {
-            const Vec s = sigmoid(z.v[k]);
-            dz.v[k] = dout.v[k] * y.v[k] * s * (1.0f + z.v[k] * (1.0f - s));
-            dy.v[k] *= z.v[k] * s;
-        }
-        store_block(out.dz + block.place(at), dz, block.m);
+        z = block.z(at);
+        for (int k = 0; k < K; k++) open.v[k] = sigmoid(z.v[k]), dy.v[k] *= z.v[k] * open.v[k];
     }
-    for (int64_t j = 0; j < block.s.n; j++) {
+    float *g = room.g, *dA = room.dA;
+    const float* rates = room.rates;
+    const int64_t n = block.s.n;
+    for (int64_t j = 0; j < n; j++) {
         Vec db = {}, dc = {};
         for (int k = 0; k < K; k++) {
             const int64_t e = j * LANES + k * WIDTH;
-            const Vec grad = load(room.g + e) + dy.v[k] * C[j];
+            const Vec grad = load(g + e) + dy.v[k] * C[j];
             const Vec back = load(decay + e) * grad, q = back * load(before + e);
-            dc += load(after + e) * dy.v[k];
+            const Vec h = load(after + e);
+            dc += h * dy.v[k];
+            y.v[k] += h * C[j];
             db += grad * (d.v[k] * u.v[k]);
             dx.v[k] += grad * B[j];
-            dd.v[k] += q * load(room.rates + e);
-            store(room.dA + e, load(room.dA + e) + q * d.v[k]);
-            store(room.g + e, back);
+            dd.v[k] += q * load(rates + e);
+            store(dA + e, load(dA + e) + q * d.v[k]);
+            store(g + e, back);
         }
         dB[j] += sum(db);
         dC[j] += sum(dc);
@@ -206,6 +205,12 @@ void step_back(const Channels<T>& block, Room& room, const Gradients<T>& out, in
             dd.v[k] *= sigmoid(raw.v[k] + block.bias.v[k]);
             dbias.v[k] += dd.v[k];
         }
+    }
+    if (block.in.z) {
+        Block dz;
+        for (int k = 0; k < K; k++)
+            dz.v[k] = dout.v[k] * (y.v[k] + block.D.v[k] * u.v[k]) * open.v[k] * (1.0f + z.v[k] * (1.0f - open.v[k]));
+        store_block(out.dz + block.place(at), dz, block.m);
     }
     store_block(out.du + block.place(at), du, block.m);
     store_block(out.ddt + block.place(at), dd, block.m);

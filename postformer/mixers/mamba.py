@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from postformer.ops.conv import causal_conv
 from postformer.ops.layers import Linear
-from postformer.ops.mamba_step import Weights, mamba_step, serves
+from postformer.ops.mamba_step import Stepper, Weights, serves
 from postformer.ops.packing import WHOLE, Packing
 from postformer.ops.scan import selective_scan
 
@@ -62,6 +62,7 @@ class Mamba(nn.Module):
         for p in (self.A_log, self.D, self.dt.bias):
             p.no_weight_decay = True  # type: ignore[attr-defined]
         self._init_dt(dt_min, dt_max)
+        self._step = Stepper()
 
     @torch.no_grad()
     def _init_dt(self, dt_min: float, dt_max: float) -> None:
@@ -83,7 +84,7 @@ class Mamba(nn.Module):
         """Continue from the state over the new tokens; returns the output and the state after them."""
         past, h = state if state is not None else self.init_state(len(x))
         if state is not None and packing is WHOLE and serves(x, state, weights := self._weights()):
-            y, past, h = mamba_step(x[:, 0], past, h, weights)
+            y, past, h = self._step(x[:, 0], past, h, weights)
             return y[:, None], MambaState(past, h)
         wide = torch.promote_types(x.dtype, torch.float32)
         u, z = self.inp(x).chunk(2, -1)

@@ -36,8 +36,9 @@ def kernels() -> Any:
 
 
 def path(level: str) -> Path:
-    """Where the build for a level of the instruction set lies, if there is one."""
-    return Path(__file__).with_name(f"_kernels_{level}.so")
+    """Where the build for a level of the instruction set lies, if there is one: beside this file or in the folder that
+    POSTFORMER_KERNELS names."""
+    return Path(os.environ.get("POSTFORMER_KERNELS") or Path(__file__).parent) / f"_kernels_{level}.so"
 
 
 @functools.cache
@@ -54,7 +55,7 @@ def load(level: str) -> Any:
     return library
 
 
-VERSION = 16
+VERSION = 20
 """Of csrc/version.cpp."""
 SIGNATURES = {
     "conv_forward": (6, 7),
@@ -63,6 +64,7 @@ SIGNATURES = {
     "cross_entropy_backward": (6, 2),
     "mamba_step_bf16": (13, 6),
     "mamba_step_fp32": (13, 6),
+    "matvec": (3, 4),
     "scan_forward": (12, 7),
     "scan_backward": (20, 8),
     "ssd_forward": (7, 8),
@@ -71,13 +73,17 @@ SIGNATURES = {
 """How many tensors and how many sizes each kernel takes after the thread pool."""
 
 
-@functools.cache
-def _pool() -> int | None:
+def _torchs_pool() -> int | None:
     """The address of libtorch's `torch_parallel_for`; without it kernels run on one thread."""
     suffix = ".dylib" if sys.platform == "darwin" else ".so"
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu{suffix}"))
     function = getattr(library, "torch_parallel_for", None)
     return None if function is None else ctypes.cast(function, ctypes.c_void_p).value
+
+
+_pool = [_torchs_pool() if kernels() is not None else None]
+if hasattr(os, "register_at_fork"):  # a forked child has none of the pool's threads and would wait for them for ever
+    os.register_at_fork(after_in_child=lambda: _pool.__setitem__(0, None))
 
 
 BUILT = kernels() is not None
@@ -112,8 +118,12 @@ def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
 
 def call(name: str, *arguments: Tensor | int | None) -> None:
     """Run a kernel on contiguous tensors (None is a null pointer) and sizes. Raises MemoryError."""
-    plain = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
-    if getattr(kernels(), name)(_pool(), *plain):
+    run(name, *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+
+
+def run(name: str, *arguments: int | None) -> None:
+    """`call` for addresses."""
+    if getattr(kernels(), name)(_pool[0], *arguments):
         raise MemoryError(f"the kernel {name} ran out of memory")
 
 

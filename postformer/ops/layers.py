@@ -7,13 +7,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from postformer.ops import matvec
+
 
 class Linear(nn.Linear):
     """`nn.Linear` that casts its parameters to the input's dtype."""
 
     def forward(self, input: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        bias = None if self.bias is None else self.bias.to(input.dtype)
-        return F.linear(input, self.weight.to(input.dtype), bias)
+        if self.bias is None:
+            return matvec.project(input, self.weight)
+        return F.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
 
 
 class RMSNorm(nn.Module):
@@ -37,7 +40,7 @@ class Embedding(nn.Embedding):
 
     def head(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
         """Logits against the embedding's own rows."""
-        return F.linear(x, self.weight.to(x.dtype))
+        return matvec.project(x, self.weight)
 
     def forward(self, input: Int[Tensor, "*b"]) -> Float[Tensor, "*b d"]:
         return F.embedding(input, self.weight)

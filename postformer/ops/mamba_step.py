@@ -56,6 +56,59 @@ def mamba_step(
     return y.to(x.dtype), past.to(x.dtype), h
 
 
+class Stepper:
+    """`mamba_step` of one block. Under inference it calls the kernel itself, past torch's dispatcher, with weights that it checks
+    and converts once and again when one of them has changed. Copies and pickles begin anew."""
+
+    def __init__(self) -> None:
+        self._stamp: list[tuple[int, int, torch.dtype]] | None = None
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Stepper, ()
+
+    def __call__(
+        self, x: Float[Tensor, "b d"], conv: Float[Tensor, "b k_minus_1 c"], ssm: Float[Tensor, "b c n"], weights: Weights
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b k_minus_1 c"], Float[Tensor, "b c n"]]:
+        if not torch.is_inference_mode_enabled() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+            return mamba_step(x, conv, ssm, weights)
+        stamp = [(w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype) for w in weights]
+        if stamp != self._stamp:
+            self._prepare(weights)
+            unseen = any(
+                w.is_inference() for w in weights[MATRICES:]
+            )  # tensors made under inference do not tell that they change
+            self._stamp = None if unseen else stamp
+        d, c, k, _, n = self._sizes
+        b = len(x)
+        if (x.shape, conv.shape, ssm.shape) != ((b, d), (b, k - 1, c), (b, c, n)):
+            return mamba_step(x, conv, ssm, weights)  # which says what does not fit
+        token = x.contiguous().float()
+        past, h = (s.to(torch.float32, copy=True, memory_format=torch.contiguous_format) for s in (conv, ssm))
+        y = torch.empty(b, d)
+        _cpu.run(self._name, token.data_ptr(), past.data_ptr(), h.data_ptr(), *self._pointers, y.data_ptr(), b, *self._sizes)
+        return y.to(x.dtype), past.to(x.dtype), h
+
+    def _prepare(self, weights: Weights) -> None:
+        w = Weights(*_plain(weights))
+        self._sizes = w.inp.shape[1], *w.taps.shape, w.dt.shape[1], w.A_log.shape[1]
+        d, c, k, _, n = self._sizes
+        _check(w.A_log.new_empty(1, d), w.A_log.new_empty(1, k - 1, c), w.A_log.new_empty(1, c, n), w)
+        self._name, order = _order(w)
+        self._pointers = [x.data_ptr() for x in order]
+        self._kept = w, [x.detach() for x in weights[MATRICES:]]  # while the originals live, their addresses are no others'
+
+
+def _plain(weights: Weights) -> list[Tensor]:
+    """The weights as the kernel reads them."""
+    return [w.contiguous() for w in (*weights[:MATRICES], *(w.float() for w in weights[MATRICES:]))]
+
+
+def _order(w: Weights) -> tuple[str, tuple[Tensor, ...]]:
+    """The kernel for these weights, and the order in which it takes them."""
+    name = "mamba_step_fp32" if w.inp.dtype == torch.float32 else "mamba_step_bf16"
+    return name, (w.inp, w.taps, w.tap_bias, w.select, w.dt, w.dt_bias, w.A_log, w.D, w.out)
+
+
 # ---------------------------------------------------------------- the CPU kernel as an operator of torch
 
 _cpu.LIBRARY.define("mamba_step(Tensor x, Tensor past, Tensor h, Tensor[] weights) -> (Tensor, Tensor, Tensor)")
@@ -79,8 +132,7 @@ def _step_cpu(x: Tensor, past: Tensor, h: Tensor, weights: list[Tensor]) -> tupl
     after.copy_(past)
     state.copy_(h)
     (b, d), (c, k) = x.shape, w.taps.shape
-    name = "mamba_step_fp32" if w.inp.dtype == torch.float32 else "mamba_step_bf16"
-    order = (w.inp, w.taps, w.tap_bias, w.select, w.dt, w.dt_bias, w.A_log, w.D, w.out)
+    name, order = _order(w)
     _cpu.call(name, x.contiguous(), after, state, *order, y, b, d, c, k, w.dt.shape[1], w.A_log.shape[1])
     return y, after, state
 

@@ -97,12 +97,12 @@ def _recurrence(
             h = h.masked_fill(starts[:, t, None, None], 0)
         h = torch.exp(dt[:, t, :, None] * A) * h + (dt[:, t] * u[:, t])[..., None] * B[:, t, None]
         y.append((h * C[:, t, None]).sum(-1))
-    return torch.stack(y, 1), h
+    return torch.stack(y, 1) if y else torch.zeros_like(u), h
 
 
 def _chunk(u: Tensor, A: Tensor) -> int:
     """Steps in a chunk."""
-    return min(max(CHUNK_ELEMENTS // (u.shape[0] * A.numel()), 4), 64)
+    return min(max(CHUNK_ELEMENTS // max(u.shape[0] * A.numel(), 1), 4), 64)
 
 
 def _terms(u: Tensor, dt: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
