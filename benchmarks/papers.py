@@ -57,16 +57,19 @@ def copying(tokens: int) -> list[Figure]:
     return [Figure(recipe="selective-copying", length=256, rows=2000, paper=99.8, source="at length 4096, table 1")]
 
 
-def tracking(recipe: str, paper: float, row: str) -> Figure:
+def tracking(recipe: str, paper: float, row: str, **words: str) -> Figure:
     """A cell of table 5b of Lahoti et al. 2026."""
-    words, source = {"answers": "last"}, f"table 5b, {row}"
+    words, source = {"answers": "last", **words}, f"table 5b, {row}"
     return Figure(recipe=recipe, length=256, rows=2000, paper=paper, source=source, words=words, scaled=True)
 
 
 TABLES = {
     "induction": induction,
     "selective-copying": copying,
-    "parity": lambda tokens: [tracking("parity", 100.0, "Mamba-3"), tracking("parity-real", 2.27, "without rotation")],
+    "parity": lambda tokens: [
+        tracking("parity", 100.0, "Mamba-3", ones="even"),
+        tracking("parity-real", 2.27, "Mamba-3 without rotation", ones="even"),
+    ],
     "modular-arithmetic": lambda tokens: [tracking("modular-arithmetic", 98.51, "Mamba-3")],
 }
 """What can be asked for, and its figures when about that many tokens may be read for each."""

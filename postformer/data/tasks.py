@@ -209,14 +209,21 @@ class Tracking(Task):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parity(Tracking):
-    """Random bits; after each, whether the ones so far are odd in number."""
+    """Random bits; after each, whether the ones so far are odd in number.
+
+    With `ones="even"` a bit is one half of the time; with "varied", with a probability that is drawn for each sequence, so that a few
+    sequences hold as many ones as longer ones do.
+    """
+
+    ones: Literal["even", "varied"] = "even"
 
     @property
     def vocab(self) -> int:
         return 2
 
     def draw(self, rng: np.random.Generator, rows: int, length: int) -> Sample:
-        ids = rng.integers(2, size=(rows, length))
+        share = rng.random((rows, 1)) if self.ones == "varied" else 0.5
+        ids = (rng.random((rows, length)) < share).astype(np.int64)
         return ids, self.asked(ids.cumsum(1) % 2)
 
 

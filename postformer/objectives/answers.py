@@ -8,11 +8,17 @@ from postformer.ops.loss import cross_entropy
 
 
 class Answers(nn.Module):
-    """Teaches a model with `hidden(ids)` and `logits(hidden)`, such as `LanguageModel`, to give the answers of a task."""
+    """Teaches a model with `hidden(ids)` and `logits(hidden)`, such as `LanguageModel`, to give the answers of a task.
 
-    def __init__(self, model: nn.Module):
+    `smoothing` is the share of each target that is spread over all ids (Szegedy et al. 2016, section 7). The best answer is then
+    given with the same confidence near and far, which keeps a solved task teaching: what fades or drifts with length costs.
+    """
+
+    def __init__(self, model: nn.Module, *, smoothing: float = 0.0):
         super().__init__()
-        self.model = model
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing={smoothing} must be at least 0 and below 1")
+        self.model, self.smoothing = model, smoothing
 
     def forward(self, batch: dict[str, object]) -> dict[str, Tensor]:
         """`batch["ids"]` and `batch["targets"]` are Int [b, t]; the target after a token that has none is IGNORED.
@@ -25,8 +31,12 @@ class Answers(nn.Module):
         asked = targets != IGNORED
         logits: Tensor = self.model.logits(x[asked])  # type: ignore[operator]
         target = targets[asked]
+        nats = cross_entropy(logits, target)
+        if self.smoothing:
+            spread = -logits.to(nats.dtype).log_softmax(-1).mean(-1)
+            nats = torch.lerp(nats, spread, self.smoothing)
         right = (logits.detach().argmax(-1) == target).float().mean()
-        return {"loss": cross_entropy(logits, target).mean(), "accuracy": right, "tokens": torch.tensor(ids.numel())}
+        return {"loss": nats.mean(), "accuracy": right, "tokens": torch.tensor(ids.numel())}
 
     def after_step(self, step: int) -> None:
         """Nothing follows an optimizer step."""

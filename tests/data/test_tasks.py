@@ -63,6 +63,16 @@ def test_parity():
         assert targets == [sum(ids[: i + 1]) % 2 for i in range(len(ids))]
 
 
+def test_the_ones_of_parity():
+    even, varied = (
+        [sum(ids) for ids, _ in sequences("parity", 400, length=50, shortest=50, ones=o)] for o in ("even", "varied")
+    )
+    assert 8 < min(even) <= max(even) < 42
+    assert min(varied) < 5
+    assert max(varied) > 45
+    assert all(abs(np.mean(counts) - 25) < 4 for counts in (even, varied))
+
+
 def test_modular_arithmetic_is_pythons_own_arithmetic():
     for ids, targets in sequences("modular_arithmetic", length=25):
         words = ["01234+-*"[i] for i in ids]

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from postformer.config import ConfigError, build
 from postformer.data.tasks import IGNORED, TASKS, ModularArithmetic, Parity, SelectiveCopying
 from postformer.models.language import LanguageModel
+from postformer.objectives import OBJECTIVES
 from postformer.objectives.accuracy import accuracy, scaled
 from postformer.objectives.answers import Answers
 
@@ -41,6 +43,22 @@ def test_the_accuracy_counts_the_answers_that_are_right():
         at = (targets != IGNORED).nonzero()[:wrong]
         targets[at[:, 0], at[:, 1]] = (targets[at[:, 0], at[:, 1]] + 1) % 257
         assert float(Answers(model)({**batch, "targets": targets})["accuracy"]) == pytest.approx(1 - wrong / 12)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_smoothing_is_torchs(smoothing):
+    model, batch = small.model("attention").double(), drawn()
+    loss = Answers(model, smoothing=smoothing)(batch)["loss"]
+    asked = batch["targets"] != IGNORED
+    logits = model(batch["ids"])[0][asked]
+    expected = torch.nn.functional.cross_entropy(logits, batch["targets"][asked], label_smoothing=smoothing)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+def test_smoothing_out_of_range(smoothing):
+    with pytest.raises(ConfigError, match=rf"objective: smoothing={smoothing} must be at least 0 and below 1"):
+        build({"kind": "answers", "smoothing": smoothing}, OBJECTIVES, "objective", model=small.model())
 
 
 @pytest.mark.parametrize("mixer", sorted(small.MIXERS))
