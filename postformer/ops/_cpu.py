@@ -54,7 +54,7 @@ def load(level: str) -> Any:
     return library
 
 
-VERSION = 16
+VERSION = 17
 """Of csrc/version.cpp."""
 SIGNATURES = {
     "conv_forward": (6, 7),
@@ -63,6 +63,8 @@ SIGNATURES = {
     "cross_entropy_backward": (6, 2),
     "mamba_step_bf16": (13, 6),
     "mamba_step_fp32": (13, 6),
+    "norm_forward": (4, 9),
+    "norm_backward": (7, 10),
     "scan_forward": (12, 7),
     "scan_backward": (20, 8),
     "ssd_forward": (7, 8),

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from postformer.ops.norm import rms_norm
+
 
 class Linear(nn.Linear):
     """`nn.Linear` that casts its parameters to the input's dtype."""
@@ -25,8 +27,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return F.rms_norm(x.to(wide), (x.shape[-1],), self.weight.to(wide), self.eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Embedding(nn.Embedding):
