@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from postformer.ops.conv import causal_conv
 from postformer.ops.delta import gated_delta
 from postformer.ops.layers import Linear, RMSNorm, dt_bias
+from postformer.ops.norm import rms_norm
 from postformer.ops.packing import WHOLE, Packing
 
 
@@ -82,8 +83,8 @@ class GatedDelta(nn.Module):
         a = packing.silence(-self.A_log.to(wide).exp() * F.softplus(a.to(wide) + self.dt_bias.to(wide)))
         beta = packing.silence(beta.to(wide).sigmoid() * (2 if self.negative else 1))
         y, memory = gated_delta(q, k, v, a, beta, memory.to(wide), packing.starts)
-        y = self.norm(y) * F.silu(z.to(wide)).unflatten(-1, (self.heads, -1))
-        return self.out(y.flatten(2).to(x.dtype)), None if state is None else DeltaState(past, memory)
+        y = rms_norm(y.flatten(2), self.norm.weight.repeat(self.heads), self.norm.eps, z, self.heads, after=True)
+        return self.out(y), None if state is None else DeltaState(past, memory)
 
     def flops(self, length: int, past: int = 0) -> int:
         """Floating-point operations of `length` new tokens by the recurrence, whatever came before (a multiply-add is two, an exp

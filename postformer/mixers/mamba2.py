@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from postformer.ops.conv import causal_conv
 from postformer.ops.layers import Linear, dt_bias
+from postformer.ops.norm import rms_norm
 from postformer.ops.packing import WHOLE, Packing
 from postformer.ops.ssd import ssd
 
@@ -88,17 +89,9 @@ class Mamba2(nn.Module):
         B, C = (m.unflatten(-1, (1, self.groups, self.n)) for m in (B, C))
         dt = packing.silence(F.softplus(dt.to(wide) + self.dt_bias.to(wide)))
         y, h = ssd((u * dt[..., None])[:, :, None], dt * -self.A_log.to(wide).exp(), B, C, h.to(wide), packing.starts)
-        y = torch.addcmul(y.squeeze(2), self.D.to(wide)[:, None], u).flatten(2) * F.silu(z.to(wide))
-        y = self._norm(y).to(x.dtype)
+        y = torch.addcmul(y.squeeze(2), self.D.to(wide)[:, None], u).flatten(2)
+        y = rms_norm(y, self.norm_weight, self.eps, z, self.groups)
         return self.out(y), None if state is None else Mamba2State(past, h)
-
-    def _norm(self, y: Tensor) -> Tensor:
-        """RMSNorm in each group by itself, as the authors' code has it."""
-        weight = self.norm_weight.to(y.dtype)
-        if self.groups == 1:
-            return F.rms_norm(y, weight.shape, weight, self.eps)
-        grouped = y.unflatten(-1, (self.groups, -1))
-        return F.rms_norm(grouped, grouped.shape[-1:], eps=self.eps).flatten(2) * weight
 
     def flops(self, length: int, past: int = 0) -> int:
         """Floating-point operations of `length` new tokens by the recurrence, whatever came before (a multiply-add is two, an exp

@@ -65,6 +65,8 @@ SIGNATURES = {
     "mamba_step_bf16": (13, 6),
     "mamba_step_fp32": (13, 6),
     "matvec": (3, 4),
+    "norm_backward": (7, 10),
+    "norm_forward": (4, 9),
     "scan_forward": (12, 7),
     "scan_backward": (20, 8),
     "ssd_forward": (7, 8),
