@@ -16,13 +16,14 @@ from postformer.tokens.text import Tokens
 class Text:
     """The data of a run: `{"kind": "text", "path": "corpora/default", "length": 256}`. Nothing is opened until it is used.
 
-    With `sha256`, which a saved run names, any other corpus at the path is refused.
+    With `sha256`, which a saved run names, any other corpus at the path is refused. With `separate`, a window that holds several
+    documents is read as if each were alone: nothing of one reaches into the next.
     """
 
-    def __init__(self, path: str, length: int = 256, sha256: str | None = None):
+    def __init__(self, path: str, length: int = 256, sha256: str | None = None, separate: bool = False):
         if length < 1:
             raise ValueError(f"length: expected 1 or more tokens, got {length}")
-        self.path, self.length, self.sha256 = Path(path), length, sha256
+        self.path, self.length, self.sha256, self.separate = Path(path), length, sha256, separate
 
     @functools.cached_property
     def corpus(self) -> Corpus:
@@ -44,7 +45,7 @@ class Text:
 
     def batches(self, batch: int, seed: int, split: str = "train") -> "TextBatches":
         """Batches of `batch` windows. Raises DataError when the split is shorter than one window."""
-        return TextBatches(self.corpus, length=self.length, batch=batch, seed=seed, split=split)
+        return TextBatches(self.corpus, length=self.length, batch=batch, seed=seed, split=split, separate=self.separate)
 
 
 class TextBatches:
@@ -53,8 +54,8 @@ class TextBatches:
     There is no state to save: `batch(step)` depends on the seed and the step alone, and reads from disk what it returns.
     """
 
-    def __init__(self, corpus: Corpus, *, length: int, batch: int, seed: int, split: str = "train"):
-        self.corpus, self.length, self.size, self.seed = corpus, length, batch, seed
+    def __init__(self, corpus: Corpus, *, length: int, batch: int, seed: int, split: str = "train", separate: bool = False):
+        self.corpus, self.length, self.size, self.seed, self.separate = corpus, length, batch, seed, separate
         self.shards = [s for s in corpus.shards(split) if s.tokens > length]
         self.firsts = np.cumsum([0, *((s.tokens - 1) // length for s in self.shards)])
         self.windows = int(self.firsts[-1])
@@ -64,7 +65,10 @@ class TextBatches:
             raise DataError(f"{corpus.path}: {split} has {tokens:,} tokens, fewer than a window of {length} + 1")
 
     def batch(self, step: int) -> dict[str, Any]:
-        """`{"ids": int64 [batch, length + 1], "rows": names of the shard, the tokens and the documents of each row}`."""
+        """`{"ids": int64 [batch, length + 1], "rows": names of the shard, the tokens and the documents of each row}`.
+
+        With `separate` also `"starts"`, bool [batch, length]: true at the end token that stands before a document.
+        """
         ids = np.empty((self.size, self.length + 1), np.int64)
         rows: list[str] = []
         for i in range(self.size):
@@ -74,7 +78,8 @@ class TextBatches:
             start = (window - int(self.firsts[shard])) * self.length
             ids[i] = self._read(self.shards[shard], start)
             rows.append(self._describe(self.shards[shard], start))
-        return {"ids": torch.from_numpy(ids), "rows": rows}
+        drawn = {"ids": torch.from_numpy(ids), "rows": rows}
+        return drawn | {"starts": drawn["ids"][:, :-1] == self.corpus.tokens.end} if self.separate else drawn
 
     def _read(self, shard: Shard, start: int) -> np.ndarray:
         file = self.corpus.path / f"{shard.name}.bin"

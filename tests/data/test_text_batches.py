@@ -178,3 +178,12 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path):
     assert tokens > 2e7
     assert grown < 8
     assert built < 100
+
+
+def test_separate_documents_start_at_the_end_token_before_them(corpus: Corpus):
+    batches = Text(str(corpus.path), length=64, separate=True).batches(batch=8, seed=0)
+    drawn = batches.batch(0)
+    assert torch.equal(drawn["starts"], drawn["ids"][:, :-1] == corpus.tokens.end)
+    assert 0 < int(drawn["starts"].sum()) < drawn["starts"].numel() // 4
+    plain = Text(str(corpus.path), length=64).batches(batch=8, seed=0).batch(0)
+    assert torch.equal(plain["ids"], drawn["ids"]) and "starts" not in plain

@@ -38,3 +38,14 @@ def test_every_parameter_is_trained_by_the_model_that_it_belongs_to():
         objective.model.named_parameters()
     ).keys()
     assert objective.after_step(0) is None
+
+
+@pytest.mark.parametrize("mixer", sorted(small.MIXERS))
+def test_documents_of_a_packed_row_are_predicted_as_if_alone(mixer):
+    objective = NextToken(small.model(mixer).double())
+    ids = torch.randint(256, (1, 18), generator=torch.Generator().manual_seed(0))
+    ids[0, [0, 5, 11]] = 256  # the end token stands before each document
+    packed = objective({"ids": ids, "starts": ids[:, :-1] == 256})["loss"]
+    alone = [objective({"ids": part})["loss"] * (part.shape[1] - 1) for part in (ids[:, :6], ids[:, 5:12], ids[:, 11:])]
+    torch.testing.assert_close(packed.double(), sum(alone).double() / 17, rtol=1e-6, atol=0.0)
+    assert abs(float((packed - objective({"ids": ids})["loss"]).detach())) > 1e-4
