@@ -20,18 +20,18 @@ LEAST_WEIGHTS = 1 << 19
 
 
 def serves(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernel can take this product and is worth it: few rows, a large matrix, one dtype, and no gradient asked for."""
+    """Whether the kernel can take this product and is worth it: few rows, a large matrix, and no gradient asked for."""
     few = 0 < x.numel() <= MOST_ROWS * x.shape[-1] and weight.numel() >= LEAST_WEIGHTS
-    return few and _cpu.serves_half(x, weight) and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+    taught = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return few and not taught and _cpu.serves_half(x) and _cpu.serves_half(weight)
 
 
 def project(x: Float[Tensor, "*r d"], weight: Float[Tensor, "v d"]) -> Float[Tensor, "*r v"]:
-    """x weight^T in the dtype of x, the weight cast to it; the kernel's sums are in fp32."""
-    weight = weight.to(x.dtype)
+    """x weight^T in the dtype of x. The kernel reads weights as they are and sums in fp32; torch's product casts them to x's dtype."""
     if serves(x, weight):
         rows = x.reshape(-1, x.shape[-1]).float()
         return torch.ops.postformer.matvec(rows, weight).to(x.dtype).view(*x.shape[:-1], -1)
-    return F.linear(x, weight)
+    return F.linear(x, weight.to(x.dtype))
 
 
 # ---------------------------------------------------------------- the CPU kernel as an operator of torch
