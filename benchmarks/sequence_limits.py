@@ -128,7 +128,7 @@ def exp_kernel(work: Path, count: int) -> Callable[[], object]:
     library.exps.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3
     library.exps.restype = ctypes.c_int32
     x, sums, repeats = -torch.rand(BLOCK), torch.zeros(TASKS), -(-count // (BLOCK * TASKS))
-    return lambda: library.exps(_cpu._pool(), x.data_ptr(), sums.data_ptr(), TASKS, BLOCK, repeats)
+    return lambda: library.exps(_cpu._pool[0], x.data_ptr(), sums.data_ptr(), TASKS, BLOCK, repeats)
 
 
 def torch_exp(count: int) -> Callable[[], object]:
