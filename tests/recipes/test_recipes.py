@@ -82,3 +82,12 @@ def test_parity_without_rotation_is_the_same_but_for_the_rotation():
 def test_the_induction_heads_are_no_larger_than_the_papers():
     """Table 11 gives 74K parameters."""
     assert 60_000 < parameters("induction") < 74_500
+
+
+def test_the_steps_of_time_start_where_the_induction_recipe_says():
+    torch.manual_seed(0)
+    model = build(RECIPES["induction"]().model, MODELS, "model", vocab=16)
+    for block in model.backbone.blocks:
+        dt = torch.nn.functional.softplus(block.mixer.dt.bias.detach())
+        assert 0.99e-8 < float(dt.min()) < 2e-8
+        assert 5e-8 < float(dt.max()) < 1.01e-7
