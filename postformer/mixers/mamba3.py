@@ -102,8 +102,8 @@ class Mamba3(nn.Module):
         a = dt * _decay(A)
         gamma = dt * lam.sigmoid()
         before = TrapezoidState(h, B_last, self._mixed("x", x_last[:, None]))
-        y, after = trapezoid(self._mixed("x", u), a, dt - gamma, gamma, B, C, before, packing)
-        y = (y + self.D.to(wide)[:, None] * self._mixed("x", u)) * F.silu(self._mixed("z", z))
+        y, after = trapezoid(self._mixed("x", u), a, dt - gamma, gamma, B, C, before, packing, self.D.to(wide))
+        y = y * F.silu(self._mixed("z", z))
         y = self.out(self._mixed("y", y).sum(2).flatten(2).to(x.dtype))
         if state is None:
             return y, None

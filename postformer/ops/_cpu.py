@@ -54,7 +54,7 @@ def load(level: str) -> Any:
     return library
 
 
-VERSION = 17
+VERSION = 18
 """Of csrc/version.cpp."""
 SIGNATURES = {
     "conv_forward": (6, 7),
@@ -67,8 +67,8 @@ SIGNATURES = {
     "norm_backward": (7, 10),
     "scan_forward": (12, 7),
     "scan_backward": (20, 8),
-    "ssd_forward": (7, 8),
-    "ssd_backward": (11, 9),
+    "ssd_forward": (10, 11),
+    "ssd_backward": (14, 12),
 }
 """How many tensors and how many sizes each kernel takes after the thread pool."""
 
