@@ -4,7 +4,8 @@ sections 3 and 6), with the several inputs and outputs a token of Mamba-3's MIMO
 Three implementations: the recurrence as written (the truth), the same in chunks of matrix products, and the kernel of csrc/ssd.cpp, which
 steps through time, for fp32 on a CPU.
 
-    H_t = exp(a_t) h_{t-1} + w_t sum_r x_{t,r} B_{t,r}^T        y_{t,r} = H_t C_{t,r} + D x_{t,r}        h_t = H_t + v_t sum_r x_{t,r} B_{t,r}^T
+    H_t = exp(a_t) h_{t-1} + w_t sum_r x_{t,r} B_{t,r}^T        y_{t,r} = H_t C_{t,r} + D x_{t,r}
+    h_t = H_t + v_t sum_r x_{t,r} B_{t,r}^T
 
 b batch, t time, r rank, h heads, p head width, g groups of heads that share B and C (h a multiple of g), n state size; a is the
 paper's dt A, and w its dt (1 when not given); v weighs what a token leaves to later ones and does not see itself (0 when not given).
@@ -286,7 +287,18 @@ torch.library.register_autograd("postformer::ssd_backward", _cpu.first_order_onl
 
 
 @register_flop_formula(torch.ops.postformer.ssd)
-def _flops(x: torch.Size, decay: torch.Size, B: torch.Size, *rest: Any, **words: Any) -> int:
-    """For an element of a head's state: the decay, and for each rank (x B) and its sum, and (h C) and its sum."""
+def _flops(
+    x: torch.Size,
+    decay: torch.Size,
+    B: torch.Size,
+    C: torch.Size,
+    state: torch.Size,
+    now: Any,
+    later: Any,
+    *rest: Any,
+    **words: Any,
+) -> int:
+    """For an element of a head's state: the decay, and for each rank (x B) and its sum, once more where it is added later, and (h C)
+    and its sum."""
     b, t, r, h, p = x
-    return b * t * h * p * B[4] * (1 + 4 * r)
+    return b * t * h * p * B[4] * (1 + 4 * r + (0 if later is None else 2 * r))
