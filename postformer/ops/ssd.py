@@ -100,8 +100,9 @@ def ssd_in_chunks(
         return ssd_reference(x, a, B, C, state, starts, weights)
     y, size = [], max(1, CHUNK // x.shape[2])
     for i in range(0, x.shape[1], size):
-        parts = (None if m is None else m[:, i : i + size] for m in (x, a, B, C, starts, weights.now, weights.later))
-        part, state = _chunk(state, *parts)
+        at = slice(i, i + size)
+        rest = [None if m is None else m[:, at] for m in (starts, weights.now, weights.later)]
+        part, state = _chunk(state, x[:, at], a[:, at], B[:, at], C[:, at], *rest)
         y.append(part)
     return _skip(torch.cat(y, 1) if len(y) != 1 else y[0], x, weights.D), state
 
@@ -119,7 +120,8 @@ def _chunk(
     g, n = B.shape[3:]
     L, arrived, leaving, kept = decays(a, starts)
     if w is not None or v is not None:
-        all_in = ((1 if w is None else w) + (0 if v is None else v)).mT
+        w = torch.ones_like(a) if w is None else w
+        all_in = (w if v is None else w + v).mT
         L, leaving = L * all_in[..., None, :], leaving * all_in
         L = L if v is None else L - v.mT.diag_embed()
     if r > 1:
