@@ -1,9 +1,11 @@
 // A recurrence with one decay per head, forward and backward (formulas: postformer/ops/ssd.py).
 //
-//     h_t = d_t h_{t-1} + sum_r x_{t,r} B_{t,r}^T        y_{t,r} = h_t C_{t,r}
+//     H_t = d_t h_{t-1} + w_t sum_r x_{t,r} B_{t,r}^T        y_{t,r} = H_t C_{t,r} + D x_{t,r}        h_t = H_t + v_t sum_r x_{t,r} B_{t,r}^T
 //
-// x, y [b, t, r, h, p]; d [b, t, h]; B, C [b, t, r, g, n], each for h / g heads; state [b, h, p, n]; all contiguous floats. Work goes
-// by blocks of LANES of p, along which it is vectorised; a block's state [n, LANES] stays in the first-level cache through all of time.
+// x, y [b, t, r, h, p]; d, w, v [b, t, h]; D [h]; B, C [b, t, r, g, n], each for h / g heads; state [b, h, p, n]; all floats. Tokens of x,
+// B and C lie a stride apart; all else is contiguous. w, v and D may be null: 1, 0 and 0. Work goes by blocks of LANES of p, along which
+// it is vectorised; a block's state [n, LANES] stays in the first-level cache through all of time.
+#include <algorithm>
 #include <vector>
 
 #include "blocks.h"
@@ -12,23 +14,55 @@
 namespace {
 
 struct Sizes {
-    int64_t b, t, r, h, p, g, n;
+    int64_t b, t, r, h, p, g, n, x_stride, B_stride, C_stride;
     int64_t blocks() const { return blocks_of(p); }
     int64_t group(int64_t head) const { return head / (h / g); }
 };
 
-// What one block of one head of one row reads, at any token.
+struct Inputs {
+    const float *x, *B, *C, *d, *w, *v, *D;
+};
+
+// What one block of one head of one row reads, at any token, and where it writes.
 struct Item {
-    Sizes s;
-    int64_t row, head, first, m;
+    const Inputs& in;
+    const Sizes& s;
+    int64_t row, head, block, first, m;
+    Item(const Inputs& in, const Sizes& s, int64_t row, int64_t head, int64_t block)
+        : in(in), s(s), row(row), head(head), block(block), first(block * LANES), m(lanes_from(first, s.p)) {}
+
     int64_t token(int64_t at) const { return row * s.t + at; }
-    int64_t x(int64_t at, int64_t r) const { return ((token(at) * s.r + r) * s.h + head) * s.p + first; }
-    int64_t B(int64_t at, int64_t r) const { return ((token(at) * s.r + r) * s.g + s.group(head)) * s.n; }
+    int64_t each(int64_t at) const { return token(at) * s.h + head; }
+    int64_t channel(int64_t r) const { return (r * s.h + head) * s.p + first; }
+    int64_t vector(int64_t r) const { return (r * s.g + s.group(head)) * s.n; }
+
+    Block x(int64_t at, int64_t r) const { return load_block(in.x + token(at) * s.x_stride + channel(r), m); }
+    const float* B(int64_t at, int64_t r) const { return in.B + token(at) * s.B_stride + vector(r); }
+    const float* C(int64_t at, int64_t r) const { return in.C + token(at) * s.C_stride + vector(r); }
+    float d(int64_t at) const { return in.d[each(at)]; }
+    float w(int64_t at) const { return in.w ? in.w[each(at)] : 1; }
+    float v(int64_t at) const { return in.v ? in.v[each(at)] : 0; }
+    float D() const { return in.D ? in.D[head] : 0; }
+
+    int64_t y(int64_t at, int64_t r) const { return token(at) * s.r * s.h * s.p + channel(r); }
+    int64_t own(int64_t at, int64_t r) const { return token(at) * s.r * s.g * s.n + vector(r); }
     int64_t state() const { return ((row * s.h + head) * s.p + first) * s.n; }
 };
 
-inline Item item(const Sizes& s, int64_t row, int64_t head, int64_t block) {
-    return {s, row, head, block * LANES, lanes_from(block * LANES, s.p)};
+inline Block times(Block x, float by) {
+    for (int k = 0; k < K; k++) x.v[k] *= by;
+    return x;
+}
+
+inline Block plus(Block x, const Block& y, float by) {
+    for (int k = 0; k < K; k++) x.v[k] += y.v[k] * by;
+    return x;
+}
+
+inline float dot(const Block& x, const Block& y) {
+    Vec products = {};
+    for (int k = 0; k < K; k++) products += x.v[k] * y.v[k];
+    return sum(products);
 }
 
 // to = d from + x B^T
@@ -40,14 +74,16 @@ inline void update(const float* from, float* to, float d, const Block& x, const 
         }
 }
 
-// The same in place, and what C reads there; even and odd j are added up apart, so that no sum waits for the one before.
-inline Block update_and_read(float* h, float d, const Block& x, const float* B, const float* C, int64_t n) {
+// The same in place, what C reads there, and what is added later; even and odd j are added up apart, so that no sum waits for the one
+// before.
+template <bool LATER>
+inline Block update_and_read(float* h, float d, const Block& x, const Block& later, const float* B, const float* C, int64_t n) {
     Block y[2] = {};
     for (int64_t j = 0; j < n; j++)
         for (int k = 0; k < K; k++) {
             const int64_t at = j * LANES + k * WIDTH;
             const Vec now = load(h + at) * d + x.v[k] * B[j];
-            store(h + at, now);
+            store(h + at, LATER ? now + later.v[k] * B[j] : now);
             y[j & 1].v[k] += now * C[j];
         }
     for (int k = 0; k < K; k++) y[0].v[k] += y[1].v[k];
@@ -62,122 +98,257 @@ inline Block read(const float* h, const float* C, int64_t n) {
     return y[0];
 }
 
-// The gradients of one input and one output at a token: g becomes that of the state there once all outputs were added.
-inline void add_outputs(float* g, const float* after, const Block& dy, const float* C, float* dC, int64_t n) {
-    for (int64_t j = 0; j < n; j++) {
-        Vec dc = {};
-        for (int k = 0; k < K; k++) {
-            const int64_t at = j * LANES + k * WIDTH;
-            store(g + at, load(g + at) + dy.v[k] * C[j]);
-            dc += load(after + at) * dy.v[k];
+// One token of one item: its outputs to y, and h after it.
+inline void forward(const Item& it, int64_t at, float* h, float* y) {
+    const int64_t r = it.s.r, n = it.s.n;
+    const float d = it.d(at), w = it.w(at), v = it.v(at), D = it.D();
+    if (r == 1) {
+        const Block x = it.x(at, 0), now = times(x, w);
+        const float *B = it.B(at, 0), *C = it.C(at, 0);
+        const Block read = it.in.v ? update_and_read<true>(h, d, now, times(x, v), B, C, n) : update_and_read<false>(h, d, now, x, B, C, n);
+        return store_block(y + it.y(at, 0), plus(read, x, D), it.m);
+    }
+    for (int64_t k = 0; k < r; k++) update(h, h, k ? 1 : d, times(it.x(at, k), w), it.B(at, k), n);
+    for (int64_t k = 0; k < r; k++) store_block(y + it.y(at, k), plus(read(h, it.C(at, k), n), it.x(at, k), D), it.m);
+    for (int64_t k = 0; it.in.v && k < r; k++) update(h, h, 1, times(it.x(at, k), v), it.B(at, k), n);
+}
+
+struct Gradients {
+    const float* dy;
+    float *dx, *scalars, *dB, *dC;
+    int64_t each;  // numbers in one of the four scalars, of d, w, v and the sum of x dy
+};
+
+// The way back is vectorised along n, since all but e are sums over p: a state is [LANES, n] here, with n filled up to a multiple of LANES.
+// g is the gradient of the state after a token, and then of the state before it. Of the gradients of the token,
+//     e_q = g B_q        dB_q = (w + v) g^T x_q + w sum_r (x_q . dy_r) C_r        dC_r = d before^T dy_r + w sum_q (x_q . dy_r) B_q
+// with g as it was; the first terms, which are sums over p, and e are here; the rest is in `rest_back`.
+constexpr int SIDE = 4;  // channels side by side, whose sums over p are stored once
+
+struct Room {
+    std::vector<float> grad, states, B, C, dB, dC;  // the last four [r, n] of one token
+    std::vector<Block> e;
+    int64_t n, size;
+    Room(const Sizes& s, int64_t chunk)
+        : n(blocks_of(s.n) * LANES), size(n * LANES) {
+        grad.resize(size), states.resize(chunk * size), e.resize(s.r);
+        for (auto* m : {&B, &C, &dB, &dC}) m->resize(s.r * n);
+    }
+};
+
+// h = d h + x B^T
+inline void update_rows(const float* from, float* to, float d, const float* x, const float* B, int64_t n) {
+    for (int i = 0; i < LANES; i++)
+        for (int64_t j = 0; j < n; j += WIDTH) store(to + i * n + j, load(from + i * n + j) * d + load(B + j) * x[i]);
+}
+
+inline void input_back(const float* g, const float* x, const float* B, float* dB, float* e, int64_t n) {
+    for (int i = 0; i < LANES; i += SIDE) {
+        Vec sums[SIDE] = {};
+        for (int64_t j = 0; j < n; j += WIDTH) {
+            Vec db = load(dB + j);
+            for (int k = 0; k < SIDE; k++) {
+                const Vec grad = load(g + (i + k) * n + j);
+                sums[k] += grad * load(B + j);
+                db += grad * x[i + k];
+            }
+            store(dB + j, db);
         }
-        dC[j] += sum(dc);
+        for (int k = 0; k < SIDE; k++) e[i + k] = sum(sums[k]);
     }
 }
 
-inline Block add_inputs(const float* g, const Block& x, const float* B, float* dB, int64_t n) {
-    Block dx = {};
-    for (int64_t j = 0; j < n; j++) {
-        Vec db = {};
-        for (int k = 0; k < K; k++) {
-            const Vec grad = load(g + j * LANES + k * WIDTH);
-            dx.v[k] += grad * B[j];
-            db += grad * x.v[k];
+inline void output_back(float* g, const float* before, const float* dy, const float* C, float* dC, int64_t n) {
+    for (int i = 0; i < LANES; i += SIDE)
+        for (int64_t j = 0; j < n; j += WIDTH) {
+            Vec dc = load(dC + j);
+            for (int k = 0; k < SIDE; k++) {
+                const int64_t at = (i + k) * n + j;
+                dc += load(before + at) * dy[i + k];
+                store(g + at, load(g + at) + load(C + j) * dy[i + k]);
+            }
+            store(dC + j, dc);
         }
-        dB[j] += sum(db);
-    }
-    return dx;
 }
 
-// The gradient of the decay; g becomes that of the state before.
-inline float step_back(float* g, const float* before, float d, int64_t n) {
-    Block dd = {};
-    for (int64_t j = 0; j < n; j++)
-        for (int k = 0; k < K; k++) {
-            const int64_t at = j * LANES + k * WIDTH;
-            const Vec grad = load(g + at);
-            dd.v[k] += grad * load(before + at);
-            store(g + at, grad * d);
+inline float decay_back(float* g, const float* before, float d, int64_t n) {
+    Vec dd[2] = {};
+    for (int64_t j = 0; j < LANES * n; j += WIDTH) {
+        const Vec grad = load(g + j);
+        dd[j / WIDTH & 1] += grad * load(before + j);
+        store(g + j, grad * d);
+    }
+    return sum(dd[0] + dd[1]);
+}
+
+// All three in one pass, for one input a token.
+inline float all_back(float* g, const float* before, const float* x, const float* dy, float d, const float* B, const float* C, float* dB,
+                      float* dC, float* e, int64_t n) {
+    Vec decays[2] = {};
+    for (int i = 0; i < LANES; i += SIDE) {
+        Vec sums[SIDE] = {};
+        for (int64_t j = 0; j < n; j += WIDTH) {
+            const Vec b = load(B + j), c = load(C + j);
+            Vec db = load(dB + j), dc = load(dC + j);
+            for (int k = 0; k < SIDE; k++) {
+                const int64_t at = (i + k) * n + j;
+                const Vec grad = load(g + at), own = load(before + at), with_output = grad + c * dy[i + k];
+                sums[k] += grad * b;
+                db += grad * x[i + k];
+                dc += own * dy[i + k];
+                decays[k & 1] += with_output * own;
+                store(g + at, with_output * d);
+            }
+            store(dB + j, db), store(dC + j, dc);
         }
-    float total = 0;
-    for (int k = 0; k < K; k++) total += sum(dd.v[k]);
-    return total;
+        for (int k = 0; k < SIDE; k++) e[i + k] = sum(sums[k]);
+    }
+    return sum(decays[0] + decays[1]);
+}
+
+// What a token's inputs have from its own outputs and from e, and the sums over p to where they belong.
+inline void rest_back(const Item& it, int64_t at, Room& room, const Gradients& out) {
+    const int64_t r = it.s.r, n = room.n;
+    const float w = it.w(at), v = it.v(at), D = it.D();
+    float dw = 0, dv = 0, skipped = 0;
+    for (int64_t q = 0; q < r; q++) {
+        const Block x = it.x(at, q);
+        Block dx = times(room.e[q], w + v);
+        float seen = dot(x, room.e[q]);
+        dv += seen;
+        for (int64_t k = 0; k < r; k++) {
+            const Block dy = load_block(out.dy + it.y(at, k), it.m);
+            const float *B = room.B.data() + q * n, *C = room.C.data() + k * n, xy = dot(x, dy), by = w * xy;
+            float *dB = room.dB.data() + q * n, *dC = room.dC.data() + k * n;
+            Vec alike = {};
+            for (int64_t j = 0; j < n; j += WIDTH) {
+                const Vec b = load(B + j), c = load(C + j);
+                alike += b * c;
+                store(dB + j, load(dB + j) + c * by);
+                store(dC + j, load(dC + j) + b * by);
+            }
+            dx = plus(dx, dy, w * sum(alike) + (k == q ? D : 0));
+            seen += sum(alike) * xy;
+            skipped += k == q ? xy : 0;
+        }
+        dw += seen;
+        store_block(out.dx + it.y(at, q), dx, it.m);
+    }
+    for (int64_t q = 0; q < r; q++)
+        for (int64_t j = 0; j < it.s.n; j++) {
+            out.dB[it.own(at, q) + j] += room.dB[q * n + j];
+            out.dC[it.own(at, q) + j] += room.dC[q * n + j];
+        }
+    float* scalars = out.scalars + it.block * it.s.b * it.s.t * it.s.h + it.each(at);
+    scalars[out.each] = dw, scalars[2 * out.each] = dv, scalars[3 * out.each] = skipped;
+}
+
+inline void fetch(const Item& it, int64_t at, Room& room) {
+    for (int64_t k = 0; k < it.s.r; k++) {
+        memcpy(room.B.data() + k * room.n, it.B(at, k), it.s.n * sizeof(float));
+        memcpy(room.C.data() + k * room.n, it.C(at, k), it.s.n * sizeof(float));
+    }
+}
+
+inline void update_rows(const Item& it, int64_t at, const float* before, float* after, Room& room) {
+    fetch(it, at, room);
+    for (int64_t k = 0; k < it.s.r; k++) {
+        const Block x = times(it.x(at, k), it.w(at) + it.v(at));
+        float in[LANES];
+        store_block(in, x, LANES);
+        update_rows(k ? after : before, after, k ? 1 : it.d(at), in, room.B.data() + k * room.n, room.n);
+    }
+}
+
+// One token of one item.
+inline void backward(const Item& it, int64_t at, const float* before, Room& room, const Gradients& out) {
+    const int64_t r = it.s.r, n = room.n;
+    const float d = it.d(at);
+    float *g = room.grad.data(), in[LANES], dy[LANES], e[LANES], dd = 0;
+    fetch(it, at, room);
+    std::fill(room.dB.begin(), room.dB.end(), 0.0f), std::fill(room.dC.begin(), room.dC.end(), 0.0f);
+    for (int64_t k = 0; k < r; k++) {
+        store_block(in, times(it.x(at, k), it.w(at) + it.v(at)), LANES);
+        store_block(dy, load_block(out.dy + it.y(at, k), it.m), LANES);
+        const float *B = room.B.data() + k * n, *C = room.C.data() + k * n;
+        float *dB = room.dB.data() + k * n, *dC = room.dC.data() + k * n;
+        if (r == 1)
+            dd = all_back(g, before, in, dy, d, B, C, dB, dC, e, n);
+        else
+            input_back(g, in, B, dB, e, n);
+        room.e[k] = load_block(e, LANES);
+    }
+    for (int64_t k = 0; r > 1 && k < r; k++) {
+        store_block(dy, load_block(out.dy + it.y(at, k), it.m), LANES);
+        output_back(g, before, dy, room.C.data() + k * n, room.dC.data() + k * n, n);
+    }
+    if (r > 1) dd = decay_back(g, before, d, n);
+    for (float& dc : room.dC) dc *= d;
+    out.scalars[it.block * it.s.b * it.s.t * it.s.h + it.each(at)] = dd;
+    rest_back(it, at, room, out);
 }
 
 }  // namespace
 
 // `state` holds the first state and then the last. `kept` [b, h, blocks, ceil(t / chunk), n, LANES] takes the state before each chunk;
 // it may be null.
-extern "C" KERNEL int32_t ssd_forward(ParallelFor pool, const float* x, const float* d, const float* B, const float* C, float* state,
-                                      float* y, float* kept, int64_t b, int64_t t, int64_t r, int64_t h, int64_t p, int64_t g,
-                                      int64_t n, int64_t chunk) {
-    const Sizes s{b, t, r, h, p, g, n};
+extern "C" KERNEL int32_t ssd_forward(ParallelFor pool, const float* x, const float* B, const float* C, const float* d, const float* w,
+                                      const float* v, const float* D, float* state, float* y, float* kept, int64_t b, int64_t t,
+                                      int64_t r, int64_t h, int64_t p, int64_t g, int64_t n, int64_t x_stride, int64_t B_stride,
+                                      int64_t C_stride, int64_t chunk) {
+    const Sizes s{b, t, r, h, p, g, n, x_stride, B_stride, C_stride};
+    const Inputs in{x, B, C, d, w, v, D};
     const int64_t chunks = (t + chunk - 1) / chunk, size = n * LANES;
-    auto task = [=](int64_t i) {
-        const Item at_(item(s, i / (h * s.blocks()), i / s.blocks() % h, i % s.blocks()));
+    auto task = [&](int64_t i) {
+        const Item it(in, s, i / (h * s.blocks()), i / s.blocks() % h, i % s.blocks());
         std::vector<float> own(size);
-        transpose_in(state + at_.state(), own.data(), at_.m, n);
+        transpose_in(state + it.state(), own.data(), it.m, n);
         for (int64_t at = 0; at < t; at++) {
             if (kept && at % chunk == 0) memcpy(kept + (i * chunks + at / chunk) * size, own.data(), size * sizeof(float));
-            const float decay = d[at_.token(at) * h + at_.head];
-            const Block x_0 = load_block(x + at_.x(at, 0), at_.m);
-            if (r == 1) {
-                const Block y_t = update_and_read(own.data(), decay, x_0, B + at_.B(at, 0), C + at_.B(at, 0), n);
-                store_block(y + at_.x(at, 0), y_t, at_.m);
-                continue;
-            }
-            update(own.data(), own.data(), decay, x_0, B + at_.B(at, 0), n);
-            for (int64_t k = 1; k < r; k++)
-                update(own.data(), own.data(), 1, load_block(x + at_.x(at, k), at_.m), B + at_.B(at, k), n);
-            for (int64_t k = 0; k < r; k++) store_block(y + at_.x(at, k), read(own.data(), C + at_.B(at, k), n), at_.m);
+            forward(it, at, own.data(), y);
         }
-        transpose_out(own.data(), state + at_.state(), at_.m, n);
+        transpose_out(own.data(), state + it.state(), it.m, n);
     };
     return parallel(pool, b * h * s.blocks(), task);
 }
 
-// Gradients. `g_state` holds the gradient of the last state and then that of the first. dx [b, t, r, h, p]; dd [blocks, b, t, h], to be
-// summed over blocks; dB, dC [splits, b, t, r, g, n], zeros, to be summed over splits: each split of a group's heads and blocks adds
+// Gradients. `g_state` holds the gradient of the last state and then that of the first. dx [b, t, r, h, p]; scalars [4, blocks, b, t, h], to
+// be summed over blocks; dB, dC [splits, b, t, r, g, n], zeros, to be summed over splits: each split of a group's heads and blocks adds
 // up its own, so that the result does not depend on the number of threads.
-extern "C" KERNEL int32_t ssd_backward(ParallelFor pool, const float* x, const float* d, const float* B, const float* C, const float* kept,
-                                       const float* dy, float* g_state, float* dx, float* dd, float* dB, float* dC, int64_t splits,
-                                       int64_t b, int64_t t, int64_t r, int64_t h, int64_t p, int64_t g, int64_t n, int64_t chunk) {
-    const Sizes s{b, t, r, h, p, g, n};
+extern "C" KERNEL int32_t ssd_backward(ParallelFor pool, const float* x, const float* B, const float* C, const float* d, const float* w,
+                                       const float* v, const float* D, const float* kept, const float* dy, float* g_state, float* dx,
+                                       float* scalars, float* dB, float* dC, int64_t splits, int64_t b, int64_t t, int64_t r,
+                                       int64_t h, int64_t p, int64_t g, int64_t n, int64_t x_stride, int64_t B_stride,
+                                       int64_t C_stride, int64_t chunk) {
+    const Sizes s{b, t, r, h, p, g, n, x_stride, B_stride, C_stride};
+    const Inputs in{x, B, C, d, w, v, D};
     const int64_t chunks = (t + chunk - 1) / chunk, size = n * LANES, shared = b * t * r * g * n;
 
-    auto one = [=](const Item& it, int64_t block, int64_t split, std::vector<float>& room) {
-        float *grad = room.data(), *hs = grad + size;  // hs[i + 1] is the state after token i of a chunk
-        const float* own_kept = kept + ((it.row * h + it.head) * s.blocks() + block) * chunks * size;
-        transpose_in(g_state + it.state(), grad, it.m, n);
+    auto one = [&](const Item& it, int64_t split, Room& room) {
+        const int64_t wide = room.n;
+        float *grad = room.grad.data(), *hs = room.states.data();  // hs[i] is the state before token i of a chunk
+        const float* own_kept = kept + ((it.row * h + it.head) * s.blocks() + it.block) * chunks * size;
+        const Gradients out{dy, dx, scalars, dB + split * shared, dC + split * shared, s.blocks() * b * t * h};
+        std::fill(room.grad.begin(), room.grad.end(), 0.0f);
+        for (int64_t i = 0; i < it.m; i++) memcpy(grad + i * wide, g_state + it.state() + i * n, n * sizeof(float));
         for (int64_t part = chunks - 1; part >= 0; part--) {
             const int64_t begin = part * chunk, end = begin + chunk < t ? begin + chunk : t;
-            memcpy(hs, own_kept + part * size, size * sizeof(float));
-            for (int64_t at = begin; at < end; at++) {
-                float* after = hs + (at - begin + 1) * size;
-                const float decay = d[it.token(at) * h + it.head];
-                for (int64_t k = 0; k < r; k++)
-                    update(k ? after : after - size, after, k ? 1 : decay, load_block(x + it.x(at, k), it.m), B + it.B(at, k), n);
+            for (int64_t i = 0; i < LANES; i++)
+                for (int64_t j = 0; j < n; j++) hs[i * wide + j] = own_kept[part * size + j * LANES + i];
+            for (int64_t at = begin; at + 1 < end; at++) {
+                float* before = hs + (at - begin) * room.size;
+                update_rows(it, at, before, before + room.size, room);
             }
-            for (int64_t at = end - 1; at >= begin; at--) {
-                const float *before = hs + (at - begin) * size, *after = before + size;
-                for (int64_t k = 0; k < r; k++)
-                    add_outputs(grad, after, load_block(dy + it.x(at, k), it.m), C + it.B(at, k), dC + split * shared + it.B(at, k), n);
-                for (int64_t k = 0; k < r; k++) {
-                    const Block x_k = load_block(x + it.x(at, k), it.m);
-                    store_block(dx + it.x(at, k), add_inputs(grad, x_k, B + it.B(at, k), dB + split * shared + it.B(at, k), n), it.m);
-                }
-                const int64_t place = it.token(at) * h + it.head;
-                dd[block * b * t * h + place] = step_back(grad, before, d[place], n);
-            }
+            for (int64_t at = end - 1; at >= begin; at--) backward(it, at, hs + (at - begin) * room.size, room, out);
         }
-        transpose_out(grad, g_state + it.state(), it.m, n);
+        for (int64_t i = 0; i < it.m; i++) memcpy(g_state + it.state() + i * n, grad + i * wide, n * sizeof(float));
     };
 
-    auto task = [=](int64_t i) {
+    auto task = [&](int64_t i) {
         const int64_t row = i / (g * splits), group = i / splits % g, split = i % splits, heads = h / g;
-        std::vector<float> room((chunk + 2) * size);
+        Room room(s, chunk);
         for (int64_t j = split; j < heads * s.blocks(); j += splits)
-            one(item(s, row, group * heads + j / s.blocks(), j % s.blocks()), j % s.blocks(), split, room);
+            one(Item(in, s, row, group * heads + j / s.blocks(), j % s.blocks()), split, room);
     };
     return parallel(pool, b * g * splits, task);
 }

@@ -19,7 +19,7 @@ from postformer.ops.conv import causal_conv
 from postformer.ops.layers import Linear, dt_bias
 from postformer.ops.norm import rms_norm
 from postformer.ops.packing import WHOLE, Packing
-from postformer.ops.ssd import ssd
+from postformer.ops.ssd import Weights, ssd
 
 
 class Mamba2State(NamedTuple):
@@ -85,12 +85,12 @@ class Mamba2(nn.Module):
         z, mixed, dt = self.inp(x).split([c, c + 2 * shared, self.heads], -1)
         mixed, past = causal_conv(mixed, self.conv_weight, self.conv_bias, past, *packing, silu=True)
         u, B, C = mixed.to(wide).split([c, shared, shared], -1)
-        u = u.unflatten(-1, (self.heads, self.width))
+        u = u.unflatten(-1, (1, self.heads, self.width))
         B, C = (m.unflatten(-1, (1, self.groups, self.n)) for m in (B, C))
         dt = packing.silence(F.softplus(dt.to(wide) + self.dt_bias.to(wide)))
-        y, h = ssd((u * dt[..., None])[:, :, None], dt * -self.A_log.to(wide).exp(), B, C, h.to(wide), packing.starts)
-        y = torch.addcmul(y.squeeze(2), self.D.to(wide)[:, None], u).flatten(2)
-        y = rms_norm(y, self.norm_weight, self.eps, z, self.groups)
+        weights = Weights(now=dt, D=self.D.to(wide))
+        y, h = ssd(u, dt * -self.A_log.to(wide).exp(), B, C, h.to(wide), packing.starts, weights)
+        y = rms_norm(y.flatten(2), self.norm_weight, self.eps, z, self.groups)
         return self.out(y), None if state is None else Mamba2State(past, h)
 
     def flops(self, length: int, past: int = 0) -> int:

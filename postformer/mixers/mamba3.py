@@ -97,13 +97,14 @@ class Mamba3(nn.Module):
         u, z = (m.unflatten(-1, (1, self.heads, self.width)) for m in (u, z))
         dt = packing.silence(F.softplus(dt + self.dt_bias.to(wide)))
         angles = self._turn(angle, theta, dt, packing)
-        B = rotate(self._spread(B, self.B_norm, self.B_bias), angles)
-        C = rotate(self._spread(C, self.C_norm, self.C_bias), angles)
+        turn = angles.cos()[:, :, None], angles.sin()[:, :, None]
+        B = rotate(self._spread(B, self.B_norm, self.B_bias), *turn)
+        C = rotate(self._spread(C, self.C_norm, self.C_bias), *turn)
         a = dt * _decay(A)
         gamma = dt * lam.sigmoid()
         before = TrapezoidState(h, B_last, self._mixed("x", x_last[:, None]))
-        y, after = trapezoid(self._mixed("x", u), a, dt - gamma, gamma, B, C, before, packing)
-        y = (y + self.D.to(wide)[:, None] * self._mixed("x", u)) * F.silu(self._mixed("z", z))
+        y, after = trapezoid(self._mixed("x", u), a, dt - gamma, gamma, B, C, before, packing, self.D.to(wide))
+        y = y * F.silu(self._mixed("z", z))
         y = self.out(self._mixed("y", y).sum(2).flatten(2).to(x.dtype))
         if state is None:
             return y, None
@@ -121,9 +122,10 @@ class Mamba3(nn.Module):
         return total.remainder(2 * math.pi).to(dt.dtype)
 
     def _spread(self, m: Tensor, norm: RMSNorm, bias: Tensor) -> Tensor:
-        """B or C as [b, t, r, h, n]: normed, repeated for the heads of its group, with each head's own bias."""
+        """B or C as [b, t, r, h, n]: normed, for each head of its group with the head's own bias."""
         m = norm(m.unflatten(-1, (self.rank, self.groups, self.n)))
-        return m.repeat_interleave(self.heads // self.groups, 3) + bias.to(m.dtype)
+        each = bias.to(m.dtype).unflatten(1, (self.groups, -1))
+        return (m[:, :, :, :, None] + each).flatten(3, 4)
 
     def _mixed(self, name: str, x: Tensor) -> Tensor:
         """x [..., 1 or r, h, p] weighed for each rank; as it is without MIMO."""
@@ -147,11 +149,12 @@ def _decay(A: Tensor) -> Tensor:
     return -(A.clamp(min=0) + 1 / (1 - A.clamp(max=0))).clamp(min=SLOWEST)
 
 
-def rotate(v: Float[Tensor, "b t r h n"], angle: Float[Tensor, "b t h m"]) -> Float[Tensor, "b t r h n"]:
+def rotate(
+    v: Float[Tensor, "b t r h n"], cos: Float[Tensor, "b t 1 h m"], sin: Float[Tensor, "b t 1 h m"]
+) -> Float[Tensor, "b t r h n"]:
     """Coordinates i and i + m, for i below m, turned by the i-th angle; the other n - 2m stay (section 3.2)."""
-    m = angle.shape[-1]
+    m = cos.shape[-1]
     if not m:
         return v
     a, b, rest = v.split([m, m, v.shape[-1] - 2 * m], -1)
-    cos, sin = angle.cos()[:, :, None], angle.sin()[:, :, None]
-    return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], -1)
+    return torch.cat([torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(a * sin, b, cos), rest], -1)

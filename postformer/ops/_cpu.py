@@ -55,7 +55,7 @@ def load(level: str) -> Any:
     return library
 
 
-VERSION = 20
+VERSION = 21
 """Of csrc/version.cpp."""
 SIGNATURES = {
     "conv_forward": (6, 7),
@@ -69,8 +69,8 @@ SIGNATURES = {
     "norm_forward": (4, 9),
     "scan_forward": (12, 7),
     "scan_backward": (20, 8),
-    "ssd_forward": (7, 8),
-    "ssd_backward": (11, 9),
+    "ssd_forward": (10, 11),
+    "ssd_backward": (14, 12),
 }
 """How many tensors and how many sizes each kernel takes after the thread pool."""
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from postformer.ops.packing import WHOLE, Packing
-from postformer.ops.ssd import ssd
+from postformer.ops.ssd import Weights, ssd
 
 
 class TrapezoidState(NamedTuple):
@@ -55,16 +55,14 @@ def trapezoid(
     C: Float[Tensor, "b t r h n"],
     state: TrapezoidState,
     packing: Packing = WHOLE,
+    D: Float[Tensor, " h"] | None = None,
 ) -> tuple[Float[Tensor, "b t r h p"], TrapezoidState]:
-    """The same in chunks of matrix products: a token enters with gamma_t + beta_{t+1}, and sees itself with gamma_t alone.
+    """The same by one recurrence: a token enters with gamma_t, and once it was read, with beta_{t+1}. `D` is how much of x skips it.
 
     At padding a, beta and gamma must be 0. A document's first token weighs no token before it.
     """
     if packing.starts is not None:
         beta = beta.masked_fill(packing.starts[..., None], 0)
     h = state.h + beta[:, 0, :, None, None] * torch.einsum("brhp,brhn->bhpn", state.x, state.B)
-    later = F.pad(beta[:, 1:], (0, 0, 0, 1))
-    y, h = ssd(x * (gamma + later)[:, :, None, :, None], a, B, C, h, packing.starts)
-    own = torch.einsum("btrhn,btqhn->btrqh", C, B) * later[:, :, None, None]
-    y = y - torch.einsum("btrqh,btqhp->btrhp", own, x)
+    y, h = ssd(x, a, B, C, h, packing.starts, Weights(gamma, F.pad(beta[:, 1:], (0, 0, 0, 1)), D))
     return y, TrapezoidState(h, packing.last(B, state.B), packing.last(x, state.x))

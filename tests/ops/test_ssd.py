@@ -34,6 +34,17 @@ def delta_inputs(t: int) -> list[torch.Tensor]:
     return [q, k, draw(B, t, H, P, seed=7), decays(t), beta, draw(B, H, P, N, seed=3)]
 
 
+def weighed_inputs(t: int, r: int = 1) -> list[torch.Tensor]:
+    *inputs, state = ssd_inputs(t, r)
+    return [*inputs, draw(B, t, H, seed=10), draw(B, t, H, seed=11), state]
+
+
+def weighed(op):
+    """The operation as a function of what has a time, and of the state and starts."""
+    D = draw(H, seed=12)
+    return lambda x, a, B_, C, now, later, *rest: op(x, a, B_, C, *rest, weights=ssd.Weights(now, later, D))
+
+
 def trapezoid_inputs(t: int, r: int = 1) -> tuple[list[torch.Tensor], trapezoid.TrapezoidState]:
     x, B_, C = draw(B, t, r, H, P), draw(B, t, r, H, N, seed=1), draw(B, t, r, H, N, seed=2)
     beta, gamma = draw(B, t, H, seed=3).sigmoid(), draw(B, t, H, seed=4).sigmoid()
@@ -60,6 +71,8 @@ OPS = {
     "ssd": (ssd.ssd, ssd.ssd_reference, ssd_inputs),
     "ssd-rank-3": (ssd.ssd, ssd.ssd_reference, lambda t: ssd_inputs(t, 3, 4)),
     "delta": (delta.gated_delta, delta.gated_delta_reference, delta_inputs),
+    "ssd-weighed": (weighed(ssd.ssd), weighed(ssd.ssd_reference), weighed_inputs),
+    "ssd-weighed-rank-3": (weighed(ssd.ssd), weighed(ssd.ssd_reference), lambda t: weighed_inputs(t, 3)),
 }
 places = st.sets(st.integers(0, 149), max_size=5)
 

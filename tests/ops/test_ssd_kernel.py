@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from postformer.ops import _cpu
-from postformer.ops.ssd import ssd, ssd_reference
+from postformer.ops.ssd import PLAIN, Weights, ssd, ssd_reference
 
 kernel = pytest.mark.skipif(not _cpu.BUILT, reason="the CPU kernels are not built")
 SIZES = {
@@ -30,16 +30,25 @@ def inputs(b, t, r, heads, p, n, seed=0):
     return [m.requires_grad_() for m in x]
 
 
-def with_gradients(f, args, *more):
-    y, last = f(*args, *more)
+def weights_of(b, t, h, chosen, seed=0):
+    """Of the three, those that are chosen."""
+    generator = torch.Generator().manual_seed(seed + 100)
+    drawn = {"now": torch.rand(b, t, h, generator=generator), "later": torch.randn(b, t, h, generator=generator)}
+    drawn["D"] = torch.randn(h, generator=generator)
+    return Weights(**{k: v.requires_grad_() for k, v in drawn.items() if k in chosen})
+
+
+def with_gradients(f, args, starts=None, given=PLAIN):
+    y, last = f(*args, starts, given)
+    args = [*args, *(m for m in given if m is not None)]
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(m.shape, generator=generator).to(m.dtype) for m in (y, last)]
     return y, last, *torch.autograd.grad((y, last), args, weights)
 
 
 @kernel
-@given(**SIZES, packed=st.booleans())
-def test_equals_the_recurrence_with_gradients(b, t, r, heads, p, n, packed):
+@given(**SIZES, packed=st.booleans(), chosen=st.sets(st.sampled_from(Weights._fields)))
+def test_equals_the_recurrence_with_gradients(b, t, r, heads, p, n, packed, chosen):
     args = inputs(b, t, r, heads, p, n, seed=t + p)
     if not t or not b:
         y, last = ssd(*args)
@@ -48,7 +57,10 @@ def test_equals_the_recurrence_with_gradients(b, t, r, heads, p, n, packed):
         return
     starts = torch.rand(b, t, generator=torch.Generator().manual_seed(t)) < 0.2 if packed else None
     wide = [m.detach().double().requires_grad_() for m in args]
-    for mine, exact in zip(with_gradients(ssd, args, starts), with_gradients(ssd_reference, wide, starts), strict=True):
+    given_weights = weights_of(b, t, heads[0], chosen, seed=t + p)
+    exactly = Weights(*(None if m is None else m.detach().double().requires_grad_() for m in given_weights))
+    found = with_gradients(ssd, args, starts, given_weights), with_gradients(ssd_reference, wide, starts, exactly)
+    for mine, exact in zip(*found, strict=True):
         assert mine.dtype == torch.float32
         torch.testing.assert_close(mine.double(), exact, rtol=0, atol=3e-6 * (1 + float(exact.detach().abs().max())))
 
@@ -72,7 +84,7 @@ def test_the_same_bits_with_any_number_of_threads(heads):
     try:
         for threads in (1, 2, 3, 4):
             torch.set_num_threads(threads)
-            found.append(with_gradients(ssd, args))
+            found.append(with_gradients(ssd, args, given=weights_of(2, 50, heads[0], Weights._fields)))
     finally:
         torch.set_num_threads(1)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
@@ -83,35 +95,47 @@ def test_views_are_read_as_they_are():
     args = inputs(2, 9, 2, (4, 2), 6, 4)
     turned = [m.detach().transpose(0, -1).contiguous().transpose(0, -1).requires_grad_() for m in args]
     assert not any(m.is_contiguous() for m in turned)
-    for mine, other in zip(with_gradients(ssd, turned), with_gradients(ssd, args), strict=True):
-        assert torch.equal(mine, other)
+    parts = []  # of one tensor, as the block has them
+    for i, m in enumerate(m.detach() for m in args):
+        wide = torch.randn(2, 9, m[0, 0].numel() + 3) if i in (0, 2, 3) else None
+        if wide is not None:
+            wide[..., 3:] = m.flatten(2)
+        parts.append((m.clone() if wide is None else wide[..., 3:].view(m.shape)).requires_grad_())
+    assert not parts[0].is_contiguous()
+    for view in (turned, parts):
+        for mine, other in zip(with_gradients(ssd, view), with_gradients(ssd, args), strict=True):
+            assert torch.equal(mine, other)
 
 
 @kernel
 @pytest.mark.parametrize("keep", [False, True])
-def test_the_operator_keeps_torchs_rules_and_compiles_whole(keep):
+@pytest.mark.parametrize("chosen", [(), Weights._fields])
+def test_the_operator_keeps_torchs_rules_and_compiles_whole(keep, chosen):
     x, a, B, C, state = inputs(2, 18, 2, (4, 2), 5, 3)
-    given_args = [m if keep else m.detach() for m in (x, a.exp().detach().requires_grad_(), B, C, state)]
+    given_weights = weights_of(2, 18, 4, chosen)
+    given_args = [x, a.exp().detach().requires_grad_(), B, C, state, *given_weights]
+    given_args = [m if keep or m is None else m.detach() for m in given_args]
     torch.library.opcheck(torch.ops.postformer.ssd.default, (*given_args, keep))
     compiled = torch.compile(inspect.unwrap(ssd), fullgraph=True, backend="aot_eager")
-    for mine, other in zip(compiled(x, a, B, C, state), ssd(x, a, B, C, state), strict=True):
+    arguments = (x, a, B, C, state, None, given_weights)
+    for mine, other in zip(compiled(*arguments), ssd(*arguments), strict=True):
         assert torch.equal(mine, other)
 
 
 @kernel
 def test_the_operator_refuses_what_it_cannot_read():
-    args = [m.detach() for m in inputs(2, 5, 1, (4, 2), 4, 3)]
+    args = [m.detach() for m in (*inputs(2, 5, 1, (4, 2), 4, 3), *weights_of(2, 5, 4, Weights._fields))]
     operator = torch.ops.postformer.ssd
-    for i in range(5):
+    for i in range(8):
         for spoiled in (args[i][:1], args[i].double()):
             with pytest.raises(ValueError, match="ssd: "):
                 operator(*args[:i], spoiled, *args[i + 1 :], False)
     with pytest.raises(ValueError, match="4 heads cannot share B and C in 3 groups"):
-        operator(args[0], args[1], torch.randn(2, 5, 1, 3, 3), torch.randn(2, 5, 1, 3, 3), args[4], False)
+        operator(args[0], args[1], torch.randn(2, 5, 1, 3, 3), torch.randn(2, 5, 1, 3, 3), *args[4:], False)
     grown = [m.requires_grad_() for m in args]
     with pytest.raises(ValueError, match="kept is"):
         operator(*grown, False)[0].sum().backward()
-    y, _ = ssd(*grown)
+    y, _ = ssd(*grown[:5], None, Weights(*grown[5:]))
     (first,) = torch.autograd.grad(y.square().sum(), grown[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="first-order gradients only"):
         first.sum().backward()
@@ -135,7 +159,8 @@ def test_each_build(level, monkeypatch):
     if level not in runs_here or not _cpu.path(level).exists():
         pytest.skip(f"{level} is not built for this processor")
     args = inputs(2, 20, 2, (4, 2), 33, 16)
-    expected = with_gradients(ssd, args)
+    given_weights = weights_of(2, 20, 4, Weights._fields)
+    expected = with_gradients(ssd, args, given=given_weights)
     monkeypatch.setattr(_cpu, "kernels", lambda: _cpu.load(level))
-    for mine, other in zip(with_gradients(ssd, args), expected, strict=True):
+    for mine, other in zip(with_gradients(ssd, args, given=given_weights), expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
