@@ -26,7 +26,7 @@ CASES = {
     "mamba2-groups": {"kind": "mamba2", "state": 3, "head_dim": 4, "groups": 2, "conv": 1, "expand": 1},
     "mamba3": {"kind": "mamba3", "state": 8, "head_dim": 8},
     "mamba3-mimo": {"kind": "mamba3", "state": 6, "head_dim": 4, "groups": 2, "rank": 3, "expand": 1},
-    "mamba3-real": {"kind": "mamba3", "state": 5, "head_dim": 16, "rotated": 0.0},
+    "mamba3-real": {"kind": "mamba3", "state": 5, "head_dim": 16, "rotated": 0.0, "decay": "heavy"},
     "gated-delta": {"kind": "gated_delta", "heads": 2},
     "gated-delta-small": {"kind": "gated_delta", "heads": 1, "head_dim": 3, "value_expand": 1, "conv": 2, "negative": False},
 }

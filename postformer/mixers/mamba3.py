@@ -2,7 +2,7 @@
 
 Lahoti et al. 2026 (arXiv 2603.15569), section 3, with the parametrisation of the authors' code.
 
-    z, x, B, C, dt, A, lambda, theta = in(u);  dt = softplus(dt + b);  A = -f(A);  angle += pi tanh(theta) dt
+    z, x, B, C, dt, A, lambda, theta = in(u);  dt = softplus(dt + b);  A = -softplus(A);  angle += pi tanh(theta) dt
     B, C = rotate(RMSNorm(.) + bias, angle);    y = trapezoid(x, B, C) + D x;    out(y * SiLU(z))
 
 There is no convolution and no norm before the output. With rank R > 1, B and C are R vectors a token, x and z are weighed into R and
@@ -12,7 +12,7 @@ b batch, t time, d model width, c = expand * d channels in h heads of p, r rank,
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,15 @@ SLOWEST = 1e-4
 """A is at most minus this."""
 
 
+def _heavy(x: Tensor) -> Tensor:
+    """1 + x above 0 and 1 / (1 - x) below: positive, smooth, and heavy in both tails."""
+    return x.clamp(min=0) + 1 / (1 - x.clamp(max=0))
+
+
+DECAYS = {"softplus": F.softplus, "heavy": _heavy}
+"""What makes -A of its projection: the paper's, and that of later releases of the authors' code."""
+
+
 class Mamba3State(NamedTuple):
     """The angles in [0, 2 pi), the recurrence's state, and the last token's rotated B and its x (all fp32 or wider)."""
 
@@ -38,7 +47,7 @@ class Mamba3State(NamedTuple):
 
 class Mamba3(nn.Module):
     """`head_dim` divides expand * dim and `groups` the number of heads that this makes; `rank` above 1 is MIMO; `rotated` is the
-    share of the state that rotates (0: the state is real-valued, as in Mamba-2)."""
+    share of the state that rotates (0: the state is real-valued, as in Mamba-2); `decay` is what makes -A of its projection."""
 
     def __init__(
         self,
@@ -50,6 +59,7 @@ class Mamba3(nn.Module):
         groups: int = 1,
         rank: int = 1,
         rotated: float = 0.5,
+        decay: Literal["softplus", "heavy"] = "softplus",
         dt_min: float = 1e-3,
         dt_max: float = 0.1,
         norm_eps: float = 1e-5,
@@ -66,7 +76,10 @@ class Mamba3(nn.Module):
             )
         if not 0 <= rotated <= 1:
             raise ValueError(f"rotated={rotated} must be from 0 to 1")
+        if decay not in DECAYS:
+            raise ValueError(f"decay={decay!r} is not a choice; choose from {', '.join(DECAYS)}")
         self.dim, self.channels, self.n, self.groups, self.rank = dim, c, state, groups, rank
+        self.decay = DECAYS[decay]
         self.heads, self.width, self.angles = c // head_dim, head_dim, int(state * rotated) // 2
         self.sizes = [c, c, *[groups * rank * state] * 2, *[self.heads] * 3, self.angles]
         self.inp = Linear(dim, sum(self.sizes), bias=False)
@@ -100,7 +113,7 @@ class Mamba3(nn.Module):
         turn = angles.cos()[:, :, None], angles.sin()[:, :, None]
         B = rotate(self._spread(B, self.B_norm, self.B_bias), *turn)
         C = rotate(self._spread(C, self.C_norm, self.C_bias), *turn)
-        a = dt * _decay(A)
+        a = -dt * self.decay(A).clamp(min=SLOWEST)
         gamma = dt * lam.sigmoid()
         before = TrapezoidState(h, B_last, self._mixed("x", x_last[:, None]))
         y, after = trapezoid(self._mixed("x", u), a, dt - gamma, gamma, B, C, before, packing, self.D.to(wide))
@@ -142,11 +155,6 @@ class Mamba3(nn.Module):
     def state_bytes(self, length: int, itemsize: int = 4) -> int:
         """Bytes of one row's state, the same after any number of tokens; fp32 at least."""
         return self.heads * (self.angles + (self.width + self.rank) * self.n + self.width) * max(itemsize, 4)
-
-
-def _decay(A: Tensor) -> Tensor:
-    """-f(A), where f(x) is 1 + x above 0 and 1 / (1 - x) below: positive, smooth, and heavy in both tails."""
-    return -(A.clamp(min=0) + 1 / (1 - A.clamp(max=0))).clamp(min=SLOWEST)
 
 
 def rotate(

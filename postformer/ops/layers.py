@@ -50,5 +50,5 @@ def dt_bias(count: int, dt_min: float, dt_max: float) -> Float[Tensor, " count"]
     """Biases whose softplus is log-uniform from dt_min to dt_max (Gu & Dao 2023, section 3.6). Raises ValueError."""
     if not 0 < dt_min <= dt_max:
         raise ValueError(f"dt_min={dt_min} and dt_max={dt_max} must satisfy 0 < dt_min <= dt_max")
-    dt = torch.empty(count).uniform_(math.log(dt_min), math.log(dt_max)).exp().clamp(min=1e-4)
+    dt = torch.empty(count).uniform_(math.log(dt_min), math.log(dt_max)).exp()
     return dt + torch.log(-torch.expm1(-dt))

@@ -65,6 +65,7 @@ def test_every_mixer_has_a_case():
         ({"kind": "mamba3", "head_dim": 0}, "head_dim=0"),
         ({"kind": "mamba3", "head_dim": 8, "groups": 3}, "groups=3 the number of heads that this makes"),
         ({"kind": "mamba3", "head_dim": 8, "rotated": 1.5}, "rotated=1.5 must be from 0 to 1"),
+        ({"kind": "mamba3", "head_dim": 8, "decay": "exp"}, "softplus, heavy"),
         ({"kind": "gated_delta", "heads": 0}, "heads=0"),
         ({"kind": "gated_delta", "value_expand": 0}, "value_expand=0"),
         ({"kind": "gated_delta", "head_dim": -1}, "head_dim=-1"),
