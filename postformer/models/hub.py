@@ -44,7 +44,7 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
 
 
 def load_model(folder: str | Path, *, trust_kinds: bool = False) -> Any:
-    """The model of a folder, in evaluation mode on the CPU; also `mamba` and `llama` folders of the transformers library.
+    """The model of a folder, in evaluation mode on the CPU; also `mamba`, `mamba2` and `llama` folders of the transformers library.
 
     `trust_kinds` allows a configuration that names classes of other packages, which are then imported.
     Raises ModelError or ConfigError, each with the file and what is wrong with it.

@@ -57,12 +57,12 @@ def selective_copying() -> Run:
 def _parity(name: str, **mixer: Any) -> Run:
     return _task(
         name,
-        {"kind": "mamba3", "state": 32, "head_dim": 16, "dt_min": 0.1, "dt_max": 1.0, **mixer},
-        {"kind": "parity", "length": 160, "start": 4, "grow": 1500},
-        optim=OptimConfig(lr=4e-3, weight_decay=0.0, clip=0.2, final=0.01),
-        steps=1800,
+        {"kind": "mamba3", "state": 32, "head_dim": 32, "dt_min": 0.1, "dt_max": 1.0, **mixer},
+        {"kind": "parity", "length": 160, "start": 4, "grow": 2000},
+        optim=OptimConfig(lr=3e-3, weight_decay=0.1, clip=0.2, final=0.01),
+        steps=3000,
         batch=32,
-        dim=32,
+        dim=64,
         depth=1,
     )
 
