@@ -27,10 +27,13 @@ def serves(x: Tensor, weight: Tensor) -> bool:
 
 
 def project(x: Float[Tensor, "*r d"], weight: Float[Tensor, "v d"]) -> Float[Tensor, "*r v"]:
-    """x weight^T in the dtype of x. The kernel reads weights as they are and sums in fp32; torch's product casts them to x's dtype."""
+    """x weight^T in the dtype of x. Weights are read as they are and sums taken in fp32, but for a processor or device that multiplies
+    bf16 itself: torch's product there takes the weights in x's dtype."""
     if serves(x, weight):
         rows = x.reshape(-1, x.shape[-1]).float()
         return torch.ops.postformer.matvec(rows, weight).to(x.dtype).view(*x.shape[:-1], -1)
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not _cpu.MULTIPLIES_BF16:
+        return F.linear(x.float(), weight.float()).to(x.dtype)
     return F.linear(x, weight.to(x.dtype))
 
 

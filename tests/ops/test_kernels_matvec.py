@@ -76,3 +76,14 @@ def test_the_operator_keeps_torchs_rules_and_compiles_whole():
     for spoiled in (x.double(), x[:, 1:]):
         with pytest.raises(ValueError, match=r"matvec: (x|weight) is"):
             torch.ops.postformer.matvec(spoiled, w)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_without_instructions_for_it_is_multiplied_in_fp32(native, monkeypatch):
+    monkeypatch.setattr(_cpu, "MULTIPLIES_BF16", native)
+    x, weight = torch.randn(9, 24).bfloat16().requires_grad_(), torch.randn(30, 24, requires_grad=True)
+    y = matvec.project(x, weight)
+    (dx, dw) = torch.autograd.grad(y.float().sum(), (x, weight))
+    assert (y.dtype, dx.dtype, dw.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+    exact = x.detach().double() @ weight.detach().double().T
+    torch.testing.assert_close(y.detach().double(), exact, rtol=0.02, atol=0.1)

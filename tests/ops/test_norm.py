@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postformer.ops import _cpu
+from postformer.ops import _cpu, norm
 from postformer.ops.norm import rms_norm, rms_norm_reference
 
 kernel = pytest.mark.skipif(not _cpu.BUILT, reason="the CPU kernels are not built")
@@ -15,6 +15,11 @@ HALF = torch.bfloat16
 DTYPES = [(torch.float32, torch.float32), (HALF, HALF), (torch.float32, HALF)]
 EPS = 1e-5
 gated = pytest.mark.parametrize("gate", [None, "before", "after"])
+
+
+@pytest.fixture(autouse=True)
+def small_ones_go_to_the_kernel_too(monkeypatch):
+    monkeypatch.setattr(norm, "FEW", 0)
 
 
 def inputs(rows, d, gate, dtypes=DTYPES[0], seed=0):
@@ -146,3 +151,10 @@ def test_each_build(level, monkeypatch):
     monkeypatch.setattr(_cpu, "kernels", lambda: _cpu.load(level))
     for mine, other in zip(run(rms_norm, args, "before", 2), expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_few_numbers_go_to_torch_and_come_out_the_same(monkeypatch):
+    x, weight = torch.randn(3, 40), torch.randn(40)
+    by_kernel = norm.rms_norm(x, weight, 1e-5)
+    monkeypatch.setattr(norm, "FEW", 120)
+    torch.testing.assert_close(norm.rms_norm(x, weight, 1e-5), by_kernel)
