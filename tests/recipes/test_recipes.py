@@ -89,5 +89,5 @@ def test_the_steps_of_time_start_where_the_induction_recipe_says():
     model = build(RECIPES["induction"]().model, MODELS, "model", vocab=16)
     for block in model.backbone.blocks:
         dt = torch.nn.functional.softplus(block.mixer.dt.bias.detach())
-        assert 0.99e-8 < float(dt.min()) < 2e-8
-        assert 5e-8 < float(dt.max()) < 1.01e-7
+        assert 0.99e-12 < float(dt.min()) < 2e-12
+        assert 5e-12 < float(dt.max()) < 1.01e-11
