@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from postformer.ops.layers import Linear, RMSNorm, dt_bias
+from postformer.ops.layers import Linear, RMSNorm, dt_bias, heads_of
 from postformer.ops.packing import WHOLE, Packing
 from postformer.ops.trapezoid import TrapezoidState, trapezoid
 
@@ -70,17 +70,13 @@ class Mamba3(nn.Module):
             raise ValueError(
                 f"state={state}, expand={expand}, head_dim={head_dim}, groups={groups} and rank={rank} must be at least 1"
             )
-        if c % head_dim or c // head_dim % groups:
-            raise ValueError(
-                f"head_dim={head_dim} must divide expand * dim = {c}, and groups={groups} the number of heads that this makes"
-            )
         if not 0 <= rotated <= 1:
             raise ValueError(f"rotated={rotated} must be from 0 to 1")
         if decay not in DECAYS:
             raise ValueError(f"decay={decay!r} is not a choice; choose from {', '.join(DECAYS)}")
         self.dim, self.channels, self.n, self.groups, self.rank = dim, c, state, groups, rank
         self.decay = DECAYS[decay]
-        self.heads, self.width, self.angles = c // head_dim, head_dim, int(state * rotated) // 2
+        self.heads, self.width, self.angles = heads_of(c, head_dim, groups), head_dim, int(state * rotated) // 2
         self.sizes = [c, c, *[groups * rank * state] * 2, *[self.heads] * 3, self.angles]
         self.inp = Linear(dim, sum(self.sizes), bias=False)
         self.dt_bias = nn.Parameter(dt_bias(self.heads, dt_min, dt_max))

@@ -52,3 +52,12 @@ def dt_bias(count: int, dt_min: float, dt_max: float) -> Float[Tensor, " count"]
         raise ValueError(f"dt_min={dt_min} and dt_max={dt_max} must satisfy 0 < dt_min <= dt_max")
     dt = torch.empty(count).uniform_(math.log(dt_min), math.log(dt_max)).exp()
     return dt + torch.log(-torch.expm1(-dt))
+
+
+def heads_of(channels: int, head_dim: int, groups: int) -> int:
+    """How many heads of `head_dim` the channels make, which `groups` must divide. Raises ValueError."""
+    if channels % head_dim or channels // head_dim % groups:
+        raise ValueError(
+            f"head_dim={head_dim} must divide expand * dim = {channels}, and groups={groups} the number of heads that this makes"
+        )
+    return channels // head_dim

@@ -60,7 +60,7 @@ def _parity(name: str, **mixer: Any) -> Run:
         {"kind": "mamba3", "state": 32, "head_dim": 32, "dt_min": 0.1, "dt_max": 1.0, **mixer},
         {"kind": "parity", "length": 160, "start": 4, "grow": 2000},
         optim=OptimConfig(lr=3e-3, weight_decay=0.1, clip=0.2, final=0.01),
-        steps=3000,
+        steps=7000,
         batch=32,
         dim=64,
         depth=1,
