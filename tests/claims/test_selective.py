@@ -28,7 +28,7 @@ def judge(rule: Any, name: str, evidence: Any) -> str:
     return criterion.judge(evidence, criterion.thresholds).verdict
 
 
-TAKEN = {"induction": "9 of 10 steps", "copying": "9 of 10 steps", "copying_share": 0.9}
+TAKEN = {"induction": "10 of 10 steps", "induction_share": 1.0, "copying": "9 of 10 steps", "copying_share": 0.9}
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,9 @@ TAKEN = {"induction": "9 of 10 steps", "copying": "9 of 10 steps", "copying_shar
 def test_induction(rights, verdict):
     scores = [score(n, right, 8 if n == 1 << 20 else 256) for n, right in rights.items()]
     assert judge(S.RULE, "induction heads at a million tokens", {"induction": scores, "taken": TAKEN}) == verdict
+    short = {"induction": scores, "taken": {**TAKEN, "induction_share": 0.5}}
+    after_less = "inconclusive" if verdict == "contradicted" else verdict
+    assert judge(S.RULE, "induction heads at a million tokens", short) == after_less
 
 
 @pytest.mark.parametrize(
