@@ -70,7 +70,7 @@ def _parser(argv: Sequence[str]) -> Parser:
 def _report_arguments(p: Parser) -> None:
     from postformer.claims import SENTENCES
 
-    listed = "\n".join(f"  {name:<12} {sentence}" for name, sentence in SENTENCES.items())
+    listed = "\n".join(f"  {name:<15}{sentence}" for name, sentence in SENTENCES.items())
     p.epilog = f"claims:\n{listed}"
     p.add_argument("--claims", type=_names, metavar="A,B", help="which claims (default: all)")
     p.add_argument(
