@@ -1,8 +1,10 @@
-// One token through a whole Mamba block (postformer/mixers/mamba.py) for a few rows: the projections, which read each weight once for
-// all rows, and between them convolution, scan and gate.
+// One token through Mamba layers (postformer/mixers/mamba.py) for a few rows, one layer after the other: the projections, which read each
+// weight once for all rows, and between them convolution, scan and gate.
 //
-//     u, z = inp x;  u = SiLU(conv(u));  low, B, C = select u;  dt = softplus(W low + b)
-//     h = exp(dt A) h + dt B u;  out((C h + D u) SiLU(z))                              A = -exp(A_log)
+//     v = x / rms(x) * norm;  u, z = inp v;  u = SiLU(conv(u));  low, B, C = select u;  dt = softplus(W low + b)
+//     h = exp(dt A) h + dt B u;  x = x + out((C h + D u) SiLU(z))                      A = -exp(A_log)
+//
+// Without a norm v = x, and x becomes out(...) alone.
 #include <cmath>
 #include <vector>
 
@@ -12,93 +14,143 @@
 namespace {
 
 constexpr int64_t ROWS = 16;  // outputs of a projection that one task computes
+constexpr int64_t FEW = 4;    // of the smallest one
+
+// Tensors of one layer: T's are floats or bf16. past [b, k-1, c] and h [b, c, n] are the state before the token, past_after and h_after the one after;
+// inp [2 c, d], taps [c, k], select [r + 2 n, c], dt [c, r], A_log [c, n], out [d, c]; tap_bias, dt_bias and D [c]; norm [d] or null.
+struct Layer {
+    const float* norm;
+    const void* inp;
+    const float *taps, *tap_bias;
+    const void *select, *dt;
+    const float *dt_bias, *A_log, *D;
+    const void* out;
+    const void* past;
+    const float* h;
+    void* past_after;
+    float* h_after;
+};
+
+struct Sizes {
+    int64_t b, d, c, k, r, n;
+    double eps;
+};
 
 inline float silu(float x) { return x / (1 + std::exp(-x)); }
 
 inline float softplus(float x) { return x > 20 ? x : std::log1p(std::exp(x)); }
 
-// One step of channel `h` [n]; returns C h.
-inline float scan_step(float* h, const float* A_log, const float* B, const float* C, float dt, float u, int64_t n) {
+// One step of a channel's state from `before` [n] to `h`; returns C h.
+inline float scan_step(const float* before, float* h, const float* A_log, const float* B, const float* C, float dt, float u, int64_t n) {
     Vec y = {};
     for (int64_t j = 0; j < n; j += WIDTH) {
         const int64_t m = n - j < WIDTH ? n - j : WIDTH;
-        const Vec now = exp(-dt * exp(load_some(A_log + j, m))) * load_some(h + j, m) + (dt * u) * load_some(B + j, m);
+        const Vec now = exp(-dt * exp(load_some(A_log + j, m))) * load_some(before + j, m) + (dt * u) * load_some(B + j, m);
         store_some(h + j, now, m);
         y += now * load_some(C + j, m);
     }
     return sum(y);
 }
 
-struct Sizes {
-    int64_t b, d, c, k, r, n;
+// The convolution of channel i of a row after a new input; moves the inputs before it along.
+template <class P>
+inline float convolve(const P* before, P* after, const float* taps, float bias, float value, int64_t k, int64_t c) {
+    float sum = bias + taps[k - 1] * value;
+    for (int64_t j = 0; j < k - 1; j++) sum += taps[j] * single(before[j * c]);
+    for (int64_t j = 0; j + 1 < k - 1; j++) after[j * c] = before[(j + 1) * c];
+    if (k > 1) after[(k - 2) * c] = rounded<P>(value);
+    return sum;
+}
+
+inline float scale_of(const float* x, const Sizes& s) {
+    return static_cast<float>(1 / std::sqrt(static_cast<double>(dot(x, x, s.d)) / s.d + s.eps));
+}
+
+struct Room {
+    float *token, *u, *gate, *inner, *low, *chosen;  // rows of d, c, c, c, r and 2 n
+
+    explicit Room(float* from, const Sizes& s)
+        : token(from), u(token + s.b * s.d), gate(u + s.b * s.c), inner(gate + s.b * s.c), low(inner + s.b * s.c), chosen(low + s.b * s.r) {}
+
+    static int64_t floats(const Sizes& s) { return s.b * (s.d + 3 * s.c + s.r + 2 * s.n); }
 };
 
-template <class T>
-int32_t step(ParallelFor pool, const float* x, float* past, float* h, const T* inp, const float* taps, const float* tap_bias,
-             const T* select, const T* dt_weight, const float* dt_bias, const float* A_log, const float* D, const T* out, float* y,
-             Sizes s) {
-    const int64_t wide = s.r + 2 * s.n;
-    std::vector<float> room;
-    try {
-        room.resize(s.b * (3 * s.c + wide));
-    } catch (...) {
-        return 1;
+// T: the matrices; P: the convolution's past.
+template <class T, class P>
+int32_t step(ParallelFor pool, const Layer& l, float* x, Room at, const Sizes& s) {
+    const T *inp = static_cast<const T*>(l.inp), *select = static_cast<const T*>(l.select);
+    const T *dt_weight = static_cast<const T*>(l.dt), *out = static_cast<const T*>(l.out);
+    for (int64_t row = 0; row < s.b; row++) {
+        const float scale = l.norm ? scale_of(x + row * s.d, s) : 1;
+        for (int64_t i = 0; i < s.d; i++)
+            at.token[row * s.d + place<T>(i, s.d)] = x[row * s.d + i] * scale * (l.norm ? l.norm[i] : 1);
     }
-    float *u = room.data(), *gate = u + s.b * s.c, *inner = gate + s.b * s.c, *chosen = inner + s.b * s.c;
 
-    auto enter = [=](int64_t task) {
+    auto enter = [=, &l](int64_t task) {
         for (int64_t i = task * ROWS; i < (task + 1) * ROWS && i < 2 * s.c; i++)
             for (int64_t row = 0; row < s.b; row++) {
-                float value = dot(inp + i * s.d, x + row * s.d, s.d);
+                const float value = dot(inp + i * s.d, at.token + row * s.d, s.d);
                 if (i >= s.c) {
-                    gate[row * s.c + i - s.c] = silu(value);
+                    at.gate[row * s.c + i - s.c] = silu(value);
                     continue;
                 }
-                float* before = past + row * (s.k - 1) * s.c + i;  // k-1 inputs, s.c apart
-                const float* w = taps + i * s.k;
-                float sum = tap_bias[i] + w[s.k - 1] * value;
-                for (int64_t j = 0; j < s.k - 1; j++) sum += w[j] * before[j * s.c];
-                for (int64_t j = 0; j + 1 < s.k - 1; j++) before[j * s.c] = before[(j + 1) * s.c];
-                if (s.k > 1) before[(s.k - 2) * s.c] = value;
-                u[row * s.c + i] = silu(sum);
+                const int64_t first = row * (s.k - 1) * s.c + i;
+                const P* before = static_cast<const P*>(l.past) + first;
+                P* after = static_cast<P*>(l.past_after) + first;
+                const float sum = convolve(before, after, l.taps + i * s.k, l.tap_bias[i], value, s.k, s.c);
+                at.u[row * s.c + place<T>(i, s.c)] = silu(sum);
             }
     };
     auto choose = [=](int64_t task) {
-        for (int64_t i = task * ROWS; i < (task + 1) * ROWS && i < wide; i++)
-            for (int64_t row = 0; row < s.b; row++) chosen[row * wide + i] = dot(select + i * s.c, u + row * s.c, s.c);
-    };
-    auto scan = [=](int64_t task) {
-        for (int64_t i = task * ROWS; i < (task + 1) * ROWS && i < s.c; i++)
+        for (int64_t i = task * FEW; i < (task + 1) * FEW && i < s.r + 2 * s.n; i++)
             for (int64_t row = 0; row < s.b; row++) {
-                const float *low = chosen + row * wide, *B = low + s.r, *C = B + s.n;
-                const int64_t at = row * s.c + i;
-                const float dt = softplus(dot(dt_weight + i * s.r, low, s.r) + dt_bias[i]);
-                inner[at] = (scan_step(h + at * s.n, A_log + i * s.n, B, C, dt, u[at], s.n) + D[i] * u[at]) * gate[at];
+                const float value = dot(select + i * s.c, at.u + row * s.c, s.c);
+                (i < s.r ? at.low[row * s.r + place<T>(i, s.r)] : at.chosen[row * 2 * s.n + i - s.r]) = value;
             }
     };
-    auto leave = [=](int64_t task) {
-        for (int64_t i = task * ROWS; i < (task + 1) * ROWS && i < s.d; i++)
-            for (int64_t row = 0; row < s.b; row++) y[row * s.d + i] = dot(out + i * s.c, inner + row * s.c, s.c);
+    auto scan = [=, &l](int64_t task) {
+        for (int64_t i = task * ROWS; i < (task + 1) * ROWS && i < s.c; i++)
+            for (int64_t row = 0; row < s.b; row++) {
+                const float *B = at.chosen + row * 2 * s.n, *C = B + s.n;
+                const int64_t channel = row * s.c + i, placed = row * s.c + place<T>(i, s.c);
+                const float u = at.u[placed], dt = softplus(dot(dt_weight + i * s.r, at.low + row * s.r, s.r) + l.dt_bias[i]);
+                const float read = scan_step(l.h + channel * s.n, l.h_after + channel * s.n, l.A_log + i * s.n, B, C, dt, u, s.n);
+                at.inner[placed] = (read + l.D[i] * u) * at.gate[channel];
+            }
     };
-    auto tasks = [](int64_t rows) { return (rows + ROWS - 1) / ROWS; };
-    return parallel(pool, tasks(2 * s.c), enter) || parallel(pool, tasks(wide), choose) || parallel(pool, tasks(s.c), scan) ||
-           parallel(pool, tasks(s.d), leave);
+    auto leave = [=, &l](int64_t task) {
+        for (int64_t i = task * ROWS; i < (task + 1) * ROWS && i < s.d; i++)
+            for (int64_t row = 0; row < s.b; row++) {
+                const float value = dot(out + i * s.c, at.inner + row * s.c, s.c);
+                x[row * s.d + i] = l.norm ? x[row * s.d + i] + value : value;
+            }
+    };
+    auto tasks = [](int64_t rows, int64_t each) { return (rows + each - 1) / each; };
+    return parallel(pool, tasks(2 * s.c, ROWS), enter) || parallel(pool, tasks(s.r + 2 * s.n, FEW), choose) ||
+           parallel(pool, tasks(s.c, ROWS), scan) || parallel(pool, tasks(s.d, ROWS), leave);
+}
+
+template <class T, class P>
+int32_t steps(ParallelFor pool, const Layer* layers, float* x, int64_t depth, const Sizes& s) {
+    std::vector<float> room;
+    try {
+        room.resize(Room::floats(s));
+    } catch (...) {
+        return 1;
+    }
+    for (int64_t i = 0; i < depth; i++)
+        if (step<T, P>(pool, layers[i], x, Room(room.data(), s), s)) return 1;
+    return 0;
 }
 
 }  // namespace
 
-// x, y [b, d]; past [b, k-1, c] and h [b, c, n] hold the state before and then the one after; inp [2 c, d], taps [c, k], select [r + 2 n, c], dt_weight [c, r],
-// out [d, c]. The four matrices are floats, or bf16 in `mamba_step_bf16`; all the rest are floats.
-extern "C" KERNEL int32_t mamba_step_fp32(ParallelFor pool, const float* x, float* past, float* h, const float* inp, const float* taps,
-                                          const float* tap_bias, const float* select, const float* dt_weight, const float* dt_bias,
-                                          const float* A_log, const float* D, const float* out, float* y, int64_t b, int64_t d,
-                                          int64_t c, int64_t k, int64_t r, int64_t n) {
-    return step(pool, x, past, h, inp, taps, tap_bias, select, dt_weight, dt_bias, A_log, D, out, y, {b, d, c, k, r, n});
-}
-
-extern "C" KERNEL int32_t mamba_step_bf16(ParallelFor pool, const float* x, float* past, float* h, const bf16* inp, const float* taps,
-                                          const float* tap_bias, const bf16* select, const bf16* dt_weight, const float* dt_bias,
-                                          const float* A_log, const float* D, const bf16* out, float* y, int64_t b, int64_t d,
-                                          int64_t c, int64_t k, int64_t r, int64_t n) {
-    return step(pool, x, past, h, inp, taps, tap_bias, select, dt_weight, dt_bias, A_log, D, out, y, {b, d, c, k, r, n});
+// x [b, d] in floats, before and after. The four matrices of all layers are floats, or bf16 where `half` is 1; the convolution's past is floats, or
+// bf16 where `half_past` is 1; all the rest are floats. eps: the bits of a double.
+extern "C" KERNEL int32_t mamba_steps(ParallelFor pool, const void* layers, float* x, int64_t depth, int64_t half, int64_t half_past,
+                                      int64_t eps, int64_t b, int64_t d, int64_t c, int64_t k, int64_t r, int64_t n) {
+    const Sizes s{b, d, c, k, r, n, bits_as<double>(eps)};
+    const Layer* all = static_cast<const Layer*>(layers);
+    if (half) return half_past ? steps<bf16, bf16>(pool, all, x, depth, s) : steps<bf16, float>(pool, all, x, depth, s);
+    return half_past ? steps<float, bf16>(pool, all, x, depth, s) : steps<float, float>(pool, all, x, depth, s);
 }

@@ -1,14 +1,23 @@
 // A matrix times a few vectors, which reads each weight once: y = x w^T, x [rows, d], w [v, d] in floats or (`half`) bf16, y [rows, v].
+#include <vector>
+
 #include "parallel.h"
 #include "weights.h"
 
 namespace {
 
-constexpr int64_t OUTPUTS = 16;  // of one task
+constexpr int64_t OUTPUTS = 64;  // of one task
 
 template <class T>
 int32_t product(ParallelFor pool, const float* x, const T* w, float* y, int64_t rows, int64_t d, int64_t v) {
-    auto task = [=](int64_t i) {
+    std::vector<float> placed;
+    try {
+        placed.resize(rows * d);
+    } catch (...) {
+        return 1;
+    }
+    for (int64_t row = 0; row < rows; row++) arrange<T>(x + row * d, placed.data() + row * d, d);
+    auto task = [=, x = placed.data()](int64_t i) {
         for (int64_t out = i * OUTPUTS; out < (i + 1) * OUTPUTS && out < v; out++)
             for (int64_t row = 0; row < rows; row++) y[row * v + out] = dot(w + out * d, x + row * d, d);
     };

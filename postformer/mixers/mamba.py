@@ -9,6 +9,7 @@ b batch, t time, d model width, c = expand * d channels, n state size, k convolu
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from postformer.ops.conv import causal_conv
-from postformer.ops.layers import Linear
-from postformer.ops.mamba_step import Stepper, Weights, serves
+from postformer.ops.layers import Linear, RMSNorm, watched
+from postformer.ops.mamba_step import Stepper, Weights, mamba_step, serves
 from postformer.ops.packing import WHOLE, Packing
 from postformer.ops.scan import selective_scan
 
@@ -30,8 +31,30 @@ class MambaState(NamedTuple):
     ssm: Float[Tensor, "b c n"]
 
 
+class MambaSteps:
+    """One token through layers x + mixer(norm(x)) of one form that follow each other, in one call: on a CPU, under inference."""
+
+    def __init__(self) -> None:
+        self._step = Stepper()
+
+    def __call__(
+        self, x: Float[Tensor, "b 1 d"], states: Sequence[MambaState], norms: Sequence[RMSNorm], mixers: "Sequence[Mamba]"
+    ) -> tuple[Float[Tensor, "b 1 d"], list[MambaState]] | None:
+        """The residual stream and the states after the layers; None where they must be called one by one."""
+        if len({norm.eps for norm in norms}) > 1 or not all(mixer.bare() for mixer in mixers):
+            return None
+        weights, scales = [mixer.weights() for mixer in mixers], [norm.weight for norm in norms]
+        stepped = self._step(x[:, 0], states, weights, scales, norms[0].eps)
+        if stepped is None:
+            return None
+        y, after = stepped
+        return y[:, None], [MambaState(*state) for state in after]
+
+
 class Mamba(nn.Module):
     """`state` is the paper's N, `rank` the width through which dt is predicted (default: dim / 16, rounded up)."""
+
+    Steps = MambaSteps
 
     def __init__(
         self,
@@ -64,6 +87,11 @@ class Mamba(nn.Module):
         self._init_dt(dt_min, dt_max)
         self._step = Stepper()
 
+    @property
+    def form(self) -> tuple[int, ...]:
+        """The sizes: layers of one form can be stepped in one call."""
+        return self.dim, self.channels, self.conv_weight.shape[1], self.rank, self.n
+
     @torch.no_grad()
     def _init_dt(self, dt_min: float, dt_max: float) -> None:
         """softplus(bias) is log-uniform in [dt_min, dt_max] (section 3.6)."""
@@ -83,9 +111,13 @@ class Mamba(nn.Module):
     ) -> tuple[Float[Tensor, "b t d"], MambaState | None]:
         """Continue from the state over the new tokens; returns the output and the state after them."""
         past, h = state if state is not None else self.init_state(len(x))
-        if state is not None and packing is WHOLE and serves(x, state, weights := self._weights()):
-            y, past, h = self._step(x[:, 0], past, h, weights)
-            return y[:, None], MambaState(past, h)
+        if state is not None and packing is WHOLE and self.bare() and serves(x, state, weights := self.weights()):
+            stepped = self._step(x[:, 0], [state], [weights])
+            if stepped is None:
+                y, *after = mamba_step(x[:, 0], *state, weights)
+            else:
+                y, (after,) = stepped
+            return y[:, None], MambaState(*after)
         wide = torch.promote_types(x.dtype, torch.float32)
         u, z = self.inp(x).chunk(2, -1)
         u, past = causal_conv(u, self.conv_weight, self.conv_bias, past, *packing, silu=True)
@@ -97,7 +129,13 @@ class Mamba(nn.Module):
         y, h = selective_scan(u, dt, A, B, C, h.to(wide), packing.starts, dt_bias=bias, D=D, z=z)
         return self.out(y), None if state is None else MambaState(past, h)
 
-    def _weights(self) -> Weights:
+    def bare(self) -> bool:
+        """Whether its projections are its own, unwrapped and watched by nobody, so that a kernel may read their weights."""
+        parts = self.inp, self.select, self.dt, self.out
+        return all(type(part) is Linear for part in parts) and not watched(*parts)
+
+    def weights(self) -> Weights:
+        """What the kernel of one token reads."""
         matrices = self.inp.weight, self.select.weight, self.dt.weight, self.out.weight
         return Weights(*matrices, self.conv_weight, self.conv_bias, self.dt.bias, self.A_log, self.D)
 

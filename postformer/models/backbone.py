@@ -1,6 +1,7 @@
 """The stack: a pattern of mixers and per-token networks tiled over depth, pre-norm, with its cost formulas."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from postformer.config import ConfigError, Spec, build, complete
 from postformer.ffn import FFNS
 from postformer.mixers import MIXERS
-from postformer.ops.layers import RMSNorm
+from postformer.ops.layers import RMSNorm, watched
 from postformer.ops.packing import WHOLE, Packing
 
 State = tuple[Any, ...]
@@ -55,6 +56,13 @@ class Block(nn.Module):
         return x, state
 
 
+def _alike(block: Block, first: Block) -> bool:
+    """Whether a layer can follow `first` in one call: the same kind and form of mixer, no network after it, and nobody listens."""
+    same = type(block.mixer) is type(first.mixer) and getattr(block.mixer, "form", 0) == getattr(first.mixer, "form", 1)
+    own = type(block) is Block and type(block.norm) is RMSNorm and block.ffn is None
+    return same and own and not watched(block, block.norm, block.mixer)
+
+
 class Backbone(nn.Module):
     """`mixers` and `ffns` are tiled over `depth`; `{"kind": "none"}` in `ffns` leaves a layer without one (as in Mamba).
 
@@ -75,6 +83,7 @@ class Backbone(nn.Module):
             ffn = None if ffns[f].get("kind") == "none" else build(ffns[f], FFNS, f"model.ffns[{f}]", dim=dim)
             self.blocks.append(Block(dim, mixer, ffn, norm_eps))
         self.norm = RMSNorm(dim, norm_eps)
+        self._steps: dict[int, Any] = {}
         self._scale_residual_branches()
 
     @torch.no_grad()
@@ -93,11 +102,26 @@ class Backbone(nn.Module):
         self, x: Float[Tensor, "b t d"], state: State | None = None, packing: Packing = WHOLE
     ) -> tuple[Float[Tensor, "b t d"], State | None]:
         """Through all layers and the last norm."""
-        after = []
-        for i, block in enumerate(self.blocks):
-            x, s = block(x, None if state is None else state[i], packing)
-            after.append(s)
+        blocks, after = list(self.blocks), []
+        together = state is not None and packing is WHOLE and x.shape[1] == 1 and torch.is_inference_mode_enabled()
+        while (i := len(after)) < len(blocks):
+            stepped = self._step(x, i, blocks, state) if together and state is not None else None
+            if stepped is None:
+                x, s = blocks[i](x, None if state is None else state[i], packing)
+                after.append(s)
+            else:
+                x, s = stepped
+                after += s
         return self.norm(x), None if state is None else tuple(after)
+
+    def _step(self, x: Tensor, first: int, blocks: list[Block], state: State) -> tuple[Tensor, list[Any]] | None:
+        """One token through the layers from `first` on that its mixer's `Steps` can take in one call; None where it can take none."""
+        steps = getattr(blocks[first].mixer, "Steps", None)
+        run = list(itertools.takewhile(lambda b: _alike(b, blocks[first]), blocks[first:]))
+        if steps is None or not run:
+            return None
+        call = self._steps.setdefault(first, steps())
+        return call(x, state[first : first + len(run)], [b.norm for b in run], [b.mixer for b in run])
 
     def flops(self, length: int, past: int = 0) -> int:
         """Floating-point operations of `length` new tokens after `past` others; norms and residual sums are left out."""

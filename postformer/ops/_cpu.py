@@ -55,15 +55,14 @@ def load(level: str) -> Any:
     return library
 
 
-VERSION = 21
+VERSION = 22
 """Of csrc/version.cpp."""
 SIGNATURES = {
     "conv_forward": (6, 7),
     "conv_backward": (10, 7),
     "cross_entropy_forward": (5, 2),
     "cross_entropy_backward": (6, 2),
-    "mamba_step_bf16": (13, 6),
-    "mamba_step_fp32": (13, 6),
+    "mamba_steps": (2, 10),
     "matvec": (3, 4),
     "norm_backward": (7, 10),
     "norm_forward": (4, 9),

@@ -1,10 +1,14 @@
-"""One token through a whole Mamba block in one call: the kernel of csrc/mamba_step.cpp.
+"""One token through whole Mamba blocks in one call: the kernel of csrc/mamba_step.cpp.
 
-The formulas, and the reference in operations of torch, are `Mamba.forward` (postformer/mixers/mamba.py).
+The formulas, and the reference in operations of torch, are `Mamba.forward` (postformer/mixers/mamba.py) and `Block.forward`
+(postformer/models/backbone.py).
 
 b rows, d model width, c channels, k taps, r rank of dt, n state size.
 """
 
+import struct
+from array import array
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -57,8 +61,8 @@ def mamba_step(
 
 
 class Stepper:
-    """`mamba_step` of one block. Under inference it calls the kernel itself, past torch's dispatcher, with weights that it checks
-    and converts once and again when one of them has changed. Copies and pickles begin anew."""
+    """One token through layers that follow each other, past torch's dispatcher, with weights that it checks and converts once, and again
+    when one of them has changed. Copies and pickles begin anew."""
 
     def __init__(self) -> None:
         self._stamp: list[tuple[int, int, torch.dtype]] | None = None
@@ -67,35 +71,63 @@ class Stepper:
         return Stepper, ()
 
     def __call__(
-        self, x: Float[Tensor, "b d"], conv: Float[Tensor, "b k_minus_1 c"], ssm: Float[Tensor, "b c n"], weights: Weights
-    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b k_minus_1 c"], Float[Tensor, "b c n"]]:
+        self,
+        x: Float[Tensor, "b d"],
+        states: Sequence[tuple[Tensor, Tensor]],
+        layers: Sequence[Weights],
+        norms: Sequence[Float[Tensor, " d"]] = (),
+        eps: float = 0.0,
+    ) -> tuple[Float[Tensor, "b d"], list[tuple[Tensor, Tensor]]] | None:
+        """What the layers make of a token, x = x + layer(norm(x)) each, and their states after it; without norms, layer(x) of the one
+        layer. x stays in fp32 between layers. None outside of inference and where the kernel cannot take it."""
         if not torch.is_inference_mode_enabled() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-            return mamba_step(x, conv, ssm, weights)
-        stamp = [(w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype) for w in weights]
+            return None
+        tensors = [w for weights in layers for w in weights] + list(norms)
+        stamp = [(w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype) for w in tensors]
         if stamp != self._stamp:
-            self._prepare(weights)
-            unseen = any(
-                w.is_inference() for w in weights[MATRICES:]
-            )  # tensors made under inference do not tell that they change
-            self._stamp = None if unseen else stamp
-        d, c, k, _, n = self._sizes
-        b = len(x)
-        if (x.shape, conv.shape, ssm.shape) != ((b, d), (b, k - 1, c), (b, c, n)):
-            return mamba_step(x, conv, ssm, weights)  # which says what does not fit
-        token = x.contiguous().float()
-        past, h = (s.to(torch.float32, copy=True, memory_format=torch.contiguous_format) for s in (conv, ssm))
-        y = torch.empty(b, d)
-        _cpu.run(self._name, token.data_ptr(), past.data_ptr(), h.data_ptr(), *self._pointers, y.data_ptr(), b, *self._sizes)
-        return y.to(x.dtype), past.to(x.dtype), h
+            if not all(serves(x[:, None], s, w) for s, w in zip(states, layers, strict=True)):
+                return None
+            self._prepare(layers, norms)
+            kept_whole = {id(w) for weights in layers for w in weights[:MATRICES]}
+            unseen = any(w.is_inference() and id(w) not in kept_whole for w in tensors)
+            self._stamp = None if unseen else stamp  # tensors made under inference do not tell that they change
+        b, (d, c, k, _, n) = len(x), self._sizes
+        fits = x.shape == (b, d) and 0 < b <= MOST_ROWS and x.dtype in HALF_OR_SINGLE
+        past_dtype = x.dtype
+        table, kept, after = self._table[:], [], []
+        for i, (conv, ssm) in enumerate(states):
+            if not fits or conv.shape != (b, k - 1, c) or ssm.shape != (b, c, n):
+                return None
+            conv, ssm = conv.to(past_dtype).contiguous(), ssm.float().contiguous()
+            past, h = torch.empty_like(conv), torch.empty_like(ssm)
+            at = (i + 1) * COLUMNS
+            table[at - 4 : at] = array("q", (conv.data_ptr(), ssm.data_ptr(), past.data_ptr(), h.data_ptr()))
+            kept += conv, ssm  # until the kernel has read them
+            after.append((past, h))
+        y = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        half = self._half, past_dtype == torch.bfloat16
+        _cpu.run("mamba_steps", table.buffer_info()[0], y.data_ptr(), len(after), *half, _bits(eps), b, *self._sizes)
+        return y.to(x.dtype), after
 
-    def _prepare(self, weights: Weights) -> None:
-        w = Weights(*_plain(weights))
-        self._sizes = w.inp.shape[1], *w.taps.shape, w.dt.shape[1], w.A_log.shape[1]
+    def _prepare(self, layers: Sequence[Weights], norms: Sequence[Tensor]) -> None:
+        plain = [Weights(*_plain(weights)) for weights in layers]
+        scales = [norm.float().contiguous() for norm in norms]
+        first = plain[0]
+        self._sizes = first.inp.shape[1], *first.taps.shape, first.dt.shape[1], first.A_log.shape[1]
         d, c, k, _, n = self._sizes
-        _check(w.A_log.new_empty(1, d), w.A_log.new_empty(1, k - 1, c), w.A_log.new_empty(1, c, n), w)
-        self._name, order = _order(w)
-        self._pointers = [x.data_ptr() for x in order]
-        self._kept = w, [x.detach() for x in weights[MATRICES:]]  # while the originals live, their addresses are no others'
+        self._half = first.inp.dtype == torch.bfloat16
+        for w in plain:
+            _check(w.A_log.new_empty(1, d), w.A_log.new_empty(1, k - 1, c), w.A_log.new_empty(1, c, n), w)
+            _cpu.check("mamba_step", first.inp.dtype, inp=(w.inp, tuple(first.inp.shape)))
+        rows = [_pointers(w, norm) for w, norm in zip(plain, scales or [None] * len(plain), strict=True)]
+        self._table = array("q", [p for row in rows for p in row])
+        originals = [x.detach() for w in layers for x in w[MATRICES:]] + [x.detach() for x in norms]
+        self._kept = plain, scales, originals  # while the originals live, their addresses are no others'
+
+
+COLUMNS = 14
+"""Addresses of one layer."""
+HALF_OR_SINGLE = (torch.bfloat16, torch.float32)
 
 
 def _plain(weights: Weights) -> list[Tensor]:
@@ -103,10 +135,15 @@ def _plain(weights: Weights) -> list[Tensor]:
     return [w.contiguous() for w in (*weights[:MATRICES], *(w.float() for w in weights[MATRICES:]))]
 
 
-def _order(w: Weights) -> tuple[str, tuple[Tensor, ...]]:
-    """The kernel for these weights, and the order in which it takes them."""
-    name = "mamba_step_fp32" if w.inp.dtype == torch.float32 else "mamba_step_bf16"
-    return name, (w.inp, w.taps, w.tap_bias, w.select, w.dt, w.dt_bias, w.A_log, w.D, w.out)
+def _pointers(w: Weights, norm: Tensor | None, *states: Tensor) -> list[int]:
+    """A layer as csrc/mamba_step.cpp takes it; `states` are the past and h before the token, and those after it."""
+    order = w.inp, w.taps, w.tap_bias, w.select, w.dt, w.dt_bias, w.A_log, w.D, w.out
+    addresses = [0 if norm is None else norm.data_ptr(), *(x.data_ptr() for x in (*order, *states))]
+    return addresses + [0] * (COLUMNS - len(addresses))
+
+
+def _bits(x: float) -> int:
+    return struct.unpack("q", struct.pack("d", x))[0]
 
 
 # ---------------------------------------------------------------- the CPU kernel as an operator of torch
@@ -129,11 +166,11 @@ def _step_cpu(x: Tensor, past: Tensor, h: Tensor, weights: list[Tensor]) -> tupl
     w = Weights(*(weight.contiguous() for weight in weights))
     _check(x, past, h, w)
     y, after, state = _step_fake(x, past, h, weights)
-    after.copy_(past)
-    state.copy_(h)
+    x, past, h = x.contiguous(), past.contiguous(), h.contiguous()
+    y.copy_(x)
+    table = torch.tensor(_pointers(w, None, past, h, after, state))
     (b, d), (c, k) = x.shape, w.taps.shape
-    name, order = _order(w)
-    _cpu.call(name, x.contiguous(), after, state, *order, y, b, d, c, k, w.dt.shape[1], w.A_log.shape[1])
+    _cpu.call("mamba_steps", table, y, 1, w.inp.dtype == torch.bfloat16, 0, 0, b, d, c, k, w.dt.shape[1], w.A_log.shape[1])
     return y, after, state
 
 

@@ -8,8 +8,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from postformer import state as states
+from postformer.mixers import mamba
 from postformer.mixers.mamba import Mamba
-from postformer.ops import _cpu, mamba_step
+from postformer.ops import _cpu
 
 pytestmark = pytest.mark.skipif(not _cpu.BUILT, reason="installed without the kernels")
 
@@ -40,7 +41,7 @@ def same_as_the_operator(mixer: Mamba, rows: int = 2) -> torch.Tensor:
 def test_equals_the_operator_and_calls_it_not(dtype, rows, monkeypatch):
     mixer = block(dtype)
     same_as_the_operator(mixer, rows)
-    monkeypatch.setattr(mamba_step, "mamba_step", None)
+    monkeypatch.setattr(mamba, "mamba_step", None)
     x, state = torch.zeros(rows, 1, 24, dtype=dtype), mixer.init_state(rows)
     with torch.inference_mode():
         mixer(x, state)

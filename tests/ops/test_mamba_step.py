@@ -40,8 +40,8 @@ def test_equals_the_block_of_torchs_operations(rows: int, d: int, n: int, k: int
     state, truth = mixer.init_state(rows), wide.init_state(rows)
     for t in range(4):
         token = x[:, t : t + 1]
-        assert serves(token, state, mixer._weights())
-        assert not serves(token.double(), truth, wide._weights())
+        assert serves(token, state, mixer.weights())
+        assert not serves(token.double(), truth, wide.weights())
         y, state = mixer(token, state)
         true_y, truth = wide(token.double(), truth)
         torch.testing.assert_close(y.double(), true_y, rtol=1e-5, atol=1e-5)
@@ -89,12 +89,12 @@ def test_a_state_whose_rows_lie_apart_is_taken_as_it_is():
 def test_gradients_take_the_other_way():
     mixer = block(16)
     x, state = torch.randn(1, 1, 16), mixer.init_state(1)
-    assert serves(x, state, mixer._weights())
-    assert not serves(x.clone().requires_grad_(), state, mixer._weights())
+    assert serves(x, state, mixer.weights())
+    assert not serves(x.clone().requires_grad_(), state, mixer.weights())
     mixer.requires_grad_(True)
-    assert not serves(x, state, mixer._weights())
+    assert not serves(x, state, mixer.weights())
     with torch.inference_mode():
-        assert serves(x, state, mixer._weights())
+        assert serves(x, state, mixer.weights())
     y, _ = mixer(x, state)
     y.sum().backward()
     assert mixer.inp.weight.grad is not None
@@ -114,13 +114,13 @@ def test_a_prompt_is_taught_through_a_frozen_block():
     torch.testing.assert_close(grads[0].double(), grads[1], rtol=1e-4, atol=1e-6)
     _, state = mixer(prompt.clone().requires_grad_(), mixer.init_state(1))
     with pytest.raises(RuntimeError, match="has no gradient"):
-        mamba_step(token[:, 0], *state, mixer._weights())[0].sum().backward()
+        mamba_step(token[:, 0], *state, mixer.weights())[0].sum().backward()
 
 
 def test_matrices_of_two_dtypes_take_the_other_way():
     mixer = block(16)
     mixer.inp.bfloat16()
-    assert not serves(torch.randn(1, 1, 16), mixer.init_state(1), mixer._weights())
+    assert not serves(torch.randn(1, 1, 16), mixer.init_state(1), mixer.weights())
     assert mixer(torch.randn(1, 1, 16), mixer.init_state(1))[0].isfinite().all()
 
 
@@ -139,17 +139,17 @@ def test_a_state_of_another_size_is_refused():
     for other in (Mamba(16, state=5), Mamba(16, conv=5), Mamba(24)):
         state = other.init_state(1)
         with pytest.raises(ValueError, match=r"mamba_step: .* expected"):
-            mamba_step(x, *state, mixer._weights())
+            mamba_step(x, *state, mixer.weights())
 
 
 def test_the_operator_keeps_torchs_rules_and_compiles_whole():
     mixer = block(12)
-    weights = [w.contiguous() for w in mixer._weights()]
+    weights = [w.contiguous() for w in mixer.weights()]
     state = mixer.init_state(2)
     args = torch.randn(2, 12), state.conv, state.ssm, weights
     torch.library.opcheck(torch.ops.postformer.mamba_step.default, args, test_utils=("test_schema", "test_faketensor"))
     compiled = torch.compile(inspect.unwrap(mamba_step), fullgraph=True, backend="aot_eager")
-    outputs = [f(args[0], *mixer.init_state(2), mixer._weights()) for f in (compiled, mamba_step)]
+    outputs = [f(args[0], *mixer.init_state(2), mixer.weights()) for f in (compiled, mamba_step)]
     assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
 
 
@@ -166,4 +166,4 @@ def test_it_is_counted_in_operations():
 
 def test_all_weights_have_a_place():
     assert set(Weights._fields) == {"inp", "select", "dt", "out", "taps", "tap_bias", "dt_bias", "A_log", "D"}
-    assert len(set(itertools.chain(map(id, block(8)._weights())))) == len(Weights._fields)
+    assert len(set(itertools.chain(map(id, block(8).weights())))) == len(Weights._fields)
