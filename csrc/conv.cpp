@@ -7,9 +7,9 @@
 // tap reaches. A task takes a strip of channels, which is contiguous in memory at each token.
 #include <algorithm>
 #include <type_traits>
-#include <vector>
 
 #include "blocks.h"
+#include "floats.h"
 #include "parallel.h"
 
 namespace {
@@ -37,7 +37,7 @@ struct Strip {
     const Inputs<T>& in;
     const Sizes& s;
     int64_t first, width;
-    std::vector<float> taps, bias;  // [k, STRIP] and [STRIP], zeros where there is no channel
+    Floats taps, bias;  // [k, STRIP] and [STRIP], zeros where there is no channel
 
     Strip(const Inputs<T>& in, const Sizes& s, int64_t first)
         : in(in), s(s), first(first), width(std::min(STRIP, s.c - first)), taps(s.k * STRIP), bias(STRIP) {
@@ -144,7 +144,7 @@ template <class T>
 int32_t backward(ParallelFor pool, const Inputs<T> in, const Gradients<T> out, const Sizes s) {
     auto run = [&](int64_t task) {
         const Strip<T> strip(in, s, task * STRIP);
-        std::vector<float> dw(s.k * STRIP), dbias(STRIP), grads(s.k * STRIP);
+        Floats dw(s.k * STRIP), dbias(STRIP), grads(s.k * STRIP);
         for (int64_t row = 0; row < s.b; row++)
             for (int64_t step = 0; step < s.t + s.k - 1; step++) {
                 const T* dy = out.dy + (row * s.t + step) * s.c + strip.first;

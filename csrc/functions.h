@@ -19,6 +19,22 @@ static inline Vec clamp(Vec x, float low, float high) {
 #endif
 }
 
+// Whether all of x lies within [-bound, bound]; NaN does not.
+static inline bool within(Vec x, float bound) {
+    const Vec size = bits_as<Vec>(bits_as<IntVec>(x) & 0x7fffffff);
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask(size, all(bound), _CMP_LE_OQ) == 0xffff;
+#elif defined(__AVX2__)
+    return _mm256_movemask_ps(_mm256_cmp_ps(size, all(bound), _CMP_LE_OQ)) == 0xff;
+#elif defined(__SSE2__)
+    return _mm_movemask_ps(_mm_cmple_ps(size, all(bound))) == 0xf;
+#else
+    for (int i = 0; i < WIDTH; i++)
+        if (!(size[i] <= bound)) return false;
+    return true;
+#endif
+}
+
 constexpr float TO_WHOLE = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest whole number, which its lowest bits then hold
 
 // p * 2^k for the whole number that `shifted` holds, from -126 to 127.
@@ -41,18 +57,43 @@ static inline Vec exp(Vec x) {
     return scaled(p, shifted);
 }
 
-// 2^x with a relative error below 2e-7, exact at 0: the best polynomial of degree 5 on [-1/2, 1/2] that is 1 at 0.
+// The best polynomial of degree 5 for 2^r on [-1/2, 1/2] that is 1 at 0. Several registers take each step together, since one would wait for
+// itself.
+template <int COUNT>
+INLINE static inline void exp2_polynomial(const Vec (&r)[COUNT], Vec (&p)[COUNT]) {
+    constexpr float FACTORS[] = {9.671512786e-3f, 5.550733744e-2f, 2.402224208e-1f, 6.931469776e-1f, 1.0f};
+    unrolled<COUNT>([&](auto i) INLINE { p[i] = all(1.326472725e-3f); });
+    unrolled<5>([&](auto step) INLINE { unrolled<COUNT>([&](auto i) INLINE { p[i] = p[i] * r[i] + FACTORS[step]; }); });
+}
+
+// 2^x with a relative error below 2e-7, exact at 0.
+template <int COUNT>
+INLINE static inline void exp2(Vec (&x)[COUNT]) {
+    Vec shifted[COUNT], p[COUNT];
+    unrolled<COUNT>([&](auto i) INLINE { x[i] = clamp(x[i], -126.0f, 127.0f); });
+    unrolled<COUNT>([&](auto i) INLINE { shifted[i] = x[i] + TO_WHOLE; });
+    unrolled<COUNT>([&](auto i) INLINE { x[i] -= shifted[i] - TO_WHOLE; });
+    exp2_polynomial(x, p);
+    unrolled<COUNT>([&](auto i) INLINE { x[i] = scaled(p[i], shifted[i]); });
+}
+
+constexpr float BOUND = 125.0f;
+
+// The same of x y to x, where all products are known to lie within [-BOUND, BOUND].
+template <int COUNT>
+INLINE static inline void exp2_bounded(Vec (&x)[COUNT], const Vec (&y)[COUNT]) {
+    Vec shifted[COUNT], p[COUNT];
+    unrolled<COUNT>([&](auto i) INLINE { shifted[i] = x[i] * y[i] + TO_WHOLE; });
+    unrolled<COUNT>([&](auto i) INLINE { p[i] = shifted[i] - TO_WHOLE; });
+    unrolled<COUNT>([&](auto i) INLINE { x[i] = x[i] * y[i] - p[i]; });
+    exp2_polynomial(x, p);
+    unrolled<COUNT>([&](auto i) INLINE { x[i] = bits_as<Vec>(bits_as<IntVec>(p[i]) + (bits_as<IntVec>(shifted[i]) << 23)); });
+}
+
 static inline Vec exp2(Vec x) {
-    x = clamp(x, -126.0f, 127.0f);
-    const Vec shifted = x + TO_WHOLE;
-    const Vec r = x - (shifted - TO_WHOLE);
-    Vec p = all(1.326472725e-3f);
-    p = p * r + 9.671512786e-3f;
-    p = p * r + 5.550733744e-2f;
-    p = p * r + 2.402224208e-1f;
-    p = p * r + 6.931469776e-1f;
-    p = p * r + 1.0f;
-    return scaled(p, shifted);
+    Vec one[1] = {x};
+    exp2(one);
+    return one[0];
 }
 
 constexpr float LOG2_E = 1.44269504f, LOG_2 = 0.693147181f;

@@ -6,8 +6,8 @@
 //
 // Without a norm v = x, and x becomes out(...) alone.
 #include <cmath>
-#include <vector>
 
+#include "floats.h"
 #include "parallel.h"
 #include "weights.h"
 
@@ -132,7 +132,7 @@ int32_t step(ParallelFor pool, const Layer& l, float* x, Room at, const Sizes& s
 
 template <class T, class P>
 int32_t steps(ParallelFor pool, const Layer* layers, float* x, int64_t depth, const Sizes& s) {
-    std::vector<float> room;
+    Floats room;
     try {
         room.resize(Room::floats(s));
     } catch (...) {

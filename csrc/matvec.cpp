@@ -1,6 +1,6 @@
 // A matrix times a few vectors, which reads each weight once: y = x w^T, x [rows, d], w [v, d] in floats or (`half`) bf16, y [rows, v].
-#include <vector>
 
+#include "floats.h"
 #include "parallel.h"
 #include "weights.h"
 
@@ -10,7 +10,7 @@ constexpr int64_t OUTPUTS = 64;  // of one task
 
 template <class T>
 int32_t product(ParallelFor pool, const float* x, const T* w, float* y, int64_t rows, int64_t d, int64_t v) {
-    std::vector<float> placed;
+    Floats placed;
     try {
         placed.resize(rows * d);
     } catch (...) {

@@ -7,9 +7,9 @@
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
-#include <vector>
 
 #include "blocks.h"
+#include "floats.h"
 #include "parallel.h"
 
 namespace {
@@ -42,7 +42,7 @@ template <class X, class Y>
 struct Group {
     const Inputs<X, Y>& in;
     const Sizes& s;
-    std::vector<float> v, open;
+    Floats v, open;
     int64_t row = 0, first = 0;
     float scale = 0;  // 1 / rms(v)
 
@@ -152,7 +152,7 @@ int32_t backward(ParallelFor pool, const Inputs<X, Y> in, const Gradients<X, Y> 
     const int64_t share = (s.rows + splits - 1) / splits;
     auto task = [&](int64_t split) {
         Group<X, Y> group(in, s);
-        std::vector<float> dn(s.room());
+        Floats dn(s.room());
         for (int64_t row = split * share; row < std::min(split * share + share, s.rows); row++)
             for (int64_t g = 0; g < s.groups; g++) {
                 group.read(row, g);

@@ -7,10 +7,14 @@
 // formula ends earlier; with a bias, dt is softplus(dt + bias). `starts` [b, t] is null or true where a document begins, which sees
 // no state before it. Work goes by blocks of LANES channels, along which it is vectorised; a block's state [n, LANES] stays in the
 // first-level cache through all of time.
+#include <algorithm>
+#include <cmath>
 #include <type_traits>
 #include <vector>
 
+
 #include "blocks.h"
+#include "floats.h"
 #include "parallel.h"
 
 namespace {
@@ -73,46 +77,123 @@ inline void load_rates(const float* A, float* rates, int64_t m, int64_t n) {
     for (int64_t i = 0; i < n * LANES; i++) rates[i] *= LOG2_E;
 }
 
-// One step of a block: h is overwritten; C h is returned.
-inline Block step(const float* rates, const float* B, const float* C, const Block& dt, const Block& u, float* h, int64_t n) {
-    Block x, y;
-    for (int k = 0; k < K; k++) x.v[k] = dt.v[k] * u.v[k], y.v[k] = Vec{};
-    for (int64_t j = 0; j < n; j++)
-        for (int k = 0; k < K; k++) {
-            const int64_t at = j * LANES + k * WIDTH;
-            const Vec now = exp2(dt.v[k] * load(rates + at)) * load(h + at) + x.v[k] * B[j];
-            store(h + at, now);
-            y.v[k] += now * C[j];
+constexpr int TOGETHER = WIDTH == 16 ? 4 : 2;  // registers of a state that are computed at once: as many as registers hold
+constexpr int STATES = TOGETHER < K ? 1 : TOGETHER / K;
+
+// COUNT entries of a block's state after one step, whose input is x = dt u, from the j-th on; adds to y what C reads there.
+template <int COUNT, bool BOUNDED>
+INLINE static inline void advance(const float* rates, const float* B, const float* C, const Block& dt, const Block& x, float* h, int64_t j,
+                                  Vec (&y)[STATES][K]) {
+    Vec now[COUNT * K], rate[COUNT * K];
+    unrolled<COUNT * K>([&](auto i) INLINE { now[i] = dt.v[i % K], rate[i] = load(rates + j * LANES + i * WIDTH); });
+    if constexpr (BOUNDED) {
+        exp2_bounded(now, rate);
+    } else {
+        unrolled<COUNT * K>([&](auto i) INLINE { now[i] *= rate[i]; });
+        exp2(now);
+    }
+    unrolled<COUNT * K>([&](auto i) INLINE {
+        float* place = h + j * LANES + i * WIDTH;
+        now[i] = now[i] * load(place) + x.v[i % K] * B[j + i / K];
+        store(place, now[i]);
+        y[i / K][i % K] += now[i] * C[j + i / K];
+    });
+}
+
+// One step of a block, whose input is x = dt u: h is overwritten; C h is returned. BOUNDED: all dt A lie within what exp2_bounded takes.
+template <bool BOUNDED>
+inline Block step(const float* rates, const float* B, const float* C, const Block& dt, const Block& x, float* h, int64_t n) {
+    Vec y[STATES][K] = {};
+    int64_t j = 0;
+    for (; j + STATES <= n; j += STATES) advance<STATES, BOUNDED>(rates, B, C, dt, x, h, j, y);
+    for (; j < n; j++) advance<1, BOUNDED>(rates, B, C, dt, x, h, j, y);
+    Block sum;
+    for (int k = 0; k < K; k++) {
+        sum.v[k] = y[0][k];
+        for (int i = 1; i < STATES; i++) sum.v[k] += y[i][k];
+    }
+    return sum;
+}
+
+constexpr int64_t TILE = 16;  // tokens whose dt is made at once, and whose outputs are gated at once: one token would wait for itself
+
+// A block of channels on its way through time.
+template <class T>
+struct Walk {
+    const Channels<T> block;
+    Floats rates, state;
+    float steepest = 0;  // of the rates
+
+    Walk(const Inputs<T>& in, const Sizes& s, int64_t row, int64_t first, const float* h)
+        : block(in, s, row, first), rates(s.n * LANES), state(s.n * LANES) {
+        load_rates(in.A + first * s.n, rates.data(), block.m, s.n);
+        transpose_in(h + (row * s.c + first) * s.n, state.data(), block.m, s.n);
+        for (float rate : rates) steepest = !(std::fabs(rate) <= steepest) ? std::fabs(rate) : steepest;
+    }
+
+    bool bounded(const Block& dt) const {
+        bool all = true;
+        for (int k = 0; k < K; k++) all &= within(dt.v[k] * steepest, BOUND);
+        return all;
+    }
+
+    // `count` tokens, TILE at most, from `begin` on.
+    void tile(int64_t begin, int64_t count, T* y, float* kept) {
+        alignas(LINE) float dts[TILE * LANES], xs[TILE * LANES], ys[TILE * LANES];
+        const Sizes& s = block.s;
+        for (int64_t i = 0; i < count; i++) {
+            block.fetch(begin + i + TILE);
+            if (begin + i + TILE < s.t) __builtin_prefetch(y + block.place(begin + i + TILE), 1);
+            const Block dt = block.dt(begin + i);
+            Block x = block.u(begin + i);
+            for (int k = 0; k < K; k++) x.v[k] *= dt.v[k];
+            store_block(dts + i * LANES, dt, LANES);
+            store_block(xs + i * LANES, x, LANES);
         }
-    return y;
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t at = begin + i;
+            if (kept && at % s.chunk == 0) leave(kept + (block.row * s.chunks() + at / s.chunk) * s.c * s.n);
+            if (block.begins(at)) memset(state.data(), 0, s.n * LANES * sizeof(float));
+            const Block dt = load_block(dts + i * LANES, LANES), x = load_block(xs + i * LANES, LANES);
+            const Block out = bounded(dt) ? step<true>(rates.data(), block.B(at), block.C(at), dt, x, state.data(), s.n)
+                                          : step<false>(rates.data(), block.B(at), block.C(at), dt, x, state.data(), s.n);
+            store_block(ys + i * LANES, out, LANES);
+        }
+        for (int64_t i = 0; i < count; i++) {
+            const Block u = block.u(begin + i);
+            Block out = load_block(ys + i * LANES, LANES);
+            for (int k = 0; k < K; k++) out.v[k] += block.D.v[k] * u.v[k];
+            if (block.in.z) {
+                const Block z = block.z(begin + i);
+                for (int k = 0; k < K; k++) out.v[k] *= z.v[k] * sigmoid(z.v[k]);
+            }
+            store_block(y + block.place(begin + i), out, block.m);
+        }
+    }
+
+    // Writes the state to its place among all channels' [c, n].
+    void leave(float* all) const { transpose_out(state.data(), all + block.first * block.s.n, block.m, block.s.n); }
+};
+
+// Blocks that one task takes through a tile before it goes on to the next: rows of u, dt, z and y lie on pages of memory of their own, and
+// neighbours share the search for them.
+inline int64_t neighbours(const Sizes& s) {
+    constexpr int64_t MOST = 8, TASKS = 16;
+    return std::clamp<int64_t>(s.b * blocks_of(s.c) / TASKS, 1, MOST);
 }
 
 template <class T>
 int32_t forward(ParallelFor pool, const Inputs<T> in, float* h, T* y, float* kept, const Sizes s) {
+    const int64_t each = neighbours(s), tasks = (blocks_of(s.c) + each - 1) / each;
     auto task = [&](int64_t i) {
-        const Channels<T> block(in, s, i / blocks_of(s.c), i % blocks_of(s.c) * LANES);
-        const int64_t m = block.m, n = s.n, row = block.row, first = block.first;
-        std::vector<float> rates(n * LANES), state(n * LANES);
-        load_rates(in.A + first * n, rates.data(), m, n);
-        float* own = h + (row * s.c + first) * n;
-        transpose_in(own, state.data(), m, n);
-        for (int64_t at = 0; at < s.t; at++) {
-            block.fetch(at + AHEAD);
-            if (kept && at % s.chunk == 0)
-                transpose_out(state.data(), kept + ((row * s.chunks() + at / s.chunk) * s.c + first) * n, m, n);
-            if (block.begins(at)) memset(state.data(), 0, n * LANES * sizeof(float));
-            const Block u = block.u(at);
-            Block y_t = step(rates.data(), block.B(at), block.C(at), block.dt(at), u, state.data(), n);
-            for (int k = 0; k < K; k++) y_t.v[k] += block.D.v[k] * u.v[k];
-            if (in.z) {
-                const Block z = block.z(at);
-                for (int k = 0; k < K; k++) y_t.v[k] *= z.v[k] * sigmoid(z.v[k]);
-            }
-            store_block(y + block.place(at), y_t, m);
-        }
-        transpose_out(state.data(), own, m, n);
+        const int64_t row = i / tasks, last = std::min((i % tasks + 1) * each, blocks_of(s.c));
+        std::vector<Walk<T>> walks;
+        for (int64_t block = i % tasks * each; block < last; block++) walks.emplace_back(in, s, row, block * LANES, h);
+        for (int64_t begin = 0; begin < s.t; begin += TILE)
+            for (Walk<T>& walk : walks) walk.tile(begin, std::min(TILE, s.t - begin), y, kept);
+        for (const Walk<T>& walk : walks) walk.leave(h + row * s.c * s.n);
     };
-    return parallel(pool, s.b * blocks_of(s.c), task);
+    return parallel(pool, s.b * tasks, task);
 }
 
 template <class T>
@@ -127,7 +208,7 @@ struct Gradients {
 // What the gradients of a block need of one chunk of time, and its sums over all of time.
 struct Room {
     int64_t size;
-    std::vector<float> memory;
+    Floats memory;
     float *rates, *g, *dA, *nothing;  // [n, LANES]; nothing is the state before a document
     float *hs, *decays, *dts;         // hs[i + 1] is the state after step i of a chunk; [chunk, LANES]
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX512F__)
 constexpr int WIDTH = 16;
@@ -54,4 +55,17 @@ static inline float sum(Vec v) {
     for (int half = WIDTH / 2; half; half /= 2)
         for (int i = 0; i < half; i++) s[i] += s[i + half];
     return s[0];
+}
+
+// f(0), ..., f(COUNT - 1), written out: with indices that the compiler knows from the start, arrays stay in registers.
+#define INLINE __attribute__((always_inline))
+
+template <class F, int... I>
+INLINE static inline void written_out(F f, std::integer_sequence<int, I...>) {
+    (f(std::integral_constant<int, I>()), ...);
+}
+
+template <int COUNT, class F>
+INLINE static inline void unrolled(F f) {
+    written_out(f, std::make_integer_sequence<int, COUNT>());
 }

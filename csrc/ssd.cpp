@@ -1,6 +1,7 @@
 // Forward of the recurrence of ssd.h.
-#include <vector>
+#include <algorithm>
 
+#include "floats.h"
 #include "parallel.h"
 #include "ssd.h"
 
@@ -15,20 +16,35 @@ inline void update(const float* from, float* to, float d, const Block& x, const 
         }
 }
 
-// The same in place, what C reads there, and what is added later; even and odd j are added up apart, so that no sum waits for the one
-// before.
-template <bool LATER>
-inline Block update_and_read(float* h, float d, const Block& x, const Block& later, const float* B, const float* C, int64_t n) {
-    Block y[2] = {};
-    for (int64_t j = 0; j < n; j++)
-        for (int k = 0; k < K; k++) {
-            const int64_t at = j * LANES + k * WIDTH;
-            const Vec now = load(h + at) * d + x.v[k] * B[j];
-            store(h + at, LATER ? now + later.v[k] * B[j] : now);
-            y[j & 1].v[k] += now * C[j];
-        }
-    for (int k = 0; k < K; k++) y[0].v[k] += y[1].v[k];
-    return y[0];
+constexpr int TOGETHER = K == 1 ? 4 : 2;  // tokens for which h is loaded and stored once: as many as registers hold
+
+// One input a token, for COUNT tokens: h = d h + now B^T, of which C reads y, and `later` B^T is added after that. x, w and v are read at `at` and on.
+template <int COUNT, bool LATER>
+inline void forward_some(const Item& it, int64_t at, float* h, float* y) {
+    Block now[COUNT], later[COUNT], out[COUNT];
+    float d[COUNT];
+    const float *B[COUNT], *C[COUNT];
+    for (int i = 0; i < COUNT; i++) {
+        const Block x = it.x(at + i, 0);
+        now[i] = times(x, it.w(at + i)), later[i] = times(x, it.v(at + i)), out[i] = times(x, it.D());
+        d[i] = it.d(at + i), B[i] = it.B(at + i, 0), C[i] = it.C(at + i, 0);
+    }
+    Vec read[COUNT][K] = {};
+    for (int64_t j = 0; j < it.s.n; j++)
+        unrolled<K>([&](auto k) INLINE {
+            float* place = h + j * LANES + k * WIDTH;
+            Vec state = load(place);
+            unrolled<COUNT>([&](auto i) INLINE {
+                state = state * d[i] + now[i].v[k] * B[i][j];
+                read[i][k] += state * C[i][j];
+                if (LATER) state += later[i].v[k] * B[i][j];
+            });
+            store(place, state);
+        });
+    for (int i = 0; i < COUNT; i++) {
+        for (int k = 0; k < K; k++) out[i].v[k] += read[i][k];
+        store_block(y + it.y(at + i, 0), out[i], it.m);
+    }
 }
 
 inline Block read(const float* h, const float* C, int64_t n) {
@@ -39,19 +55,24 @@ inline Block read(const float* h, const float* C, int64_t n) {
     return y[0];
 }
 
-// One token of one item: its outputs to y, and h after it.
-inline void forward(const Item& it, int64_t at, float* h, float* y) {
+// One token of several inputs: its outputs to y, and h after it.
+inline void forward_ranks(const Item& it, int64_t at, float* h, float* y) {
     const int64_t r = it.s.r, n = it.s.n;
     const float d = it.d(at), w = it.w(at), v = it.v(at), D = it.D();
-    if (r == 1) {
-        const Block x = it.x(at, 0), now = times(x, w);
-        const float *B = it.B(at, 0), *C = it.C(at, 0);
-        const Block read = it.in.v ? update_and_read<true>(h, d, now, times(x, v), B, C, n) : update_and_read<false>(h, d, now, x, B, C, n);
-        return store_block(y + it.y(at, 0), plus(read, x, D), it.m);
-    }
     for (int64_t k = 0; k < r; k++) update(h, h, k ? 1 : d, times(it.x(at, k), w), it.B(at, k), n);
     for (int64_t k = 0; k < r; k++) store_block(y + it.y(at, k), plus(read(h, it.C(at, k), n), it.x(at, k), D), it.m);
     for (int64_t k = 0; it.in.v && k < r; k++) update(h, h, 1, times(it.x(at, k), v), it.B(at, k), n);
+}
+
+template <bool LATER>
+inline void forward_single(const Item& it, int64_t at, int64_t end, float* h, float* y) {
+    for (; at + TOGETHER <= end; at += TOGETHER) forward_some<TOGETHER, LATER>(it, at, h, y);
+    for (; at < end; at++) forward_some<1, LATER>(it, at, h, y);
+}
+
+inline void forward(const Item& it, int64_t begin, int64_t end, float* h, float* y) {
+    if (it.s.r == 1) return it.in.v ? forward_single<true>(it, begin, end, h, y) : forward_single<false>(it, begin, end, h, y);
+    for (int64_t at = begin; at < end; at++) forward_ranks(it, at, h, y);
 }
 
 }  // namespace
@@ -67,11 +88,11 @@ extern "C" KERNEL int32_t ssd_forward(ParallelFor pool, const float* x, const fl
     const int64_t chunks = (t + chunk - 1) / chunk, size = n * LANES;
     auto task = [&](int64_t i) {
         const Item it(in, s, i / (h * s.blocks()), i / s.blocks() % h, i % s.blocks());
-        std::vector<float> own(size);
+        Floats own(size);
         transpose_in(state + it.state(), own.data(), it.m, n);
-        for (int64_t at = 0; at < t; at++) {
-            if (kept && at % chunk == 0) memcpy(kept + (i * chunks + at / chunk) * size, own.data(), size * sizeof(float));
-            forward(it, at, own.data(), y);
+        for (int64_t begin = 0; begin < t; begin += chunk) {
+            if (kept) memcpy(kept + (i * chunks + begin / chunk) * size, own.data(), size * sizeof(float));
+            forward(it, begin, std::min(begin + chunk, t), own.data(), y);
         }
         transpose_out(own.data(), state + it.state(), it.m, n);
     };

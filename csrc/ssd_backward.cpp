@@ -1,7 +1,7 @@
 // Backward of the recurrence of ssd.h.
 #include <algorithm>
-#include <vector>
 
+#include "floats.h"
 #include "parallel.h"
 #include "ssd.h"
 
@@ -20,7 +20,7 @@ struct Gradients {
 constexpr int SIDE = 4;  // channels side by side, whose sums over p are stored once
 
 struct Room {
-    std::vector<float> grad, states, B, C, dB, dC;  // the last four [r, n] of one token
+    Floats grad, states, B, C, dB, dC;  // the last four [r, n] of one token
     std::vector<Block> e;
     int64_t n, size;
     Room(const Sizes& s, int64_t chunk)

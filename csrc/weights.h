@@ -11,6 +11,7 @@ static inline Vec load_some(const float* p, int64_t m) {
 }
 
 static inline void store_some(float* p, Vec v, int64_t m) {
+    if (m == WIDTH) return store(p, v);
     float full[WIDTH];
     store(full, v);
     memcpy(p, full, m * sizeof(float));
