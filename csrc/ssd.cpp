@@ -1,5 +1,6 @@
 // Forward of the recurrence of ssd.h.
 #include <algorithm>
+#include <vector>
 
 #include "floats.h"
 #include "parallel.h"
@@ -16,7 +17,8 @@ inline void update(const float* from, float* to, float d, const Block& x, const 
         }
 }
 
-constexpr int TOGETHER = K == 1 ? 4 : 2;  // tokens for which h is loaded and stored once: as many as registers hold
+constexpr int64_t TILE = 16;  // tokens through which the blocks of a task go in turn: they share B and C, and the pages of memory of x and y
+constexpr int TOGETHER = K < 4 ? 4 : 1;  // tokens for which h is loaded and stored once, in registers
 
 // One input a token, for COUNT tokens: h = d h + now B^T, of which C reads y, and `later` B^T is added after that. x, w and v are read at `at` and on.
 template <int COUNT, bool LATER>
@@ -25,6 +27,7 @@ inline void forward_some(const Item& it, int64_t at, float* h, float* y) {
     float d[COUNT];
     const float *B[COUNT], *C[COUNT];
     for (int i = 0; i < COUNT; i++) {
+        it.fetch(at + i + TILE, y);
         const Block x = it.x(at + i, 0);
         now[i] = times(x, it.w(at + i)), later[i] = times(x, it.v(at + i)), out[i] = times(x, it.D());
         d[i] = it.d(at + i), B[i] = it.B(at + i, 0), C[i] = it.C(at + i, 0);
@@ -75,6 +78,11 @@ inline void forward(const Item& it, int64_t begin, int64_t end, float* h, float*
     for (int64_t at = begin; at < end; at++) forward_ranks(it, at, h, y);
 }
 
+inline int64_t neighbours(const Sizes& s) {
+    constexpr int64_t MOST = 8, TASKS = 16;
+    return std::clamp<int64_t>(s.b * s.h * s.blocks() / TASKS, 1, MOST);
+}
+
 }  // namespace
 
 // `state` holds the first state and then the last. `kept` [b, h, blocks, ceil(t / chunk), n, LANES] takes the state before each chunk;
@@ -85,16 +93,24 @@ extern "C" KERNEL int32_t ssd_forward(ParallelFor pool, const float* x, const fl
                                       int64_t C_stride, int64_t chunk) {
     const Sizes s{b, t, r, h, p, g, n, x_stride, B_stride, C_stride};
     const Inputs in{x, B, C, d, w, v, D};
-    const int64_t chunks = (t + chunk - 1) / chunk, size = n * LANES;
+    const int64_t chunks = (t + chunk - 1) / chunk, size = n * LANES, of_row = h * s.blocks(), each = neighbours(s);
+    const int64_t tasks = (of_row + each - 1) / each;
     auto task = [&](int64_t i) {
-        const Item it(in, s, i / (h * s.blocks()), i / s.blocks() % h, i % s.blocks());
-        Floats own(size);
-        transpose_in(state + it.state(), own.data(), it.m, n);
-        for (int64_t begin = 0; begin < t; begin += chunk) {
-            if (kept) memcpy(kept + (i * chunks + begin / chunk) * size, own.data(), size * sizeof(float));
-            forward(it, begin, std::min(begin + chunk, t), own.data(), y);
+        const int64_t row = i / tasks, first = i % tasks * each, count = std::min(each, of_row - first);
+        Floats states(count * size);
+        std::vector<Item> items;
+        for (int64_t k = 0; k < count; k++) {
+            items.emplace_back(in, s, row, (first + k) / s.blocks(), (first + k) % s.blocks());
+            transpose_in(state + items[k].state(), states.data() + k * size, items[k].m, n);
         }
-        transpose_out(own.data(), state + it.state(), it.m, n);
+        for (int64_t begin = 0; begin < t; begin += chunk) {
+            const int64_t end = std::min(begin + chunk, t);
+            for (int64_t k = 0; kept && k < count; k++)
+                memcpy(kept + ((row * of_row + first + k) * chunks + begin / chunk) * size, states.data() + k * size, size * sizeof(float));
+            for (int64_t at = begin; at < end; at += TILE)
+                for (int64_t k = 0; k < count; k++) forward(items[k], at, std::min(at + TILE, end), states.data() + k * size, y);
+        }
+        for (int64_t k = 0; k < count; k++) transpose_out(states.data() + k * size, state + items[k].state(), items[k].m, n);
     };
-    return parallel(pool, b * h * s.blocks(), task);
+    return parallel(pool, b * tasks, task);
 }

@@ -42,6 +42,11 @@ struct Item {
     float D() const { return in.D ? in.D[head] : 0; }
 
     int64_t y(int64_t at, int64_t r) const { return token(at) * s.r * s.h * s.p + channel(r); }
+    void fetch(int64_t at, float* out) const {
+        if (at >= s.t) return;
+        __builtin_prefetch(in.x + token(at) * s.x_stride + channel(0));
+        __builtin_prefetch(out + y(at, 0), 1);
+    }
     int64_t own(int64_t at, int64_t r) const { return token(at) * s.r * s.g * s.n + vector(r); }
     int64_t state() const { return ((row * s.h + head) * s.p + first) * s.n; }
 };
