@@ -1,6 +1,7 @@
 """The stack: a pattern of mixers and per-token networks tiled over depth, pre-norm, with its cost formulas."""
 
 import dataclasses
+import inspect
 import itertools
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from postformer.config import ConfigError, Spec, build, complete
+from postformer.config import ConfigError, Spec, UserError, build, complete
 from postformer.ffn import FFNS
 from postformer.mixers import MIXERS
 from postformer.ops.layers import RMSNorm, watched
@@ -42,13 +43,20 @@ class Block(nn.Module):
     def __init__(self, dim: int, mixer: nn.Module, ffn: nn.Module | None, norm_eps: float):
         super().__init__()
         self.norm, self.mixer = RMSNorm(dim, norm_eps), mixer
+        self.packs = (
+            "packing" in inspect.signature(mixer.forward).parameters
+        )  # a mixer of another package may know nothing of it
         self.ffn_norm, self.ffn = (RMSNorm(dim, norm_eps), ffn) if ffn is not None else (None, None)
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: Any = None, packing: Packing = WHOLE
     ) -> tuple[Float[Tensor, "b t d"], Any]:
         """Residual stream in, residual stream and new state out."""
-        words = {} if packing is WHOLE else {"packing": packing}  # a mixer of another package may know nothing of it
+        words = {} if packing is WHOLE else {"packing": packing}
+        if words and not self.packs:
+            raise UserError(
+                f"{type(self.mixer).__name__}: its forward takes no `packing`, so it cannot read packed or padded rows"
+            )
         y, state = self.mixer(self.norm(x), state, **words)
         x = x + y
         if self.ffn is not None and self.ffn_norm is not None:

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from postformer import state as states
-from postformer.config import ConfigError
+from postformer.config import ConfigError, UserError
 from postformer.mixers import MIXERS
 from postformer.models.backbone import Backbone, complete_pattern
+from postformer.ops.packing import Packing
 
 MAMBA, ATTENTION = {"kind": "mamba", "state": 2}, {"kind": "attention", "heads": 2}
 MLP, NONE = {"kind": "mlp", "hidden": 16}, {"kind": "none"}
@@ -73,3 +74,25 @@ def test_a_pattern_is_completed_in_place_and_stays():
     assert full[0] == {"kind": "mamba", "state": 2, "expand": 2, "conv": 4, "rank": None, "dt_min": 1e-3, "dt_max": 0.1}
     assert full[1] == NONE
     assert complete_pattern(tuple(full), MIXERS, "model.mixers") == full
+
+
+class Plain(nn.Module):
+    """A mixer that knows nothing of packed rows."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+
+    def init_state(self, batch: int) -> torch.Tensor:
+        return torch.zeros(batch, 1)
+
+    def forward(self, x: torch.Tensor, state: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return x, state
+
+
+def test_a_mixer_without_packing_says_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(MIXERS, "plain", Plain)
+    b = Backbone(16, 1, ({"kind": "plain"},), (NONE,))
+    x = torch.randn(2, 3, 16)
+    b(x, b.init_state(2))
+    with pytest.raises(UserError, match="Plain: its forward takes no `packing`"):
+        b(x, None, Packing(torch.ones(2, 3, dtype=torch.bool)))
