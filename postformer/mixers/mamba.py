@@ -10,7 +10,7 @@ b batch, t time, d model width, c = expand * d channels, n state size, k convolu
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -85,12 +85,9 @@ class Mamba(nn.Module):
         for p in (self.A_log, self.D, self.dt.bias):
             p.no_weight_decay = True  # type: ignore[attr-defined]
         self._init_dt(dt_min, dt_max)
-        self._step = Stepper()
-
-    @property
-    def form(self) -> tuple[int, ...]:
+        self.form = dim, c, conv, self.rank, state
         """The sizes: layers of one form can be stepped in one call."""
-        return self.dim, self.channels, self.conv_weight.shape[1], self.rank, self.n
+        self._step = Stepper()
 
     @torch.no_grad()
     def _init_dt(self, dt_min: float, dt_max: float) -> None:
@@ -131,13 +128,17 @@ class Mamba(nn.Module):
 
     def bare(self) -> bool:
         """Whether its projections are its own, unwrapped and watched by nobody, so that a kernel may read their weights."""
-        parts = self.inp, self.select, self.dt, self.out
-        return all(type(part) is Linear for part in parts) and not watched(*parts)
+        parts: dict[str, Any] = self._modules
+        inp, select, dt, out = parts["inp"], parts["select"], parts["dt"], parts["out"]
+        return type(inp) is type(select) is type(dt) is type(out) is Linear and not watched(inp, select, dt, out)
 
     def weights(self) -> Weights:
         """What the kernel of one token reads."""
-        matrices = self.inp.weight, self.select.weight, self.dt.weight, self.out.weight
-        return Weights(*matrices, self.conv_weight, self.conv_bias, self.dt.bias, self.A_log, self.D)
+        own: dict[str, Any] = self._parameters
+        parts: dict[str, Any] = self._modules
+        inp, select, dt, out = (parts[name]._parameters for name in ("inp", "select", "dt", "out"))
+        matrices = inp["weight"], select["weight"], dt["weight"], out["weight"]
+        return Weights(*matrices, own["conv_weight"], own["conv_bias"], dt["bias"], own["A_log"], own["D"])
 
     def flops(self, length: int, past: int = 0) -> int:
         """Floating-point operations of `length` new tokens, whatever came before (a multiply-add is two, an exp is one)."""

@@ -66,9 +66,11 @@ class Block(nn.Module):
 
 def _alike(block: Block, first: Block) -> bool:
     """Whether a layer can follow `first` in one call: the same kind and form of mixer, no network after it, and nobody listens."""
-    same = type(block.mixer) is type(first.mixer) and getattr(block.mixer, "form", 0) == getattr(first.mixer, "form", 1)
-    own = type(block) is Block and type(block.norm) is RMSNorm and block.ffn is None
-    return same and own and not watched(block, block.norm, block.mixer)
+    parts: dict[str, Any] = block._modules
+    mixer, norm, model = parts["mixer"], parts["norm"], first.mixer
+    same = type(mixer) is type(model) and getattr(mixer, "form", 0) == getattr(model, "form", 1)
+    plain = type(block) is Block and type(norm) is RMSNorm and parts.get("ffn") is None
+    return same and plain and not watched(block, norm, mixer)
 
 
 class Backbone(nn.Module):

@@ -65,6 +65,7 @@ def heads_of(channels: int, head_dim: int, groups: int) -> int:
 
 def watched(*modules: nn.Module) -> bool:
     """Whether a forward hook listens to one of the modules, which a kernel of several layers would pass by."""
-    return any(m._forward_hooks or m._forward_pre_hooks for m in modules) or bool(
-        nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks
-    )
+    for m in modules:
+        if m._forward_hooks or m._forward_pre_hooks:
+            return True
+    return bool(nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks)
