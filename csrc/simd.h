@@ -69,3 +69,22 @@ template <int COUNT, class F>
 INLINE static inline void unrolled(F f) {
     written_out(f, std::make_integer_sequence<int, COUNT>());
 }
+
+// Elements 2 i + OFFSET of a and then of b.
+template <int OFFSET, int... I>
+INLINE static inline Vec every_other(Vec a, Vec b, std::integer_sequence<int, I...>) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, (2 * I + OFFSET)...);
+#else
+    return __builtin_shuffle(a, b, IntVec{(2 * I + OFFSET)...});
+#endif
+}
+
+// The sums of WIDTH registers, in one; the registers are overwritten.
+static inline Vec sums(Vec (&v)[WIDTH]) {
+    constexpr std::make_integer_sequence<int, WIDTH> all;
+    for (int count = WIDTH / 2; count; count /= 2)
+        for (int i = 0; i < count; i++)
+            v[i] = every_other<0>(v[2 * i], v[2 * i + 1], all) + every_other<1>(v[2 * i], v[2 * i + 1], all);
+    return v[0];
+}

@@ -16,7 +16,7 @@ struct Gradients {
 // The way back is vectorised along n, since all but e are sums over p: a state is [LANES, n] here, with n filled up to a multiple of LANES.
 // g is the gradient of the state after a token, and then of the state before it. Of the gradients of the token,
 //     e_q = g B_q        dB_q = (w + v) g^T x_q + w sum_r (x_q . dy_r) C_r        dC_r = d before^T dy_r + w sum_q (x_q . dy_r) B_q
-// with g as it was; the first terms, which are sums over p, and e are here; the rest is in `rest_back`.
+// with g as it was; the first terms, which are sums over p, and e are here; the rest is in `single_back` and `rest_back`.
 constexpr int SIDE = 4;  // channels side by side, whose sums over p are stored once
 
 struct Room {
@@ -28,6 +28,13 @@ struct Room {
         grad.resize(size), states.resize(chunk * size), e.resize(s.r);
         for (auto* m : {&B, &C, &dB, &dC}) m->resize(s.r * n);
     }
+
+    // One vector, as it is or filled up to n in `copy`.
+    const float* read(const Item& it, const float* from, Floats& copy) const {
+        if (it.s.n == n) return from;
+        memcpy(copy.data(), from, it.s.n * sizeof(float));
+        return copy.data();
+    }
 };
 
 // h = d h + x B^T
@@ -36,68 +43,104 @@ inline void update_rows(const float* from, float* to, float d, const float* x, c
         for (int64_t j = 0; j < n; j += WIDTH) store(to + i * n + j, load(from + i * n + j) * d + load(B + j) * x[i]);
 }
 
-inline void input_back(const float* g, const float* x, const float* B, float* dB, float* e, int64_t n) {
+// The sums of LANES registers.
+inline Block sums_of(Vec (&rows)[LANES]) {
+    Block all;
+    unrolled<K>([&](auto k) INLINE {
+        Vec some[WIDTH];
+        unrolled<WIDTH>([&](auto i) INLINE { some[i] = rows[k * WIDTH + i]; });
+        all.v[k] = sums(some);
+    });
+    return all;
+}
+
+// Returns e, for one of several inputs.
+inline Block input_back(const float* g, const float* x, const float* B, float* dB, int64_t n) {
+    Vec e[LANES];
     for (int i = 0; i < LANES; i += SIDE) {
-        Vec sums[SIDE] = {};
+        Vec seen[SIDE] = {};
         for (int64_t j = 0; j < n; j += WIDTH) {
             Vec db = load(dB + j);
-            for (int k = 0; k < SIDE; k++) {
+            unrolled<SIDE>([&](auto k) INLINE {
                 const Vec grad = load(g + (i + k) * n + j);
-                sums[k] += grad * load(B + j);
+                seen[k] += grad * load(B + j);
                 db += grad * x[i + k];
-            }
+            });
             store(dB + j, db);
         }
-        for (int k = 0; k < SIDE; k++) e[i + k] = sum(sums[k]);
+        unrolled<SIDE>([&](auto k) INLINE { e[i + k] = seen[k]; });
     }
+    return sums_of(e);
 }
 
 inline void output_back(float* g, const float* before, const float* dy, const float* C, float* dC, int64_t n) {
     for (int i = 0; i < LANES; i += SIDE)
         for (int64_t j = 0; j < n; j += WIDTH) {
             Vec dc = load(dC + j);
-            for (int k = 0; k < SIDE; k++) {
+            unrolled<SIDE>([&](auto k) INLINE {
                 const int64_t at = (i + k) * n + j;
                 dc += load(before + at) * dy[i + k];
                 store(g + at, load(g + at) + load(C + j) * dy[i + k]);
-            }
+            });
             store(dC + j, dc);
         }
 }
 
 inline float decay_back(float* g, const float* before, float d, int64_t n) {
     Vec dd[2] = {};
-    for (int64_t j = 0; j < LANES * n; j += WIDTH) {
-        const Vec grad = load(g + j);
-        dd[j / WIDTH & 1] += grad * load(before + j);
-        store(g + j, grad * d);
-    }
+    for (int64_t j = 0; j < LANES * n; j += 2 * WIDTH)
+        unrolled<2>([&](auto k) INLINE {
+            const Vec grad = load(g + j + k * WIDTH);
+            dd[k] += grad * load(before + j + k * WIDTH);
+            store(g + j + k * WIDTH, grad * d);
+        });
     return sum(dd[0] + dd[1]);
 }
 
-// All three in one pass, for one input a token.
-inline float all_back(float* g, const float* before, const float* x, const float* dy, float d, const float* B, const float* C, float* dB,
-                      float* dC, float* e, int64_t n) {
-    Vec decays[2] = {};
+// All three in one pass, for one input a token; returns e, and the gradient of d to `dd`. The first SIDE channels set dB and dC.
+inline Block all_back(float* g, const float* before, const float* x, const float* dy, float d, const float* B, const float* C, float* dB,
+                      float* dC, float& dd, int64_t n) {
+    Vec decays[2] = {}, e[LANES];
     for (int i = 0; i < LANES; i += SIDE) {
-        Vec sums[SIDE] = {};
+        Vec seen[SIDE] = {};
         for (int64_t j = 0; j < n; j += WIDTH) {
             const Vec b = load(B + j), c = load(C + j);
-            Vec db = load(dB + j), dc = load(dC + j);
-            for (int k = 0; k < SIDE; k++) {
+            Vec db = i ? load(dB + j) : Vec{}, dc = i ? load(dC + j) : Vec{};
+            unrolled<SIDE>([&](auto k) INLINE {
                 const int64_t at = (i + k) * n + j;
                 const Vec grad = load(g + at), own = load(before + at), with_output = grad + c * dy[i + k];
-                sums[k] += grad * b;
+                seen[k] += grad * b;
                 db += grad * x[i + k];
                 dc += own * dy[i + k];
-                decays[k & 1] += with_output * own;
+                decays[k % 2] += with_output * own;
                 store(g + at, with_output * d);
-            }
+            });
             store(dB + j, db), store(dC + j, dc);
         }
-        for (int k = 0; k < SIDE; k++) e[i + k] = sum(sums[k]);
+        unrolled<SIDE>([&](auto k) INLINE { e[i + k] = seen[k]; });
     }
-    return sum(decays[0] + decays[1]);
+    dd = sum(decays[0] + decays[1]);
+    return sums_of(e);
+}
+
+// One token with one input: the rest of its gradients.
+inline void single_back(const Item& it, int64_t at, const float* before, Room& room, const Gradients& out) {
+    const int64_t n = room.n;
+    const float d = it.d(at), w = it.w(at), v = it.v(at), *B = room.read(it, it.B(at, 0), room.B), *C = room.read(it, it.C(at, 0), room.C);
+    float *dB = room.dB.data(), *dC = room.dC.data(), dd;
+    alignas(LINE) float in[LANES], of_y[LANES];
+    const Block x = it.x(at, 0), dy = load_block(out.dy + it.y(at, 0), it.m);
+    store_block(in, times(x, w + v), LANES), store_block(of_y, dy, LANES);
+    const Block e = all_back(room.grad.data(), before, in, of_y, d, B, C, dB, dC, dd, n);
+    Vec both = {};
+    for (int64_t j = 0; j < n; j += WIDTH) both += load(B + j) * load(C + j);
+    const float seen = dot(x, e), xy = dot(x, dy), by = w * xy, alike = sum(both);
+    store_block(out.dx + it.y(at, 0), plus(times(e, w + v), dy, w * alike + it.D()), it.m);
+    float *to_B = out.dB + it.own(at, 0), *to_C = out.dC + it.own(at, 0);
+    for (int64_t j = 0; j < it.s.n; j++) to_B[j] += dB[j] + C[j] * by;
+    for (int64_t j = 0; j < it.s.n; j++) to_C[j] += dC[j] * d + B[j] * by;
+    float* scalars = out.scalars + it.block * it.s.b * it.s.t * it.s.h + it.each(at);
+    scalars[0] = dd, scalars[out.each] = seen + alike * xy, scalars[2 * out.each] = seen, scalars[3 * out.each] = xy;
 }
 
 // What a token's inputs have from its own outputs and from e, and the sums over p to where they belong.
@@ -145,40 +188,32 @@ inline void fetch(const Item& it, int64_t at, Room& room) {
 }
 
 inline void update_rows(const Item& it, int64_t at, const float* before, float* after, Room& room) {
-    fetch(it, at, room);
     for (int64_t k = 0; k < it.s.r; k++) {
-        const Block x = times(it.x(at, k), it.w(at) + it.v(at));
-        float in[LANES];
-        store_block(in, x, LANES);
-        update_rows(k ? after : before, after, k ? 1 : it.d(at), in, room.B.data() + k * room.n, room.n);
+        alignas(LINE) float in[LANES];
+        store_block(in, times(it.x(at, k), it.w(at) + it.v(at)), LANES);
+        update_rows(k ? after : before, after, k ? 1 : it.d(at), in, room.read(it, it.B(at, k), room.B), room.n);
     }
 }
 
 // One token of one item.
 inline void backward(const Item& it, int64_t at, const float* before, Room& room, const Gradients& out) {
     const int64_t r = it.s.r, n = room.n;
+    if (r == 1) return single_back(it, at, before, room, out);
     const float d = it.d(at);
-    float *g = room.grad.data(), in[LANES], dy[LANES], e[LANES], dd = 0;
+    alignas(LINE) float in[LANES], dy[LANES];
+    float* g = room.grad.data();
     fetch(it, at, room);
     std::fill(room.dB.begin(), room.dB.end(), 0.0f), std::fill(room.dC.begin(), room.dC.end(), 0.0f);
     for (int64_t k = 0; k < r; k++) {
         store_block(in, times(it.x(at, k), it.w(at) + it.v(at)), LANES);
-        store_block(dy, load_block(out.dy + it.y(at, k), it.m), LANES);
-        const float *B = room.B.data() + k * n, *C = room.C.data() + k * n;
-        float *dB = room.dB.data() + k * n, *dC = room.dC.data() + k * n;
-        if (r == 1)
-            dd = all_back(g, before, in, dy, d, B, C, dB, dC, e, n);
-        else
-            input_back(g, in, B, dB, e, n);
-        room.e[k] = load_block(e, LANES);
+        room.e[k] = input_back(g, in, room.B.data() + k * n, room.dB.data() + k * n, n);
     }
-    for (int64_t k = 0; r > 1 && k < r; k++) {
+    for (int64_t k = 0; k < r; k++) {
         store_block(dy, load_block(out.dy + it.y(at, k), it.m), LANES);
         output_back(g, before, dy, room.C.data() + k * n, room.dC.data() + k * n, n);
     }
-    if (r > 1) dd = decay_back(g, before, d, n);
+    out.scalars[it.block * it.s.b * it.s.t * it.s.h + it.each(at)] = decay_back(g, before, d, n);
     for (float& dc : room.dC) dc *= d;
-    out.scalars[it.block * it.s.b * it.s.t * it.s.h + it.each(at)] = dd;
     rest_back(it, at, room, out);
 }
 

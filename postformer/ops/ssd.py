@@ -22,10 +22,10 @@ from postformer.ops import _cpu
 
 CHUNK = 64
 """Rows, of r a token, whose influence on each other is one matrix product; between chunks the state is carried."""
-KERNEL_CHUNK = 16
+KERNEL_CHUNK = 64
 """Steps between the states that the kernel keeps for its backward pass."""
 SPLITS = 8
-"""At least so many shares of dB and dC are added up apart, so that no result depends on the number of threads."""
+"""So many shares of dB and dC, over all rows and groups, are added up apart: no result depends on the number of threads."""
 LANES = 16
 """Of csrc/blocks.h."""
 
@@ -239,7 +239,8 @@ def _ssd_backward_cpu(
 ) -> tuple[Tensor, ...]:
     _check(x, decay, B, C, dstate, Weights(now, later, D))
     b, t, _, h, p = x.shape
-    blocks, splits = -(-p // LANES), max(1, SPLITS // B.shape[3])
+    blocks, groups = -(-p // LANES), B.shape[3]
+    splits = max(1, min(SPLITS // max(1, b * groups), h // groups * blocks))
     wanted = b, h, blocks, -(-t // KERNEL_CHUNK), B.shape[4], LANES
     _cpu.check("ssd_backward", kept=(kept, wanted), dy=(dy, tuple(x.shape)))
     g = dstate.clone(memory_format=torch.contiguous_format)
@@ -250,8 +251,8 @@ def _ssd_backward_cpu(
     others = _cpu.contiguous(decay, now, later, D, kept, dy)
     sizes = splits, *x.shape, *B.shape[3:], *apart, KERNEL_CHUNK
     _cpu.call("ssd_backward", *inputs, *others, g, dx, scalars, dB, dC, *sizes)
-    dd, dnow, dlater = (m.sum(0) for m in scalars[:3])
-    return dx, dd, dB.sum(0), dC.sum(0), g, dnow, dlater, scalars[3].sum((0, 1, 2))
+    dd, dnow, dlater, dB, dC = (m.sum(0) if len(m) > 1 else m[0] for m in (*scalars[:3], dB, dC))
+    return dx, dd, dB, dC, g, dnow, dlater, scalars[3].sum((0, 1, 2))
 
 
 @torch.library.register_fake("postformer::ssd_backward", lib=_cpu.LIBRARY)
