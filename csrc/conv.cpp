@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t STRIP = 8 * LANES;
 constexpr int64_t TILE = 256;  // tokens of a task
+constexpr int64_t AHEAD = 4;   // tokens between what is computed and what is fetched from memory
 
 struct Sizes {
     int64_t b, t, c, k, stride;
@@ -81,6 +82,10 @@ int32_t forward(ParallelFor pool, const Inputs<T> in, T* y, const Sizes s) {
             const int64_t from = strip.first_tap(row, at);
             for (int64_t i = 0; i < strip.width; i += LANES) {
                 const int64_t m = lanes_from(i, strip.width);
+                if (at + AHEAD < s.t) {
+                    __builtin_prefetch(strip.x(row, at + AHEAD) + i);
+                    __builtin_prefetch(y + (row * s.t + at + AHEAD) * s.c + strip.first + i, 1);
+                }
                 Block sum = strip.sum(row, at, from, i, m);
                 if (in.silu)
                     for (int n = 0; n < K; n++) sum.v[n] *= sigmoid(sum.v[n]);
