@@ -60,12 +60,26 @@ def mamba_step(
     return y.to(x.dtype), past.to(x.dtype), h
 
 
+class Prepared(NamedTuple):
+    """Layers as the kernel reads them."""
+
+    stamp: list[tuple[int, int, torch.dtype]] | None
+    """Of the tensors that they were made from; None where a change would not be seen."""
+    sizes: tuple[int, int, int, int, int]
+    """d, c, k, r, n."""
+    half: bool
+    table: array
+    """COLUMNS addresses of each layer, 0 for its states."""
+    kept: list[Tensor]
+    """While the tensors live, their addresses are no others'."""
+
+
 class Stepper:
     """One token through layers that follow each other, past torch's dispatcher, with weights that it checks and converts once, and again
     when one of them has changed. Copies and pickles begin anew."""
 
     def __init__(self) -> None:
-        self._stamp: list[tuple[int, int, torch.dtype]] | None = None
+        self._prepared: Prepared | None = None
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Stepper, ()
@@ -84,50 +98,51 @@ class Stepper:
             return None
         tensors = [w for weights in layers for w in weights] + list(norms)
         stamp = [(w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype) for w in tensors]
-        if stamp != self._stamp:
+        ready = self._prepared
+        if ready is None or stamp != ready.stamp:
             if not all(serves(x[:, None], s, w) for s, w in zip(states, layers, strict=True)):
                 return None
-            self._prepare(layers, norms)
-            kept_whole = {id(w) for weights in layers for w in weights[:MATRICES]}
-            unseen = any(w.is_inference() and id(w) not in kept_whole for w in tensors)
-            self._stamp = None if unseen else stamp  # tensors made under inference do not tell that they change
-        b, (d, c, k, _, n) = len(x), self._sizes
-        fits = x.shape == (b, d) and 0 < b <= MOST_ROWS and x.dtype in HALF_OR_SINGLE
-        past_dtype = x.dtype
-        table, kept, after = self._table[:], [], []
-        for i, (conv, ssm) in enumerate(states):
-            if not fits or conv.shape != (b, k - 1, c) or ssm.shape != (b, c, n):
+            ready = self._prepared = _prepare(layers, norms, stamp)
+        b, (d, c, k, _, n) = len(x), ready.sizes
+        if x.shape != (b, d) or not 0 < b <= MOST_ROWS or x.dtype not in (torch.float32, torch.bfloat16) or not x.is_cpu:
+            return None
+        table, kept, after = ready.table[:], [], []
+        for i, (conv, ssm) in enumerate(states, 1):
+            if conv.shape != (b, k - 1, c) or ssm.shape != (b, c, n) or not (conv.is_cpu and ssm.is_cpu):
                 return None
-            conv, ssm = conv.to(past_dtype).contiguous(), ssm.float().contiguous()
+            conv, ssm = conv.to(x.dtype).contiguous(), ssm.float().contiguous()
             past, h = torch.empty_like(conv), torch.empty_like(ssm)
-            at = (i + 1) * COLUMNS
-            table[at - 4 : at] = array("q", (conv.data_ptr(), ssm.data_ptr(), past.data_ptr(), h.data_ptr()))
+            table[i * COLUMNS - 4 : i * COLUMNS] = array("q", (conv.data_ptr(), ssm.data_ptr(), past.data_ptr(), h.data_ptr()))
             kept += conv, ssm  # until the kernel has read them
             after.append((past, h))
         y = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        half = self._half, past_dtype == torch.bfloat16
-        _cpu.run("mamba_steps", table.buffer_info()[0], y.data_ptr(), len(after), *half, _bits(eps), b, *self._sizes)
+        halves = ready.half, x.dtype == torch.bfloat16
+        _cpu.run("mamba_steps", table.buffer_info()[0], y.data_ptr(), len(after), *halves, _bits(eps), b, *ready.sizes)
         return y.to(x.dtype), after
 
-    def _prepare(self, layers: Sequence[Weights], norms: Sequence[Tensor]) -> None:
-        plain = [Weights(*_plain(weights)) for weights in layers]
-        scales = [norm.float().contiguous() for norm in norms]
-        first = plain[0]
-        self._sizes = first.inp.shape[1], *first.taps.shape, first.dt.shape[1], first.A_log.shape[1]
-        d, c, k, _, n = self._sizes
-        self._half = first.inp.dtype == torch.bfloat16
-        for w in plain:
-            _check(w.A_log.new_empty(1, d), w.A_log.new_empty(1, k - 1, c), w.A_log.new_empty(1, c, n), w)
-            _cpu.check("mamba_step", first.inp.dtype, inp=(w.inp, tuple(first.inp.shape)))
-        rows = [_pointers(w, norm) for w, norm in zip(plain, scales or [None] * len(plain), strict=True)]
-        self._table = array("q", [p for row in rows for p in row])
-        originals = [x.detach() for w in layers for x in w[MATRICES:]] + [x.detach() for x in norms]
-        self._kept = plain, scales, originals  # while the originals live, their addresses are no others'
+
+def _prepare(layers: Sequence[Weights], norms: Sequence[Tensor], stamp: list[tuple[int, int, torch.dtype]]) -> Prepared:
+    plain = [Weights(*_plain(weights)) for weights in layers]
+    scales = [norm.float().contiguous() for norm in norms]
+    (c, k), d, r, n = plain[0].taps.shape, plain[0].inp.shape[1], plain[0].dt.shape[1], plain[0].A_log.shape[1]
+    for w in plain:
+        _check(w.A_log.new_empty(1, d), w.A_log.new_empty(1, k - 1, c), w.A_log.new_empty(1, c, n), w)
+        _cpu.check("mamba_step", plain[0].inp.dtype, inp=(w.inp, (2 * c, d)))
+    rows = [_pointers(w, norm) for w, norm in zip(plain, scales or [None] * len(plain), strict=True)]
+    read = {id(w) for weights in plain for w in weights[:MATRICES]}
+    converted = [w for weights in layers for w in weights if id(w) not in read] + list(norms)
+    unseen = any(w.is_inference() for w in converted)  # tensors made under inference do not tell that they change
+    return Prepared(
+        stamp=None if unseen else stamp,
+        sizes=(d, c, k, r, n),
+        half=plain[0].inp.dtype == torch.bfloat16,
+        table=array("q", [p for row in rows for p in row]),
+        kept=[*(w for weights in plain for w in weights), *scales, *(x.detach() for x in converted)],
+    )
 
 
 COLUMNS = 14
 """Addresses of one layer."""
-HALF_OR_SINGLE = (torch.bfloat16, torch.float32)
 
 
 def _plain(weights: Weights) -> list[Tensor]:
