@@ -127,6 +127,18 @@ def test_extreme_decays_and_numbers_that_are_none():
 
 
 @kernel
+def test_a_decay_is_exact_to_float_wherever_it_has_one():
+    """Around the bound above which the exponents are clamped, and for states that grow."""
+    dt = torch.linspace(0.0, 87.0, 2001)[:, None].repeat(1, 18)
+    A = torch.stack([-torch.ones(18), torch.ones(18), torch.linspace(-0.01, 0.01, 18)], 1)
+    zero, h = torch.zeros(2001, 1, 18), torch.ones(2001, 18, 3)
+    none = torch.zeros(2001, 1, 3)
+    _, after = selective_scan(zero, dt[:, None], A, none, none, h)
+    truth = (dt.double()[..., None] * A.double()).exp()
+    torch.testing.assert_close(after.double(), truth, rtol=8e-6, atol=0)  # the product dt A itself is rounded to float
+
+
+@kernel
 def test_views_are_read_as_they_are():
     args, _ = small_and_wide(2, 9, 6, 4)
     turned = [x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for x in args]
