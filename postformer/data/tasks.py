@@ -20,6 +20,8 @@ import numpy as np
 import torch
 
 IGNORED = -1
+MOST = 16
+"""A batch is filled to so many times its rows."""
 SPLITS = ("train", "valid", "test")
 """Independent streams of random numbers. Sequences of few symbols are few, so a short one can occur in two streams."""
 
@@ -42,13 +44,16 @@ class Task(ABC):
     """A run's data, drawn from its seed.
 
     All rows of a batch have one length, drawn evenly from `shortest` (default: `length`) to `length`. With `grow`, the longest
-    that is drawn for training rises linearly from `start` to `length` over that many batches.
+    that is drawn for training rises from `start` to `length` over that many batches, as a power of the share of them that is done.
+    With `fill`, a batch for training has as many rows as make that many tokens, from the run's batch to MOST times as many.
     """
 
     length: int
     shortest: int | None = None
     start: int | None = None
     grow: int = 0
+    power: float = 1.0
+    fill: int = 0
     least: ClassVar[int] = 1
     """The shortest length that the task can have."""
 
@@ -62,6 +67,10 @@ class Task(ABC):
             )
         if self.grow < 0:
             raise ValueError(f"grow: expected 0 or more batches, got {self.grow}")
+        if not 0 < self.power <= 10:
+            raise ValueError(f"power: expected a number above 0, at most 10, got {self.power}")
+        if self.fill < 0:
+            raise ValueError(f"fill: expected 0 or more tokens, got {self.fill}")
 
     @property
     @abstractmethod
@@ -93,10 +102,14 @@ class Task(ABC):
         if split != "train" or step >= self.grow:
             return shortest, self.length
         start = shortest if self.start is None else self.start
-        return shortest, start + (self.length - start) * step // self.grow
+        return shortest, start + int((self.length - start) * (step / self.grow) ** self.power + 1e-9)
+
+    def rows(self, batch: int, length: int, split: str = "train") -> int:
+        """How many rows a batch of that length has in a run whose batch is `batch`."""
+        return max(batch, min(MOST * batch, self.fill // length)) if split == "train" else batch
 
     def batches(self, batch: int, seed: int, split: str = "train") -> "TaskBatches":
-        """Batches of `batch` sequences. Raises ValueError for a split that there is not."""
+        """Batches of `batch` sequences, or more with `fill`. Raises ValueError for a split that there is not."""
         return TaskBatches(self, batch=batch, seed=seed, split=split)
 
 
@@ -108,11 +121,12 @@ class TaskBatches:
         self.stream = SPLITS.index(split)
 
     def batch(self, step: int) -> dict[str, Any]:
-        """`{"ids": int64 [batch, t], "targets": int64 [batch, t], "rows": names for errors}`."""
+        """`{"ids": int64 [rows, t], "targets": int64 [rows, t], "rows": names for errors}`."""
         rng = np.random.default_rng([self.seed & (1 << 64) - 1, self.stream, step])
         length = int(rng.integers(*self.task.lengths(step, self.split), endpoint=True))
-        ids, targets = self.task.draw(rng, self.size, length)
-        rows = [f"{type(self.task).__name__}({length}) {self.split}[{step}][{i}]" for i in range(self.size)]
+        count = self.task.rows(self.size, length, self.split)
+        ids, targets = self.task.draw(rng, count, length)
+        rows = [f"{type(self.task).__name__}({length}) {self.split}[{step}][{i}]" for i in range(count)]
         return {"ids": torch.from_numpy(ids), "targets": torch.from_numpy(targets), "rows": rows}
 
 

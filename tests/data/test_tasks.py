@@ -136,6 +136,23 @@ def test_ids_are_in_the_vocabulary_and_targets_too(kind):
         assert {t for t in targets if t != IGNORED} <= set(range(task.vocab))
 
 
+def test_lengths_grow_by_a_power():
+    task = Parity(shortest=3, start=10, length=110, grow=100, power=2.0)
+    assert [task.lengths(step)[1] for step in (0, 10, 50, 99, 100)] == [10, 11, 35, 108, 110]
+    assert task.lengths(50, "valid") == (3, 110)
+
+
+def test_a_batch_for_training_is_filled_up_to_tokens():
+    task = Parity(shortest=2, length=100, fill=1000)
+    seen = {split: [len(b["ids"]) for b in map(task.batches(5, 0, split).batch, range(40))] for split in ("train", "valid")}
+    lengths = [b["ids"].shape[1] for b in map(task.batches(5, 0).batch, range(40))]
+    assert seen["train"] == [max(5, min(80, 1000 // n)) for n in lengths]
+    assert seen["valid"] == [5] * 40
+    drawn = task.batches(5, 0).batch(0)
+    assert len(drawn["rows"]) == len(drawn["targets"]) == len(drawn["ids"])
+    assert 80 in seen["train"] and min(seen["train"]) < 20
+
+
 @given(shortest=st.integers(1, 20), more=st.integers(0, 20), most=st.integers(0, 40), grow=st.integers(0, 60))
 def test_the_lengths_grow_as_they_are_told(shortest, more, most, grow):
     task = Parity(shortest=shortest, start=shortest + more, length=shortest + more + most, grow=grow)
@@ -179,6 +196,8 @@ def test_the_identity_is_the_task(kind):
         ({"kind": "parity", "length": 2}, r"data: shortest=3, start=3 and length=2 must satisfy 1 <= shortest"),
         ({"kind": "parity", "start": 2}, r"data: shortest=3, start=2 and length=160 must satisfy"),
         ({"kind": "parity", "grow": -1}, r"data: grow: expected 0 or more batches, got -1"),
+        ({"kind": "parity", "power": 0.0}, r"data: power: expected a number above 0, at most 10, got 0.0"),
+        ({"kind": "parity", "fill": -1}, r"data: fill: expected 0 or more tokens, got -1"),
         ({"kind": "parity", "answers": "some"}, r"data.answers: 'some' is not a choice; choose from every, last"),
         ({"kind": "parity", "lenght": 3}, r"data: unknown 'lenght' \(did you mean 'length'\?\); parity takes length, shortest"),
         ({"kind": "induction", "symbols": 2}, r"data: symbols: expected 3 or more, got 2"),
