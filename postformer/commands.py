@@ -264,8 +264,14 @@ def _model(recipe: str, overrides: Sequence[str], vocab: int | None) -> tuple[st
     import torch
 
     from postformer.config import build
+    from postformer.data import DATA
+    from postformer.data.tasks import TASKS
     from postformer.models import MODELS
 
+    if run.data.get("kind") in TASKS:
+        if vocab:
+            raise UserError(f"--vocab: the task of {recipe} has its own vocabulary")
+        vocab = build(run.data, DATA, "data").vocab
     with torch.device("meta"):
         return run.name, build({k: v for k, v in run.model.items() if k != "vocab"}, MODELS, "model", vocab=vocab or 4096)
 

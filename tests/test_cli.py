@@ -123,6 +123,7 @@ def test_cost(ground, capsys):
     assert trained[0].startswith(f"{ground / 'model'}: ")
     long = say(capsys, "cost", "text-mamba", "--length", f"1000,{10**12}").splitlines()[2:]
     assert len({row.split()[3] for row in long}) == 1
+    assert say(capsys, "cost", "induction").startswith("induction: 67,520 parameters, ")
 
 
 def test_version_and_help(capsys):

@@ -222,6 +222,7 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         "recipe's steps before its corpus": Mistake("train text-mamba train.steps=0", "train.steps: 0 must be at least 1"),
         "cost of it": Mistake("cost run.json model.mixers[0].kind=x", "model.mixers[0].kind: unknown 'x'"),
         "cost of a run with overrides": Mistake("cost run model.depth=2", "run: a trained model takes no overrides"),
+        "vocabulary of a task": Mistake("cost parity --vocab 100", "--vocab: the task of parity has its own vocabulary"),
         "vocabulary of a trained model": Mistake("cost model --vocab 100", "--vocab: model has its own vocabulary"),
         "endless depth": Mistake("cost text-mamba model.depth=10000000", "depth=10000000 from 1 to 4096"),
         "sizes beyond memory": Mistake("cost text-mamba model.dim=1000000000", "sizes are too large for this machine"),
