@@ -12,6 +12,7 @@ is asked for.
 """
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -45,6 +46,7 @@ class Task(ABC):
 
     All rows of a batch have one length, drawn evenly from `shortest` (default: `length`) to `length`. With `grow`, the longest
     that is drawn for training rises from `start` to `length` over that many batches, as a power of the share of them that is done.
+    With a `spread` below 1 no sequence for training is shorter than 1 - spread of the longest.
     With `fill`, a batch for training has as many rows as make that many tokens, from the run's batch to MOST times as many.
     """
 
@@ -53,6 +55,7 @@ class Task(ABC):
     start: int | None = None
     grow: int = 0
     power: float = 1.0
+    spread: float = 1.0
     fill: int = 0
     least: ClassVar[int] = 1
     """The shortest length that the task can have."""
@@ -69,6 +72,8 @@ class Task(ABC):
             raise ValueError(f"grow: expected 0 or more batches, got {self.grow}")
         if not 0 < self.power <= 10:
             raise ValueError(f"power: expected a number above 0, at most 10, got {self.power}")
+        if not 0 <= self.spread <= 1:
+            raise ValueError(f"spread: expected a share from 0 to 1, got {self.spread}")
         if self.fill < 0:
             raise ValueError(f"fill: expected 0 or more tokens, got {self.fill}")
 
@@ -99,10 +104,12 @@ class Task(ABC):
     def lengths(self, step: int, split: str = "train") -> tuple[int, int]:
         """The shortest and the longest length that batch `step` may have."""
         shortest = self.length if self.shortest is None else self.shortest
-        if split != "train" or step >= self.grow:
+        if split != "train":
             return shortest, self.length
         start = shortest if self.start is None else self.start
-        return shortest, start + int((self.length - start) * (step / self.grow) ** self.power + 1e-9)
+        done = (step / self.grow) ** self.power if step < self.grow else 1.0
+        longest = start + int((self.length - start) * done + 1e-9)
+        return max(shortest, math.ceil((1 - self.spread) * longest)), longest
 
     def rows(self, batch: int, length: int, split: str = "train") -> int:
         """How many rows a batch of that length has in a run whose batch is `batch`."""

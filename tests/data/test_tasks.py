@@ -142,6 +142,13 @@ def test_lengths_grow_by_a_power():
     assert task.lengths(50, "valid") == (3, 110)
 
 
+def test_lengths_stay_near_the_longest():
+    task = Parity(shortest=3, start=4, length=104, grow=100, spread=0.5)
+    assert [task.lengths(step) for step in (0, 1, 50, 100)] == [(3, 4), (3, 5), (27, 54), (52, 104)]
+    assert task.lengths(100, "test") == (3, 104)
+    assert Parity(length=9, spread=0.0).lengths(0) == (9, 9)
+
+
 def test_a_batch_for_training_is_filled_up_to_tokens():
     task = Parity(shortest=2, length=100, fill=1000)
     seen = {split: [len(b["ids"]) for b in map(task.batches(5, 0, split).batch, range(40))] for split in ("train", "valid")}
@@ -197,6 +204,7 @@ def test_the_identity_is_the_task(kind):
         ({"kind": "parity", "start": 2}, r"data: shortest=3, start=2 and length=160 must satisfy"),
         ({"kind": "parity", "grow": -1}, r"data: grow: expected 0 or more batches, got -1"),
         ({"kind": "parity", "power": 0.0}, r"data: power: expected a number above 0, at most 10, got 0.0"),
+        ({"kind": "parity", "spread": 2.0}, r"data: spread: expected a share from 0 to 1, got 2.0"),
         ({"kind": "parity", "fill": -1}, r"data: fill: expected 0 or more tokens, got -1"),
         ({"kind": "parity", "answers": "some"}, r"data.answers: 'some' is not a choice; choose from every, last"),
         ({"kind": "parity", "lenght": 3}, r"data: unknown 'lenght' \(did you mean 'length'\?\); parity takes length, shortest"),
