@@ -16,16 +16,10 @@ namespace {
 constexpr int64_t ROWS = 16;  // outputs of a projection that one task computes
 constexpr int64_t FEW = 4;    // of the smallest one
 
-// Tensors of one layer: T's are floats or bf16. past [b, k-1, c] and h [b, c, n] are the state before the token, past_after and h_after the one after;
+// Tensors of one layer. past [b, k-1, c] and h [b, c, n] are the state before the token, past_after and h_after the one after;
 // inp [2 c, d], taps [c, k], select [r + 2 n, c], dt [c, r], A_log [c, n], out [d, c]; tap_bias, dt_bias and D [c]; norm [d] or null.
 struct Layer {
-    const float* norm;
-    const void* inp;
-    const float *taps, *tap_bias;
-    const void *select, *dt;
-    const float *dt_bias, *A_log, *D;
-    const void* out;
-    const void* past;
+    const void *norm, *inp, *taps, *tap_bias, *select, *dt, *dt_bias, *A_log, *D, *out, *past;
     const float* h;
     void* past_after;
     float* h_after;
@@ -34,6 +28,17 @@ struct Layer {
 struct Sizes {
     int64_t b, d, c, k, r, n;
     double eps;
+    bool half_small;
+};
+
+// A small tensor, of floats or bf16.
+struct Small {
+    const void* data;
+    bool half;
+    float operator[](int64_t i) const { return half ? single(static_cast<const bf16*>(data)[i]) : static_cast<const float*>(data)[i]; }
+    Vec some(int64_t i, int64_t m) const {
+        return half ? load_some(static_cast<const bf16*>(data) + i, m) : load_some(static_cast<const float*>(data) + i, m);
+    }
 };
 
 inline float silu(float x) { return x / (1 + std::exp(-x)); }
@@ -41,11 +46,11 @@ inline float silu(float x) { return x / (1 + std::exp(-x)); }
 inline float softplus(float x) { return x > 20 ? x : std::log1p(std::exp(x)); }
 
 // One step of a channel's state from `before` [n] to `h`; returns C h.
-inline float scan_step(const float* before, float* h, const float* A_log, const float* B, const float* C, float dt, float u, int64_t n) {
+inline float scan_step(const float* before, float* h, const Small& A_log, int64_t first, const float* B, const float* C, float dt, float u, int64_t n) {
     Vec y = {};
     for (int64_t j = 0; j < n; j += WIDTH) {
         const int64_t m = n - j < WIDTH ? n - j : WIDTH;
-        const Vec now = exp(-dt * exp(load_some(A_log + j, m))) * load_some(before + j, m) + (dt * u) * load_some(B + j, m);
+        const Vec now = exp(-dt * exp(A_log.some(first + j, m))) * load_some(before + j, m) + (dt * u) * load_some(B + j, m);
         store_some(h + j, now, m);
         y += now * load_some(C + j, m);
     }
@@ -54,9 +59,9 @@ inline float scan_step(const float* before, float* h, const float* A_log, const 
 
 // The convolution of channel i of a row after a new input; moves the inputs before it along.
 template <class P>
-inline float convolve(const P* before, P* after, const float* taps, float bias, float value, int64_t k, int64_t c) {
-    float sum = bias + taps[k - 1] * value;
-    for (int64_t j = 0; j < k - 1; j++) sum += taps[j] * single(before[j * c]);
+inline float convolve(const P* before, P* after, const Small& taps, int64_t first, float bias, float value, int64_t k, int64_t c) {
+    float sum = bias + taps[first + k - 1] * value;
+    for (int64_t j = 0; j < k - 1; j++) sum += taps[first + j] * single(before[j * c]);
     for (int64_t j = 0; j + 1 < k - 1; j++) after[j * c] = before[(j + 1) * c];
     if (k > 1) after[(k - 2) * c] = rounded<P>(value);
     return sum;
@@ -80,10 +85,13 @@ template <class T, class P>
 int32_t step(ParallelFor pool, const Layer& l, float* x, Room at, const Sizes& s) {
     const T *inp = static_cast<const T*>(l.inp), *select = static_cast<const T*>(l.select);
     const T *dt_weight = static_cast<const T*>(l.dt), *out = static_cast<const T*>(l.out);
+    auto small = [&](const void* data) { return Small{data, s.half_small}; };
+    const Small norm = small(l.norm), taps = small(l.taps), tap_bias = small(l.tap_bias), dt_bias = small(l.dt_bias);
+    const Small A_log = small(l.A_log), D = small(l.D);
     for (int64_t row = 0; row < s.b; row++) {
         const float scale = l.norm ? scale_of(x + row * s.d, s) : 1;
         for (int64_t i = 0; i < s.d; i++)
-            at.token[row * s.d + place<T>(i, s.d)] = x[row * s.d + i] * scale * (l.norm ? l.norm[i] : 1);
+            at.token[row * s.d + place<T>(i, s.d)] = x[row * s.d + i] * scale * (l.norm ? norm[i] : 1);
     }
 
     auto enter = [=, &l](int64_t task) {
@@ -97,7 +105,7 @@ int32_t step(ParallelFor pool, const Layer& l, float* x, Room at, const Sizes& s
                 const int64_t first = row * (s.k - 1) * s.c + i;
                 const P* before = static_cast<const P*>(l.past) + first;
                 P* after = static_cast<P*>(l.past_after) + first;
-                const float sum = convolve(before, after, l.taps + i * s.k, l.tap_bias[i], value, s.k, s.c);
+                const float sum = convolve(before, after, taps, i * s.k, tap_bias[i], value, s.k, s.c);
                 at.u[row * s.c + place<T>(i, s.c)] = silu(sum);
             }
     };
@@ -113,9 +121,9 @@ int32_t step(ParallelFor pool, const Layer& l, float* x, Room at, const Sizes& s
             for (int64_t row = 0; row < s.b; row++) {
                 const float *B = at.chosen + row * 2 * s.n, *C = B + s.n;
                 const int64_t channel = row * s.c + i, placed = row * s.c + place<T>(i, s.c);
-                const float u = at.u[placed], dt = softplus(dot(dt_weight + i * s.r, at.low + row * s.r, s.r) + l.dt_bias[i]);
-                const float read = scan_step(l.h + channel * s.n, l.h_after + channel * s.n, l.A_log + i * s.n, B, C, dt, u, s.n);
-                at.inner[placed] = (read + l.D[i] * u) * at.gate[channel];
+                const float u = at.u[placed], dt = softplus(dot(dt_weight + i * s.r, at.low + row * s.r, s.r) + dt_bias[i]);
+                const float read = scan_step(l.h + channel * s.n, l.h_after + channel * s.n, A_log, i * s.n, B, C, dt, u, s.n);
+                at.inner[placed] = (read + D[i] * u) * at.gate[channel];
             }
     };
     auto leave = [=, &l](int64_t task) {
@@ -145,11 +153,11 @@ int32_t steps(ParallelFor pool, const Layer* layers, float* x, int64_t depth, co
 
 }  // namespace
 
-// x [b, d] in floats, before and after. The four matrices of all layers are floats, or bf16 where `half` is 1; the convolution's past is floats, or
-// bf16 where `half_past` is 1; all the rest are floats. eps: the bits of a double.
-extern "C" KERNEL int32_t mamba_steps(ParallelFor pool, const void* layers, float* x, int64_t depth, int64_t half, int64_t half_past,
-                                      int64_t eps, int64_t b, int64_t d, int64_t c, int64_t k, int64_t r, int64_t n) {
-    const Sizes s{b, d, c, k, r, n, bits_as<double>(eps)};
+// x [b, d] in floats, before and after. The four matrices of all layers are floats, or bf16 where `half` is 1; all other weights are, where `half_small` is
+// 1, and the convolution's past is, where `half_past` is 1; h is floats. eps: the bits of a double.
+extern "C" KERNEL int32_t mamba_steps(ParallelFor pool, const void* layers, float* x, int64_t depth, int64_t half, int64_t half_small,
+                                      int64_t half_past, int64_t eps, int64_t b, int64_t d, int64_t c, int64_t k, int64_t r, int64_t n) {
+    const Sizes s{b, d, c, k, r, n, bits_as<double>(eps), half_small != 0};
     const Layer* all = static_cast<const Layer*>(layers);
     if (half) return half_past ? steps<bf16, bf16>(pool, all, x, depth, s) : steps<bf16, float>(pool, all, x, depth, s);
     return half_past ? steps<float, bf16>(pool, all, x, depth, s) : steps<float, float>(pool, all, x, depth, s);

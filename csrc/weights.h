@@ -3,10 +3,11 @@
 #include "functions.h"
 
 // The first `m` values, followed by zeros.
-static inline Vec load_some(const float* p, int64_t m) {
+template <class T>
+static inline Vec load_some(const T* p, int64_t m) {
     if (m == WIDTH) return load(p);
-    float full[WIDTH] = {};
-    memcpy(full, p, m * sizeof(float));
+    T full[WIDTH] = {};
+    memcpy(full, p, m * sizeof(T));
     return load(full);
 }
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from postformer.ops.conv import causal_conv
 from postformer.ops.layers import Linear, RMSNorm, watched
-from postformer.ops.mamba_step import Stepper, Weights, mamba_step, serves
+from postformer.ops.mamba_step import MOST_ROWS, Stepper, Weights, mamba_step, serves
 from postformer.ops.packing import WHOLE, Packing
 from postformer.ops.scan import selective_scan
 
@@ -29,6 +29,10 @@ class MambaState(NamedTuple):
 
     conv: Float[Tensor, "b past c"]
     ssm: Float[Tensor, "b c n"]
+
+
+OWN = {"conv_weight", "conv_bias", "A_log", "D"}
+"""Parameters of the mixer itself; one that is pruned or parametrized is no longer among them."""
 
 
 class MambaSteps:
@@ -41,7 +45,8 @@ class MambaSteps:
         self, x: Float[Tensor, "b 1 d"], states: Sequence[MambaState], norms: Sequence[RMSNorm], mixers: "Sequence[Mamba]"
     ) -> tuple[Float[Tensor, "b 1 d"], list[MambaState]] | None:
         """The residual stream and the states after the layers; None where they must be called one by one."""
-        if len({norm.eps for norm in norms}) > 1 or not all(mixer.bare() for mixer in mixers):
+        changed = type(mixers[0]).forward is not Mamba.forward or len({norm.eps for norm in norms}) > 1
+        if len(x) > MOST_ROWS or changed or not all(mixer.bare() for mixer in mixers):
             return None
         weights, scales = [mixer.weights() for mixer in mixers], [norm.weight for norm in norms]
         stepped = self._step(x[:, 0], states, weights, scales, norms[0].eps)
@@ -98,9 +103,10 @@ class Mamba(nn.Module):
 
     def init_state(self, batch: int) -> MambaState:
         """Zeros: nothing was read."""
-        like = {"device": self.D.device, "dtype": self.D.dtype}
-        conv = torch.zeros(batch, self.conv_weight.shape[1] - 1, self.channels, **like)
-        ssm = torch.zeros(batch, self.channels, self.n, **like)
+        conv = self.D.new_zeros(batch, self.conv_weight.shape[1] - 1, self.channels)
+        ssm = torch.zeros(
+            batch, self.channels, self.n, device=self.D.device, dtype=torch.promote_types(self.D.dtype, torch.float32)
+        )
         return MambaState(conv, ssm)
 
     def forward(
@@ -127,10 +133,11 @@ class Mamba(nn.Module):
         return self.out(y), None if state is None else MambaState(past, h)
 
     def bare(self) -> bool:
-        """Whether its projections are its own, unwrapped and watched by nobody, so that a kernel may read their weights."""
+        """Whether it and its projections are as they were made, neither wrapped nor watched, so that a kernel may read their weights."""
         parts: dict[str, Any] = self._modules
         inp, select, dt, out = parts["inp"], parts["select"], parts["dt"], parts["out"]
-        return type(inp) is type(select) is type(dt) is type(out) is Linear and not watched(inp, select, dt, out)
+        own = self._parameters.keys() >= OWN
+        return own and type(inp) is type(select) is type(dt) is type(out) is Linear and not watched(inp, select, dt, out)
 
     def weights(self) -> Weights:
         """What the kernel of one token reads."""

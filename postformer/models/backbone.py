@@ -64,13 +64,24 @@ class Block(nn.Module):
         return x, state
 
 
-def _alike(block: Block, first: Block) -> bool:
-    """Whether a layer can follow `first` in one call: the same kind and form of mixer, no network after it, and nobody listens."""
+def _plain(block: Block) -> bool:
+    """Whether a block is x + mixer(norm(x)) and nothing more, and nobody listens."""
     parts: dict[str, Any] = block._modules
-    mixer, norm, model = parts["mixer"], parts["norm"], first.mixer
-    same = type(mixer) is type(model) and getattr(mixer, "form", 0) == getattr(model, "form", 1)
-    plain = type(block) is Block and type(norm) is RMSNorm and parts.get("ffn") is None
-    return same and plain and not watched(block, norm, mixer)
+    own = type(block) is Block and type(parts["norm"]) is RMSNorm and parts.get("ffn") is None
+    return own and not watched(block, parts["norm"], parts["mixer"])
+
+
+def _alike(blocks: list[Block]) -> list[Block]:
+    """The first of the blocks, and those after it that can go with it in one call: the same kind and form of mixer, and no more."""
+    first, *rest = blocks
+    mixer = first._modules["mixer"]
+    form = getattr(mixer, "form", None)
+    if form is None or not _plain(first):
+        return [first]
+    same = itertools.takewhile(
+        lambda b: type(m := b._modules["mixer"]) is type(mixer) and getattr(m, "form", None) == form and _plain(b), rest
+    )
+    return [first, *same]
 
 
 class Backbone(nn.Module):
@@ -113,25 +124,26 @@ class Backbone(nn.Module):
     ) -> tuple[Float[Tensor, "b t d"], State | None]:
         """Through all layers and the last norm."""
         blocks, after = list(self.blocks), []
-        together = state is not None and packing is WHOLE and x.shape[1] == 1 and torch.is_inference_mode_enabled()
+        token = state is not None and packing is WHOLE and x.shape[1] == 1 and torch.is_inference_mode_enabled()
         while (i := len(after)) < len(blocks):
-            stepped = self._step(x, i, blocks, state) if together and state is not None else None
-            if stepped is None:
-                x, s = blocks[i](x, None if state is None else state[i], packing)
+            run = _alike(blocks[i:]) if token else blocks[i : i + 1]
+            before = [None] * len(run) if state is None else state[i : i + len(run)]
+            if token and (stepped := self._step(i, run, x, before)) is not None:
+                x, states = stepped
+                after += states
+                continue
+            for block, s in zip(run, before, strict=True):
+                x, s = block(x, s, packing)
                 after.append(s)
-            else:
-                x, s = stepped
-                after += s
         return self.norm(x), None if state is None else tuple(after)
 
-    def _step(self, x: Tensor, first: int, blocks: list[Block], state: State) -> tuple[Tensor, list[Any]] | None:
-        """One token through the layers from `first` on that its mixer's `Steps` can take in one call; None where it can take none."""
-        steps = getattr(blocks[first].mixer, "Steps", None)
-        run = list(itertools.takewhile(lambda b: _alike(b, blocks[first]), blocks[first:]))
-        if steps is None or not run:
+    def _step(self, first: int, run: list[Block], x: Tensor, states: Any) -> tuple[Tensor, list[Any]] | None:
+        """One token through the layers of a run in one call; None where they must be called one by one."""
+        steps = getattr(run[0].mixer, "Steps", None)
+        if steps is None or not _plain(run[0]):
             return None
         call = self._steps.setdefault(first, steps())
-        return call(x, state[first : first + len(run)], [b.norm for b in run], [b.mixer for b in run])
+        return call(x, states, [b.norm for b in run], [b.mixer for b in run])
 
     def flops(self, length: int, past: int = 0) -> int:
         """Floating-point operations of `length` new tokens after `past` others; norms and residual sums are left out."""

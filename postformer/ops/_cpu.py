@@ -55,14 +55,14 @@ def load(level: str) -> Any:
     return library
 
 
-VERSION = 22
+VERSION = 23
 """Of csrc/version.cpp."""
 SIGNATURES = {
     "conv_forward": (6, 7),
     "conv_backward": (10, 7),
     "cross_entropy_forward": (5, 2),
     "cross_entropy_backward": (6, 2),
-    "mamba_steps": (2, 10),
+    "mamba_steps": (2, 11),
     "matvec": (3, 4),
     "norm_backward": (7, 10),
     "norm_forward": (4, 9),

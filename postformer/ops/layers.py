@@ -64,8 +64,8 @@ def heads_of(channels: int, head_dim: int, groups: int) -> int:
 
 
 def watched(*modules: nn.Module) -> bool:
-    """Whether a forward hook listens to one of the modules, which a kernel of several layers would pass by."""
+    """Whether a forward hook listens to one of the modules, or its forward was replaced: a kernel would pass it by."""
     for m in modules:
-        if m._forward_hooks or m._forward_pre_hooks:
+        if m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__:
             return True
     return bool(nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks)

@@ -60,26 +60,12 @@ def mamba_step(
     return y.to(x.dtype), past.to(x.dtype), h
 
 
-class Prepared(NamedTuple):
-    """Layers as the kernel reads them."""
-
-    stamp: list[tuple[int, int, torch.dtype]] | None
-    """Of the tensors that they were made from; None where a change would not be seen."""
-    sizes: tuple[int, int, int, int, int]
-    """d, c, k, r, n."""
-    half: bool
-    table: array
-    """COLUMNS addresses of each layer, 0 for its states."""
-    kept: list[Tensor]
-    """While the tensors live, their addresses are no others'."""
-
-
 class Stepper:
-    """One token through layers that follow each other, past torch's dispatcher, with weights that it checks and converts once, and again
-    when one of them has changed. Copies and pickles begin anew."""
+    """One token through layers that follow each other, past torch's dispatcher. Weights are read where they lie, and checked once
+    and again when one of them was replaced. Copies and pickles begin anew."""
 
     def __init__(self) -> None:
-        self._prepared: Prepared | None = None
+        self._seen: tuple[list[Any], Plan | None] | None = None
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Stepper, ()
@@ -96,17 +82,21 @@ class Stepper:
         layer. x stays in fp32 between layers. None outside of inference and where the kernel cannot take it."""
         if not torch.is_inference_mode_enabled() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
             return None
-        tensors = [w for weights in layers for w in weights] + list(norms)
-        stamp = [(w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype) for w in tensors]
-        ready = self._prepared
-        if ready is None or stamp != ready.stamp:
-            if not all(serves(x[:, None], s, w) for s, w in zip(states, layers, strict=True)):
-                return None
-            ready = self._prepared = _prepare(layers, norms, stamp)
-        b, (d, c, k, _, n) = len(x), ready.sizes
-        if x.shape != (b, d) or not 0 < b <= MOST_ROWS or x.dtype not in (torch.float32, torch.bfloat16) or not x.is_cpu:
+        b = len(x)
+        if not 0 < b <= MOST_ROWS or x.dtype not in (torch.float32, torch.bfloat16) or not x.is_cpu:
             return None
-        table, kept, after = ready.table[:], [], []
+        tensors = [w for weights in layers for w in weights] + list(norms)
+        seen = [(w.data_ptr(), w.dtype, w.shape, w.is_contiguous()) for w in tensors]
+        before = self._seen
+        if before is None or before[0] != seen:
+            before = self._seen = seen, plan(layers, norms)
+        known = before[1]
+        if known is None:
+            return None
+        d, c, k, _, n = known.sizes
+        if x.shape != (b, d):
+            return None
+        table, kept, after = known.table[:], [], []
         for i, (conv, ssm) in enumerate(states, 1):
             if conv.shape != (b, k - 1, c) or ssm.shape != (b, c, n) or not (conv.is_cpu and ssm.is_cpu):
                 return None
@@ -116,38 +106,50 @@ class Stepper:
             kept += conv, ssm  # until the kernel has read them
             after.append((past, h))
         y = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        halves = ready.half, x.dtype == torch.bfloat16
-        _cpu.run("mamba_steps", table.buffer_info()[0], y.data_ptr(), len(after), *halves, _bits(eps), b, *ready.sizes)
+        halves = *known.halves, x.dtype == torch.bfloat16
+        _cpu.run("mamba_steps", table.buffer_info()[0], y.data_ptr(), len(after), *halves, _bits(eps), b, *known.sizes)
         return y.to(x.dtype), after
 
 
-def _prepare(layers: Sequence[Weights], norms: Sequence[Tensor], stamp: list[tuple[int, int, torch.dtype]]) -> Prepared:
-    plain = [Weights(*_plain(weights)) for weights in layers]
-    scales = [norm.float().contiguous() for norm in norms]
-    (c, k), d, r, n = plain[0].taps.shape, plain[0].inp.shape[1], plain[0].dt.shape[1], plain[0].A_log.shape[1]
-    for w in plain:
-        _check(w.A_log.new_empty(1, d), w.A_log.new_empty(1, k - 1, c), w.A_log.new_empty(1, c, n), w)
-        _cpu.check("mamba_step", plain[0].inp.dtype, inp=(w.inp, (2 * c, d)))
-    rows = [_pointers(w, norm) for w, norm in zip(plain, scales or [None] * len(plain), strict=True)]
-    read = {id(w) for weights in plain for w in weights[:MATRICES]}
-    converted = [w for weights in layers for w in weights if id(w) not in read] + list(norms)
-    unseen = any(w.is_inference() for w in converted)  # tensors made under inference do not tell that they change
-    return Prepared(
-        stamp=None if unseen else stamp,
-        sizes=(d, c, k, r, n),
-        half=plain[0].inp.dtype == torch.bfloat16,
-        table=array("q", [p for row in rows for p in row]),
-        kept=[*(w for weights in plain for w in weights), *scales, *(x.detach() for x in converted)],
-    )
+class Plan(NamedTuple):
+    """Layers as the kernel reads them."""
+
+    sizes: tuple[int, int, int, int, int]
+    """d, c, k, r, n."""
+    halves: tuple[bool, bool]
+    """Whether matrices are bf16, and whether all else is."""
+    table: array
+    """COLUMNS addresses of each layer, 0 for its states."""
 
 
 COLUMNS = 14
 """Addresses of one layer."""
 
 
-def _plain(weights: Weights) -> list[Tensor]:
-    """The weights as the kernel reads them."""
-    return [w.contiguous() for w in (*weights[:MATRICES], *(w.float() for w in weights[MATRICES:]))]
+def plan(layers: Sequence[Weights], norms: Sequence[Tensor]) -> Plan | None:
+    """None where the kernel cannot read the weights as they lie. Raises ValueError for shapes that do not belong together."""
+    small = [w for weights in layers for w in weights[MATRICES:]] + list(norms)
+    groups = [w for weights in layers for w in weights[:MATRICES]], small
+    dtypes = [{w.dtype for w in group} for group in groups]
+    readable = all(w.is_contiguous() and w.is_cpu for group in groups for w in group)
+    if not (_cpu.BUILT and readable and all(len(found) == 1 and found <= HALF_OR_SINGLE for found in dtypes)):
+        return None
+    (c, k), d, r, n = layers[0].taps.shape, layers[0].inp.shape[1], layers[0].dt.shape[1], layers[0].A_log.shape[1]
+    for w in layers:
+        for name, wanted in shapes(d, c, k, r, n)._asdict().items():
+            if getattr(w, name).shape != wanted:
+                raise ValueError(f"mamba_step: {name} is {tuple(getattr(w, name).shape)}; expected {wanted}")
+    rows = [_pointers(w, norm) for w, norm in zip(layers, norms or [None] * len(layers), strict=True)]
+    half, half_small = (found == {torch.bfloat16} for found in dtypes)
+    return Plan((d, c, k, r, n), (half, half_small), array("q", [p for row in rows for p in row]))
+
+
+HALF_OR_SINGLE = {torch.bfloat16, torch.float32}
+
+
+def shapes(d: int, c: int, k: int, r: int, n: int) -> Weights:
+    """The shape of each weight."""
+    return Weights((2 * c, d), (r + 2 * n, c), (c, r), (d, c), (c, k), (c,), (c,), (c, n), (c,))  # type: ignore[arg-type]
 
 
 def _pointers(w: Weights, norm: Tensor | None, *states: Tensor) -> list[int]:
@@ -168,8 +170,8 @@ _cpu.LIBRARY.define("mamba_step(Tensor x, Tensor past, Tensor h, Tensor[] weight
 
 def _check(x: Tensor, past: Tensor, h: Tensor, w: Weights) -> None:
     (b, d), (c, k), r, n = x.shape, w.taps.shape, w.dt.shape[1], w.A_log.shape[1]
-    shapes = Weights((2 * c, d), (r + 2 * n, c), (c, r), (d, c), (c, k), (c,), (c,), (c, n), (c,))  # type: ignore[arg-type]
-    named = {name: (getattr(w, name), getattr(shapes, name)) for name in Weights._fields}
+    wanted = shapes(d, c, k, r, n)
+    named = {name: (getattr(w, name), getattr(wanted, name)) for name in Weights._fields}
     matrices = {name: named.pop(name) for name in Weights._fields[:MATRICES]}
     _cpu.check_half("mamba_step", "inp", w.inp)
     _cpu.check("mamba_step", w.inp.dtype, **matrices)
@@ -185,7 +187,7 @@ def _step_cpu(x: Tensor, past: Tensor, h: Tensor, weights: list[Tensor]) -> tupl
     y.copy_(x)
     table = torch.tensor(_pointers(w, None, past, h, after, state))
     (b, d), (c, k) = x.shape, w.taps.shape
-    _cpu.call("mamba_steps", table, y, 1, w.inp.dtype == torch.bfloat16, 0, 0, b, d, c, k, w.dt.shape[1], w.A_log.shape[1])
+    _cpu.call("mamba_steps", table, y, 1, w.inp.dtype == torch.bfloat16, 0, 0, 0, b, d, c, k, w.dt.shape[1], w.A_log.shape[1])
     return y, after, state
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 from postformer import state as states
-from postformer.mixers.mamba import MambaState
+from postformer.mixers.mamba import Mamba, MambaState
 from postformer.models.backbone import Backbone
 from postformer.ops import _cpu
 from postformer.ops.layers import Linear
@@ -164,3 +166,76 @@ def test_a_state_of_another_size_is_refused():
     backbone = stack()
     with pytest.raises(ValueError, match=r"mamba_step: .* expected"):
         stepped(backbone, torch.randn(1, 1, 24), stack((OTHER,)).init_state(1))
+
+
+class Tripled(Mamba):
+    """A mixer that is a Mamba and does more."""
+
+    def forward(self, *args: Any, **words: Any) -> Any:
+        y, state = super().forward(*args, **words)
+        return 3 * y, state
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_called():
+    backbone = stack()
+    y = same_as_layer_by_layer(backbone)
+    for block in backbone.blocks:
+        block.mixer.__class__ = Tripled
+    assert not torch.allclose(same_as_layer_by_layer(backbone), y)
+    backbone, called = stack(), []
+    mixer = backbone.blocks[2].mixer
+    mixer.forward = lambda *args, **words: called.append(1) or Mamba.forward(mixer, *args, **words)
+    same_as_layer_by_layer(backbone)
+    assert len(called) == 3
+
+
+def test_layers_of_two_dtypes_go_one_by_one():
+    backbone = stack()
+    backbone.blocks[1].mixer.bfloat16()
+    same_as_layer_by_layer(backbone, rtol=2e-2, atol=2e-2)
+    backbone.blocks[3].mixer.D.data = backbone.blocks[3].mixer.D.data.bfloat16()
+    same_as_layer_by_layer(backbone, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["mixer.D", "mixer.A_log", "norm.weight", "mixer.dt.weight"])
+def test_weights_that_are_written_past_their_version_are_seen(name: str, dtype: torch.dtype):
+    backbone = stack().to(dtype)
+    x = torch.randn(1, 1, 24).to(dtype)
+    _, state = stepped(backbone, x, backbone.init_state(1))
+    before = stepped(backbone, x, state)
+    backbone.blocks[0].get_parameter(name).data.mul_(-3)
+    again, fresh = (stepped(m, x, state) for m in (backbone, copy.deepcopy(backbone)))
+    assert torch.equal(again[0], fresh[0])
+    assert not (torch.equal(again[0], before[0]) and torch.equal(again[1][0].ssm, before[1][0].ssm))
+
+
+def test_pruned_and_parametrized_layers_are_called():
+    backbone = stack()
+    y = same_as_layer_by_layer(backbone)
+    prune.l1_unstructured(backbone.blocks[1].mixer, "D", 0.5)
+    pruned = same_as_layer_by_layer(backbone)
+    parametrize.register_parametrization(backbone.blocks[2].mixer, "A_log", nn.Softplus(), unsafe=True)
+    assert not torch.allclose(pruned, y) and not torch.allclose(same_as_layer_by_layer(backbone), pruned)
+
+
+def test_too_many_rows_are_found_out_once(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr(Mamba, "Steps", staticmethod(lambda: lambda x, *rest: asked.append(len(x))))
+    backbone = stack()
+    stepped(backbone, torch.randn(9, 1, 24), backbone.init_state(9))
+    assert asked == [9]
+
+
+def test_threads_may_share_a_model():
+    with torch.inference_mode():
+        backbone = stack().bfloat16()
+        x, state = torch.randn(1, 1, 24).bfloat16(), backbone.init_state(1)
+        expected, _ = backbone(x, state)
+
+    def steps(_: int) -> bool:
+        with torch.inference_mode():
+            return all(torch.equal(backbone(x, state)[0], expected) for _ in range(200))
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(steps, range(3)))
