@@ -12,14 +12,11 @@
 #include <type_traits>
 #include <vector>
 
-
 #include "blocks.h"
 #include "floats.h"
 #include "parallel.h"
 
 namespace {
-
-constexpr int64_t AHEAD = 8;  // tokens between what is computed and what is fetched from memory
 
 struct Sizes {
     int64_t b, t, c, n, chunk, z_stride;
@@ -128,7 +125,7 @@ struct Walk {
         : block(in, s, row, first), rates(s.n * LANES), state(s.n * LANES) {
         load_rates(in.A + first * s.n, rates.data(), block.m, s.n);
         transpose_in(h + (row * s.c + first) * s.n, state.data(), block.m, s.n);
-        for (float rate : rates) steepest = !(std::fabs(rate) <= steepest) ? std::fabs(rate) : steepest;
+        for (float rate : rates) steepest = std::isnan(rate) ? INFINITY : std::max(steepest, std::fabs(rate));
     }
 
     bool bounded(const Block& dt) const {

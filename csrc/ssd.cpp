@@ -20,6 +20,11 @@ inline void update(const float* from, float* to, float d, const Block& x, const 
 constexpr int64_t TILE = 16;  // tokens through which the blocks of a task go in turn: they share B and C, and the pages of memory of x and y
 constexpr int TOGETHER = K < 4 ? 4 : 1;  // tokens for which h is loaded and stored once, in registers
 
+// A decay of 0 leaves nothing of a state, even where it is not finite.
+inline void forget(const Item& it, int64_t at, float* h) {
+    if (it.d(at) == 0) memset(h, 0, it.s.n * LANES * sizeof(float));
+}
+
 // One input a token, for COUNT tokens: h = d h + now B^T, of which C reads y, and `later` B^T is added after that. x, w and v are read at `at` and on.
 template <int COUNT, bool LATER>
 inline void forward_some(const Item& it, int64_t at, float* h, float* y) {
@@ -69,13 +74,25 @@ inline void forward_ranks(const Item& it, int64_t at, float* h, float* y) {
 
 template <bool LATER>
 inline void forward_single(const Item& it, int64_t at, int64_t end, float* h, float* y) {
-    for (; at + TOGETHER <= end; at += TOGETHER) forward_some<TOGETHER, LATER>(it, at, h, y);
-    for (; at < end; at++) forward_some<1, LATER>(it, at, h, y);
+    while (at < end) {
+        int64_t joined = 0;  // tokens that lie in one document
+        while (joined < TOGETHER && at + joined < end && it.d(at + joined) != 0) joined++;
+        if (joined == TOGETHER) {
+            forward_some<TOGETHER, LATER>(it, at, h, y);
+            at += TOGETHER;
+        } else {
+            forget(it, at, h);
+            forward_some<1, LATER>(it, at++, h, y);
+        }
+    }
 }
 
 inline void forward(const Item& it, int64_t begin, int64_t end, float* h, float* y) {
     if (it.s.r == 1) return it.in.v ? forward_single<true>(it, begin, end, h, y) : forward_single<false>(it, begin, end, h, y);
-    for (int64_t at = begin; at < end; at++) forward_ranks(it, at, h, y);
+    for (int64_t at = begin; at < end; at++) {
+        forget(it, at, h);
+        forward_ranks(it, at, h, y);
+    }
 }
 
 inline int64_t neighbours(const Sizes& s) {

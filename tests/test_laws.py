@@ -34,7 +34,7 @@ RECURRENT = [c for c in CASES if "window" in c or not c.startswith("attention")]
 DIM = 16
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 
-pieces = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+pieces = st.lists(st.integers(0, 9), min_size=1, max_size=6)
 
 
 def test_every_mixer_has_a_case():
@@ -205,6 +205,18 @@ def test_law_7_a_recurrent_state_has_a_fixed_size(case, length):
     with torch.no_grad():
         _, state = m(tokens(1, length), m.init_state(1))
     assert S.nbytes(state) == S.nbytes(m.init_state(1)) == m.state_bytes(length, 8)
+
+
+@pytest.mark.parametrize("case", RECURRENT)
+def test_law_7_in_bf16_and_what_a_state_keeps_alive(case):
+    """A state is no view of the text that it read: its memory, too, has a fixed size."""
+    m, fresh = mixer(case).bfloat16(), []
+    for length in (0, 1, 2, 400):
+        with torch.no_grad():
+            _, state = m(tokens(1, length).bfloat16(), m.init_state(1))
+        assert S.nbytes(state) == m.state_bytes(length, 2)
+        fresh.append(sum(leaf.untyped_storage().nbytes() for _, leaf in S.leaves(state)))
+    assert fresh[-1] <= 3 * fresh[0]
 
 
 @pytest.mark.parametrize("case", CASES)

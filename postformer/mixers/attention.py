@@ -90,6 +90,8 @@ class Attention(nn.Module):
     ) -> tuple[Float[Tensor, "b t d"], AttentionState | RingState | None]:
         """Attend over the state and the new tokens; returns the output and the state after them."""
         b, t, _ = x.shape
+        if not b * t:
+            return x, state
         q = self.q_norm(self.q(x).view(b, t, self.heads, self.width))
         k = self.k_norm(self.k(x).view(b, t, self.groups, self.width))
         v = self.v(x).view(b, t, self.groups, self.width)

@@ -66,9 +66,9 @@ class GatedDelta(nn.Module):
 
     def init_state(self, batch: int) -> DeltaState:
         """Zeros: nothing was read."""
-        like = {"device": self.A_log.device, "dtype": self.A_log.dtype}
-        conv = torch.zeros(batch, self.conv_weight.shape[1] - 1, self.sizes[0], **like)
-        return DeltaState(conv, torch.zeros(batch, self.heads, self.p, self.n, **like))
+        conv = self.A_log.new_zeros(batch, self.conv_weight.shape[1] - 1, self.sizes[0])
+        wide = torch.promote_types(self.A_log.dtype, torch.float32)
+        return DeltaState(conv, self.A_log.new_zeros(batch, self.heads, self.p, self.n, dtype=wide))
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: DeltaState | None = None, packing: Packing = WHOLE

@@ -104,10 +104,8 @@ class Mamba(nn.Module):
     def init_state(self, batch: int) -> MambaState:
         """Zeros: nothing was read."""
         conv = self.D.new_zeros(batch, self.conv_weight.shape[1] - 1, self.channels)
-        ssm = torch.zeros(
-            batch, self.channels, self.n, device=self.D.device, dtype=torch.promote_types(self.D.dtype, torch.float32)
-        )
-        return MambaState(conv, ssm)
+        wide = torch.promote_types(self.D.dtype, torch.float32)
+        return MambaState(conv, self.D.new_zeros(batch, self.channels, self.n, dtype=wide))
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: MambaState | None = None, packing: Packing = WHOLE

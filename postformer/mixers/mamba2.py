@@ -67,9 +67,9 @@ class Mamba2(nn.Module):
 
     def init_state(self, batch: int) -> Mamba2State:
         """Zeros: nothing was read."""
-        like = {"device": self.D.device, "dtype": self.D.dtype}
-        conv = torch.zeros(batch, self.conv_weight.shape[1] - 1, self.conv_weight.shape[0], **like)
-        return Mamba2State(conv, torch.zeros(batch, self.heads, self.width, self.n, **like))
+        conv = self.D.new_zeros(batch, self.conv_weight.shape[1] - 1, self.conv_weight.shape[0])
+        wide = torch.promote_types(self.D.dtype, torch.float32)
+        return Mamba2State(conv, self.D.new_zeros(batch, self.heads, self.width, self.n, dtype=wide))
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: Mamba2State | None = None, packing: Packing = WHOLE

@@ -122,7 +122,9 @@ class Backbone(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t d"], state: State | None = None, packing: Packing = WHOLE
     ) -> tuple[Float[Tensor, "b t d"], State | None]:
-        """Through all layers and the last norm."""
+        """Through all layers and the last norm. Raises ValueError when `packing` says that a row has more tokens than there are."""
+        if packing.lengths is not None and not bool(((packing.lengths >= 0) & (packing.lengths <= x.shape[1])).all()):
+            raise ValueError(f"packing.lengths: expected 0 to {x.shape[1]} tokens a row, got {packing.lengths.tolist()}")
         blocks, after = list(self.blocks), []
         token = state is not None and packing is WHOLE and x.shape[1] == 1 and torch.is_inference_mode_enabled()
         while (i := len(after)) < len(blocks):

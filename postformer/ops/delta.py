@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from postformer.ops.ssd import CHUNK, decays
+from postformer.ops.ssd import CHUNK, decays, weighed
 
 
 def gated_delta_reference(
@@ -26,8 +26,8 @@ def gated_delta_reference(
     """The recurrence as it is written, one step after the other; the state is zero before a token where `starts` is true."""
     y = []
     for t in range(q.shape[1]):
-        decay = a[:, t].exp() if starts is None else a[:, t].exp().masked_fill(starts[:, t, None], 0)
-        state = decay[..., None, None] * state
+        state = state if starts is None else state.masked_fill(starts[:, t, None, None, None], 0)
+        state = a[:, t].exp()[..., None, None] * state
         change = beta[:, t, :, None] * (v[:, t] - torch.einsum("bhpn,bhn->bhp", state, k[:, t]))
         state = state + change[..., None] * k[:, t, :, None]
         y.append(torch.einsum("bhpn,bhn->bhp", state, q[:, t]))
@@ -44,6 +44,8 @@ def gated_delta(
     starts: Bool[Tensor, "b t"] | None = None,
 ) -> tuple[Float[Tensor, "b t h p"], Float[Tensor, "b h p n"]]:
     """The same, chunk by chunk. Returns y and the state after the last step."""
+    if not q.shape[1]:
+        return v, state
     if q.shape[1] == 1:
         return gated_delta_reference(q, k, v, a, beta, state, starts)
     y = []
@@ -62,7 +64,7 @@ def _chunk(
     M_ij = beta_i L_ij k_i k_j^T below the diagonal."""
     L, arrived, leaving, kept = left
     M = ((k @ k.mT) * L * beta[..., None]).tril(-1)
-    target = beta[..., None] * (v - arrived[..., None] * (k @ state.mT))
+    target = beta[..., None] * (v - weighed(arrived, k @ state.mT))
     u = torch.linalg.solve_triangular(M, target, upper=False, unitriangular=True)
-    y = ((q @ k.mT) * L) @ u + arrived[..., None] * (q @ state.mT)
-    return y, kept[..., None] * state + (u * leaving[..., None]).mT @ k
+    y = ((q @ k.mT) * L) @ u + weighed(arrived, q @ state.mT)
+    return y, weighed(kept, state) + (u * leaving[..., None]).mT @ k

@@ -30,9 +30,11 @@ class Packing(NamedTuple):
         return x if real is None else x.masked_fill(~real.reshape(*real.shape, *[1] * (x.ndim - 2)), 0)
 
     def last(self, x: Shaped[Tensor, "b t *c"], before: Shaped[Tensor, "b *c"]) -> Shaped[Tensor, "b *c"]:
-        """What x holds at each row's last real token; `before` for a row without any."""
+        """What x holds at each row's last real token, as a copy that keeps no text alive; `before` for a row without any."""
+        if not x.shape[1]:
+            return before
         if self.lengths is None:
-            return x[:, -1]
+            return x[:, -1].clone()
         at = self.lengths.clamp(min=1) - 1
         found = x[torch.arange(len(x), device=x.device), at]
         return torch.where((self.lengths > 0).reshape(-1, *[1] * (before.ndim - 1)), found, before)

@@ -55,10 +55,10 @@ def ssd_reference(
     B, C = (m.repeat_interleave(x.shape[3] // m.shape[3], 3) for m in (B, C))
     y = []
     for t in range(x.shape[1]):
-        decay = a[:, t].exp() if starts is None else a[:, t].exp().masked_fill(starts[:, t, None], 0)
+        state = state if starts is None else state.masked_fill(starts[:, t, None, None, None], 0)
         now = torch.einsum("brhp,brhn->bhpn", x[:, t], B[:, t])
         w, v = (None if m is None else m[:, t, :, None, None] for m in (weights.now, weights.later))
-        state = decay[..., None, None] * state + (now if w is None else w * now)
+        state = a[:, t].exp()[..., None, None] * state + (now if w is None else w * now)
         y.append(torch.einsum("bhpn,brhn->brhp", state, C[:, t]))
         state = state if v is None else state + v * now
     return _skip(torch.stack(y, 1), x, weights.D), state
@@ -96,6 +96,8 @@ def ssd_in_chunks(
     weights: Weights = PLAIN,
 ) -> tuple[Float[Tensor, "b t r h p"], Float[Tensor, "b h p n"]]:
     """The same in chunks of matrix products (section 6; listing 1), for any device and dtype."""
+    if not x.shape[1]:
+        return x, state
     if x.shape[1] == 1:
         return ssd_reference(x, a, B, C, state, starts, weights)
     y, size = [], max(1, CHUNK // x.shape[2])
@@ -130,10 +132,15 @@ def _chunk(
     B, C = (m.permute(0, 3, 1, 2, 4).reshape(b, g, q * r, n) for m in (B, C))
     weights = ((C @ B.mT)[:, :, None] * L.view(b, g, -1, q * r, q * r)).view(b, h, q * r, q * r)
     carried = (C @ state.reshape(b, g, -1, n).mT).view(b, g, q * r, -1, p).transpose(2, 3).reshape(b, h, q * r, p)
-    y = weights @ x + arrived[..., None] * carried
+    y = weights @ x + weighed(arrived, carried)
     added = ((x * leaving[..., None]).mT.reshape(b, g, -1, q * r) @ B).view(b, h, p, n)
     y = y.view(b, h, q, r, p).permute(0, 2, 3, 1, 4)
-    return y, kept[..., None] * state + added
+    return y, weighed(kept, state) + added
+
+
+def weighed(weight: Tensor, x: Tensor) -> Tensor:
+    """weight [..., 1 or q] times x [..., q, n]; 0 where the weight is 0, whatever x is: nothing passes a document's start."""
+    return torch.where(weight[..., None] == 0, 0, weight[..., None] * x)
 
 
 def decays(a: Float[Tensor, "b q h"], starts: Bool[Tensor, "b q"] | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

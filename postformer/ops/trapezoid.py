@@ -61,6 +61,8 @@ def trapezoid(
 
     At padding a, beta and gamma must be 0. A document's first token weighs no token before it.
     """
+    if not x.shape[1]:
+        return x, state
     if packing.starts is not None:
         beta = beta.masked_fill(packing.starts[..., None], 0)
     h = state.h + beta[:, 0, :, None, None] * torch.einsum("brhp,brhn->bhpn", state.x, state.B)

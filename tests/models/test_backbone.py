@@ -76,6 +76,13 @@ def test_a_pattern_is_completed_in_place_and_stays():
     assert complete_pattern(tuple(full), MIXERS, "model.mixers") == full
 
 
+@pytest.mark.parametrize("lengths", [[3, 9], [-1, 2]])
+def test_a_row_of_more_tokens_than_there_are_is_refused(lengths: list[int]):
+    b = Backbone(16, 1, (MAMBA,), (NONE,))
+    with pytest.raises(ValueError, match=r"packing.lengths: expected 0 to 4 tokens a row"):
+        b(torch.randn(2, 4, 16), None, Packing(None, torch.tensor(lengths)))
+
+
 class Plain(nn.Module):
     """A mixer that knows nothing of packed rows."""
 

@@ -127,6 +127,15 @@ def test_extreme_decays_and_numbers_that_are_none():
 
 
 @kernel
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, 0x7F800001, -1])
+def test_a_rate_that_is_no_number_is_not_swallowed(bits):
+    u, dt, A, B, C, h = (x.detach().clone() for x in small_and_wide(1, 3, 20, 4)[0])
+    A[0, 0] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    y, _ = selective_scan(u, dt, A, B, C, h)
+    assert bool(y[0, :, 0].isnan().all()) and bool(y[0, :, 1:].isfinite().all())
+
+
+@kernel
 def test_a_decay_is_exact_to_float_wherever_it_has_one():
     """Around the bound above which the exponents are clamped, and for states that grow."""
     dt = torch.linspace(0.0, 87.0, 2001)[:, None].repeat(1, 18)

@@ -66,6 +66,32 @@ def test_equals_the_recurrence_with_gradients(b, t, r, heads, p, n, packed, chos
 
 
 @kernel
+@pytest.mark.parametrize("r", [1, 2])
+@pytest.mark.parametrize(("t", "n"), [(63, 16), (64, 33), (65, 17), (129, 128), (200, 5)])
+def test_gradients_across_the_states_that_are_kept(t, n, r):
+    args = inputs(1, t, r, (2, 1), 17, n, seed=t)
+    found = with_gradients(ssd, args), with_gradients(ssd_reference, [m.detach().double().requires_grad_() for m in args])
+    for mine, exact in zip(*found, strict=True):
+        torch.testing.assert_close(mine.double(), exact, rtol=0, atol=3e-6 * (1 + float(exact.detach().abs().max())))
+
+
+@kernel
+@pytest.mark.parametrize("r", [1, 2])
+def test_a_document_forgets_a_state_that_is_not_finite(r):
+    x, a, B, C, state = (m.detach() for m in inputs(2, 12, r, (2, 1), 17, 5))
+    x[0, 1] = torch.inf
+    starts = torch.zeros(2, 12, dtype=torch.bool)
+    starts[:, 6] = True
+    y, last = ssd(x, a, B, C, state, starts)
+    alone, end = ssd(x[:, 6:], a[:, 6:], B[:, 6:], C[:, 6:], torch.zeros_like(state))
+    assert not y[0, 1:6].isfinite().any()
+    torch.testing.assert_close(y[:, 6:], alone)
+    torch.testing.assert_close(last, end)
+    y, last = ssd_reference(x, a, B, C, state, starts)
+    torch.testing.assert_close(y[:, 6:], alone)
+
+
+@kernel
 @given(first=st.integers(0, 40), rest=st.integers(0, 40), r=st.integers(1, 2))
 def test_the_same_bits_at_any_split(first, rest, r):
     x, a, B, C, state = (m.detach() for m in inputs(2, first + rest, r, (4, 2), 21, 5))
