@@ -3,9 +3,9 @@
     python benchmarks/papers.py induction --seeds 0,1,2
 
 Each line is what trained models answer on sequences drawn for the test alone. Shares are in percent; with several seeds a line has
-the mean over seeds and Student's 95% interval, with one seed Wilson's, in which a sequence counts as one sample however many answers
-it asks for. Tracking tasks are asked for their last answer and scaled as in the paper (0 a guesser, 100 perfect). An interrupted
-study goes on in --out.
+the mean over seeds and Student's 95% interval; with one seed, or where all seeds agree, Wilson's over all sequences, in which a
+sequence counts as one sample however many answers it asks for. Tracking tasks are asked for their last answer and scaled as in the
+paper (0 a guesser, 100 perfect). An interrupted study goes on in --out.
 """
 
 import argparse
@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from postformer.claims.stamp import closed, stamp
 from postformer.claims.stats import mean_interval, wilson
 from postformer.config import UserError, build
 from postformer.data import DATA
@@ -106,9 +105,10 @@ def summary(figure: Figure, scores: dict[int, Score]) -> dict[str, Any]:
     """Our figure in percent, with its interval."""
     each = [s.scaled if figure.scaled else s.share for s in scores.values()]
     value, low, high, n = mean_interval(each)
-    if n == 1:
-        (score,) = scores.values()
-        bounds = wilson(round(score.share * score.rows), score.rows)
+    if low == high:  # one seed, or all alike: what is not known is what other sequences would give
+        score = next(iter(scores.values()))
+        rows = score.rows * n
+        bounds = wilson(round(score.share * rows), rows)
         low, high = (scaled(b, score.chance) if figure.scaled else b for b in (bounds.low or 0.0, bounds.high or 1.0))
     assert low is not None and high is not None
     numbers = {"value": 100 * value, "low": 100 * max(low, -1.0), "high": 100 * min(high, 1.0)}
@@ -134,6 +134,7 @@ def main() -> None:
     args = parser.parse_args()
     figures = TABLES[args.name](args.tokens)
     seeds = [int(s) for s in args.seeds.split(",")]
+    about = stamp(command=["python", *sys.argv], seeds=seeds, threads=args.threads)
     recipes = dict.fromkeys(f.recipe for f in figures)
     models = {(recipe, seed): trained(recipe, seed, args) for recipe in recipes for seed in seeds}
     lines = []
@@ -142,7 +143,11 @@ def main() -> None:
             lines.append(summary(figure, {seed: measure(models[figure.recipe, seed], figure) for seed in seeds}))
             print(show(lines[-1]), flush=True)
     path = args.out / f"{args.name}.json"
-    path.write_text(json.dumps({"torch": torch.__version__, "threads": args.threads, "figures": lines}, indent=1) + "\n")
+    steps = {
+        recipe: {"taken": args.steps or RECIPES[recipe]().train.steps, "of": RECIPES[recipe]().train.steps}
+        for recipe in recipes
+    }
+    path.write_text(json.dumps({"stamp": closed(about), "steps": steps, "figures": lines}, indent=1) + "\n")
     print(path)
 
 

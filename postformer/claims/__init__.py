@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 SENTENCES = {
     "long_text": "A selective state space reads long text in linear time with constant memory, and about five times faster than a "
     "Transformer.",
-    "selective": "Selection lets a state space remember what matters at any distance: trained on 256 tokens, it answers a million on.",
-    "state_tracking": "A state that rotates keeps count where a real-valued one cannot: Mamba-3 solves parity, and the same net without "
-    "rotation stays at chance.",
+    "selective": "Selection lets a state space remember what matters at any distance: trained on 256 tokens, it answers after a million.",
+    "state_tracking": "A state that rotates keeps count where a real, positive one cannot: Mamba-3 solves parity, and the same net "
+    "without rotation stays at chance.",
 }
 """Each claim as the field says it, by its name: that of its file, which is not imported before it is run."""
 

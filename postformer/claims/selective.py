@@ -26,6 +26,7 @@ LENGTHS = tuple(1 << k for k in range(6, 21, 2))
 """Where induction heads are asked for."""
 LONGEST_ROWS, TOKENS = 8, 1 << 21
 """At least so many sequences of a length, or about so many tokens of it."""
+COPYING_ROWS = 1000
 ALONG = tuple(1 << k for k in range(10, 21, 2))
 """Where the state is weighed and timed."""
 LEARN = {"induction": 0.4, "copying": 0.15}
@@ -72,7 +73,7 @@ def _copying(e: Evidence, t: Mapping[str, Real]) -> Finding:
     assert share.value is not None and share.high is not None
     numbers = {"answers right": share, "a guesser's": Number(100 * score["chance"], "%", "counted")}
     because = f"{share.value:.1f}% of the answers are right after {e['taken']['copying']}"
-    if share.value >= t["right"]:
+    if (share.low or 0.0) >= t["right"]:
         return Finding("supported", because, numbers)
     whole = e["taken"]["copying_share"] >= 1
     return Finding("contradicted" if whole and share.high < t["right"] else "inconclusive", because, numbers)
@@ -112,16 +113,17 @@ RULE = Rule(
     (
         Criterion(
             "induction heads at a million tokens",
-            "Supported if at least {right:g}% of the sequences are answered right at every length from 64 to {longest:,.0f} tokens; "
+            "Supported if at least {right:g}% of the sequences that are asked are answered right at every fourth length from 64 to "
+            "{longest:,.0f} tokens, which at the longest, asked of {rows} or more for each seed, is all; "
             "contradicted if after all of the recipe's steps the share's 95% interval lies below {learned:g}% at a length and above it at "
             "{trained:,.0f}, the longest of its training; else inconclusive, also where the budget ended before.",
             _induction,
-            {"right": 99, "learned": 90, "trained": 256, "longest": 1 << 20},
+            {"right": 99, "learned": 90, "trained": 256, "longest": 1 << 20, "rows": LONGEST_ROWS},
         ),
         Criterion(
             "selective copying",
-            "Supported if at least {right:g}% of the answers at 256 tokens are right; contradicted if their 95% interval lies below after "
-            "all of the recipe's steps; else inconclusive.",
+            "Supported if the 95% interval of the right answers at 256 tokens, a sequence counted as one sample, lies at or above "
+            "{right:g}%; contradicted if it lies below after all of the recipe's steps; else inconclusive.",
             _copying,
             {"right": 99},
         ),
@@ -175,7 +177,7 @@ class Selective:
             tasks.learn(ctx, run)
             taken[name] = f"{run.train.steps:,} of the recipe's {whole[name].train.steps:,} steps"
             taken[f"{name}_share"] = run.train.steps / whole[name].train.steps
-        copying = ctx.step("selective copying at 256", lambda: tasks.answers(ctx, runs["copying"], 256, 64))
+        copying = ctx.step("selective copying at 256", lambda: tasks.answers(ctx, runs["copying"], 256, COPYING_ROWS))
         along = ctx.step("cost along a stream", lambda: tasks.times_along(ctx, runs["induction"], ALONG))
         evidence = {"induction": self._ask(ctx, runs["induction"]), "copying": copying, "along": along, "taken": taken}
         longest = evidence["induction"][-1]
@@ -183,7 +185,7 @@ class Selective:
             self,
             evidence,
             headline=Headline(
-                page.share_of(longest, ctx.seeds), f"right answers {longest['length']:,} tokens on, trained on 256"
+                page.share_of(longest, ctx.seeds), f"right answers in sequences of {longest['length']:,} tokens, trained on 256"
             ),
             tables=(page.answers(evidence, ctx.seeds), page.costs(evidence)),
             charts=page.charts(evidence, ctx.seeds),

@@ -25,7 +25,7 @@ from postformer.train.session import open_model
 def fitted(ctx: Context, runs: Mapping[str, Run], seconds: Real) -> dict[str, Run]:
     """The runs with the same share of their steps, all of them if the seconds allow it for every seed.
 
-    A task that grows with the steps grows faster then. What a step takes is timed at its longest.
+    A task that grows with the steps grows faster then. What a step takes is the median of six after its lengths have grown.
     """
     share_s = seconds / len(ctx.seeds)
     step_s = ctx.step(
