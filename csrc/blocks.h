@@ -10,6 +10,13 @@ static inline int64_t blocks_of(int64_t channels) { return (channels + LANES - 1
 // How many channels of the block that begins at `first` exist.
 static inline int64_t lanes_from(int64_t first, int64_t channels) { return channels - first < LANES ? channels - first : LANES; }
 
+// How many of all blocks one task takes through a few tokens before it goes on to the next ones: rows of the activations lie on pages of
+// memory of their own, and neighbours share the search for them.
+static inline int64_t neighbours(int64_t blocks) {
+    constexpr int64_t MOST = 8, TASKS = 16;
+    return blocks < TASKS ? 1 : blocks / TASKS < MOST ? blocks / TASKS : MOST;
+}
+
 // LANES channels of a row, of which `m` exist in memory.
 struct Block {
     Vec v[K];

@@ -46,7 +46,8 @@ inline float silu(float x) { return x / (1 + std::exp(-x)); }
 inline float softplus(float x) { return x > 20 ? x : std::log1p(std::exp(x)); }
 
 // One step of a channel's state from `before` [n] to `h`; returns C h.
-inline float scan_step(const float* before, float* h, const Small& A_log, int64_t first, const float* B, const float* C, float dt, float u, int64_t n) {
+inline float scan_step(const float* before, float* h, const Small& A_log, int64_t first, const float* B, const float* C, float dt, float u,
+                       int64_t n) {
     Vec y = {};
     for (int64_t j = 0; j < n; j += WIDTH) {
         const int64_t m = n - j < WIDTH ? n - j : WIDTH;
@@ -75,7 +76,8 @@ struct Room {
     float *token, *u, *gate, *inner, *low, *chosen;  // rows of d, c, c, c, r and 2 n
 
     explicit Room(float* from, const Sizes& s)
-        : token(from), u(token + s.b * s.d), gate(u + s.b * s.c), inner(gate + s.b * s.c), low(inner + s.b * s.c), chosen(low + s.b * s.r) {}
+        : token(from), u(token + s.b * s.d), gate(u + s.b * s.c), inner(gate + s.b * s.c), low(inner + s.b * s.c), chosen(low + s.b * s.r) {
+    }
 
     static int64_t floats(const Sizes& s) { return s.b * (s.d + 3 * s.c + s.r + 2 * s.n); }
 };
@@ -153,8 +155,8 @@ int32_t steps(ParallelFor pool, const Layer* layers, float* x, int64_t depth, co
 
 }  // namespace
 
-// x [b, d] in floats, before and after. The four matrices of all layers are floats, or bf16 where `half` is 1; all other weights are, where `half_small` is
-// 1, and the convolution's past is, where `half_past` is 1; h is floats. eps: the bits of a double.
+// x [b, d] in floats, before and after. The four matrices of all layers are floats, or bf16 where `half` is 1; so are all other weights by
+// `half_small`, and the convolution's past by `half_past`; h is floats. eps: the bits of a double.
 extern "C" KERNEL int32_t mamba_steps(ParallelFor pool, const void* layers, float* x, int64_t depth, int64_t half, int64_t half_small,
                                       int64_t half_past, int64_t eps, int64_t b, int64_t d, int64_t c, int64_t k, int64_t r, int64_t n) {
     const Sizes s{b, d, c, k, r, n, bits_as<double>(eps), half_small != 0};

@@ -172,16 +172,9 @@ struct Walk {
     void leave(float* all) const { transpose_out(state.data(), all + block.first * block.s.n, block.m, block.s.n); }
 };
 
-// Blocks that one task takes through a tile before it goes on to the next: rows of u, dt, z and y lie on pages of memory of their own, and
-// neighbours share the search for them.
-inline int64_t neighbours(const Sizes& s) {
-    constexpr int64_t MOST = 8, TASKS = 16;
-    return std::clamp<int64_t>(s.b * blocks_of(s.c) / TASKS, 1, MOST);
-}
-
 template <class T>
 int32_t forward(ParallelFor pool, const Inputs<T> in, float* h, T* y, float* kept, const Sizes s) {
-    const int64_t each = neighbours(s), tasks = (blocks_of(s.c) + each - 1) / each;
+    const int64_t each = neighbours(s.b * blocks_of(s.c)), tasks = (blocks_of(s.c) + each - 1) / each;
     auto task = [&](int64_t i) {
         const int64_t row = i / tasks, last = std::min((i % tasks + 1) * each, blocks_of(s.c));
         std::vector<Walk<T>> walks;

@@ -17,7 +17,7 @@ inline void update(const float* from, float* to, float d, const Block& x, const 
         }
 }
 
-constexpr int64_t TILE = 16;  // tokens through which the blocks of a task go in turn: they share B and C, and the pages of memory of x and y
+constexpr int64_t TILE = 16;  // tokens through which the blocks of a task go in turn: they share B and C, and the pages of x and y
 constexpr int TOGETHER = K < 4 ? 4 : 1;  // tokens for which h is loaded and stored once, in registers
 
 // A decay of 0 leaves nothing of a state, even where it is not finite.
@@ -25,7 +25,7 @@ inline void forget(const Item& it, int64_t at, float* h) {
     if (it.d(at) == 0) memset(h, 0, it.s.n * LANES * sizeof(float));
 }
 
-// One input a token, for COUNT tokens: h = d h + now B^T, of which C reads y, and `later` B^T is added after that. x, w and v are read at `at` and on.
+// One input a token, for COUNT tokens from `at` on: h = d h + now B^T, of which C reads y, and `later` B^T is added after that.
 template <int COUNT, bool LATER>
 inline void forward_some(const Item& it, int64_t at, float* h, float* y) {
     Block now[COUNT], later[COUNT], out[COUNT];
@@ -95,11 +95,6 @@ inline void forward(const Item& it, int64_t begin, int64_t end, float* h, float*
     }
 }
 
-inline int64_t neighbours(const Sizes& s) {
-    constexpr int64_t MOST = 8, TASKS = 16;
-    return std::clamp<int64_t>(s.b * s.h * s.blocks() / TASKS, 1, MOST);
-}
-
 }  // namespace
 
 // `state` holds the first state and then the last. `kept` [b, h, blocks, ceil(t / chunk), n, LANES] takes the state before each chunk;
@@ -110,7 +105,7 @@ extern "C" KERNEL int32_t ssd_forward(ParallelFor pool, const float* x, const fl
                                       int64_t C_stride, int64_t chunk) {
     const Sizes s{b, t, r, h, p, g, n, x_stride, B_stride, C_stride};
     const Inputs in{x, B, C, d, w, v, D};
-    const int64_t chunks = (t + chunk - 1) / chunk, size = n * LANES, of_row = h * s.blocks(), each = neighbours(s);
+    const int64_t chunks = (t + chunk - 1) / chunk, size = n * LANES, of_row = h * s.blocks(), each = neighbours(b * of_row);
     const int64_t tasks = (of_row + each - 1) / each;
     auto task = [&](int64_t i) {
         const int64_t row = i / tasks, first = i % tasks * each, count = std::min(each, of_row - first);

@@ -41,7 +41,7 @@ static inline void arrange(const float* x, float* to, int64_t n) {
     for (int64_t i = 0; i < n; i++) to[place<T>(i, n)] = x[i];
 }
 
-constexpr int64_t AHEAD = 2048;  // bytes: hardware stops to read ahead where a page of memory ends
+constexpr int64_t BYTES_AHEAD = 2048;  // hardware stops to read ahead where a page of memory ends
 
 static inline Vec products(const float* w, const float* x) {
     return load(w) * load(x) + load(w + WIDTH) * load(x + WIDTH);
@@ -83,7 +83,7 @@ static inline float dot(const T* w, const float* x, int64_t n) {
     Vec sums[SUMS] = {};
     int64_t i = 0;
     for (; i + SUMS * PAIR <= n; i += SUMS * PAIR) {
-        const char* next = reinterpret_cast<const char*>(w + i) + AHEAD;
+        const char* next = reinterpret_cast<const char*>(w + i) + BYTES_AHEAD;
         for (int64_t line = 0; line < static_cast<int64_t>(SUMS * PAIR * sizeof(T)); line += 64) __builtin_prefetch(next + line);
         for (int64_t k = 0; k < SUMS; k++) sums[k] += products(w + i + k * PAIR, x + i + k * PAIR);
     }

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from postformer.ops.conv import causal_conv
-from postformer.ops.layers import Linear, RMSNorm, watched
+from postformer.ops.layers import Linear, RMSNorm, dt_bias, watched
 from postformer.ops.mamba_step import MOST_ROWS, Stepper, Weights, mamba_step, serves
 from postformer.ops.packing import WHOLE, Packing
 from postformer.ops.scan import selective_scan
@@ -57,7 +57,10 @@ class MambaSteps:
 
 
 class Mamba(nn.Module):
-    """`state` is the paper's N, `rank` the width through which dt is predicted (default: dim / 16, rounded up)."""
+    """`state` is the paper's N, `rank` the width through which dt is predicted (default: dim / 16, rounded up).
+
+    Raises ValueError for sizes below 1 and unless 0 < dt_min <= dt_max.
+    """
 
     Steps = MambaSteps
 
@@ -75,8 +78,6 @@ class Mamba(nn.Module):
         super().__init__()
         if min(state, expand, conv, 1 if rank is None else rank) < 1:
             raise ValueError(f"state={state}, expand={expand}, conv={conv} and rank={rank} must be at least 1")
-        if not 0 < dt_min <= dt_max:
-            raise ValueError(f"dt_min={dt_min} and dt_max={dt_max} must satisfy 0 < dt_min <= dt_max")
         c = expand * dim
         self.dim, self.channels, self.n, self.rank = dim, c, state, rank or math.ceil(dim / 16)
         self.inp = Linear(dim, 2 * c, bias=False)
@@ -84,22 +85,16 @@ class Mamba(nn.Module):
         self.conv_bias = nn.Parameter(torch.empty(c).uniform_(-(conv**-0.5), conv**-0.5))
         self.select = Linear(c, self.rank + 2 * state, bias=False)
         self.dt = Linear(self.rank, c)
+        nn.init.uniform_(self.dt.weight, -(self.rank**-0.5), self.rank**-0.5)
+        self.dt.bias = nn.Parameter(dt_bias(c, dt_min, dt_max))
         self.A_log = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(c, 1))
         self.D = nn.Parameter(torch.ones(c))
         self.out = Linear(c, dim, bias=False)
         for p in (self.A_log, self.D, self.dt.bias):
             p.no_weight_decay = True  # type: ignore[attr-defined]
-        self._init_dt(dt_min, dt_max)
         self.form = dim, c, conv, self.rank, state
         """The sizes: layers of one form can be stepped in one call."""
         self._step = Stepper()
-
-    @torch.no_grad()
-    def _init_dt(self, dt_min: float, dt_max: float) -> None:
-        """softplus(bias) is log-uniform in [dt_min, dt_max] (section 3.6)."""
-        nn.init.uniform_(self.dt.weight, -(self.rank**-0.5), self.rank**-0.5)
-        dt = torch.empty(self.channels).uniform_(math.log(dt_min), math.log(dt_max)).exp()
-        self.dt.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
     def init_state(self, batch: int) -> MambaState:
         """Zeros: nothing was read."""
