@@ -7,6 +7,7 @@ build serves every version of torch and Python.
 import ctypes
 import functools
 import os
+import struct
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -140,6 +141,11 @@ def run(name: str, *arguments: int | None) -> None:
     """`call` for addresses."""
     if getattr(kernels(), name)(_pool[0], *arguments):
         raise MemoryError(f"the kernel {name} ran out of memory")
+
+
+def bits(x: float) -> int:
+    """A double as a kernel takes it among its sizes."""
+    return struct.unpack("q", struct.pack("d", x))[0]
 
 
 def check(operator: str, dtype: torch.dtype = torch.float32, /, **expected: tuple[Tensor | None, tuple[int, ...]]) -> None:

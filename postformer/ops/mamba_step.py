@@ -6,7 +6,6 @@ The formulas, and the reference in operations of torch, are `Mamba.forward` (pos
 b rows, d model width, c channels, k taps, r rank of dt, n state size.
 """
 
-import struct
 from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -107,7 +106,7 @@ class Stepper:
             after.append((past, h))
         y = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         halves = *known.halves, x.dtype == torch.bfloat16
-        _cpu.run("mamba_steps", table.buffer_info()[0], y.data_ptr(), len(after), *halves, _bits(eps), b, *known.sizes)
+        _cpu.run("mamba_steps", table.buffer_info()[0], y.data_ptr(), len(after), *halves, _cpu.bits(eps), b, *known.sizes)
         return y.to(x.dtype), after
 
 
@@ -157,10 +156,6 @@ def _pointers(w: Weights, norm: Tensor | None, *states: Tensor) -> list[int]:
     order = w.inp, w.taps, w.tap_bias, w.select, w.dt, w.dt_bias, w.A_log, w.D, w.out
     addresses = [0 if norm is None else norm.data_ptr(), *(x.data_ptr() for x in (*order, *states))]
     return addresses + [0] * (COLUMNS - len(addresses))
-
-
-def _bits(x: float) -> int:
-    return struct.unpack("q", struct.pack("d", x))[0]
 
 
 # ---------------------------------------------------------------- the CPU kernel as an operator of torch

@@ -6,7 +6,6 @@ With a gate, x SiLU(gate) takes x's place (Dao & Gu 2024, arXiv 2405.21060, sect
 `after` (Yang, Kautz & Hatamizadeh 2024, arXiv 2412.06464, figure 1).
 """
 
-import struct
 from typing import Any
 
 import torch
@@ -110,7 +109,7 @@ def _lines(x: Tensor | None) -> tuple[Tensor | None, int]:
 def _numbers(x: Tensor, gate: Tensor | None, eps: float, groups: int, after: bool, strides: tuple[int, int]) -> tuple[int, ...]:
     """What the kernels take after their tensors; eps as the bits of a double."""
     half = [m.dtype == torch.bfloat16 for m in (x, x if gate is None else gate)]
-    return (*half, struct.unpack("q", struct.pack("d", eps))[0], after, *x.shape, groups, *strides)
+    return (*half, _cpu.bits(eps), after, *x.shape, groups, *strides)
 
 
 @torch.library.impl(_cpu.LIBRARY, "rms_norm", "CPU")
