@@ -17,6 +17,7 @@ from typing import Any
 
 from postformer.claims.stamp import closed, stamp
 from postformer.claims.stats import mean_interval, wilson
+from postformer.cli import positive, seed_list
 from postformer.config import UserError, build
 from postformer.data import DATA
 from postformer.objectives.accuracy import Score, accuracy, scaled
@@ -126,14 +127,16 @@ def show(line: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=TABLES)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, help="train for fewer steps than the recipe says")
-    parser.add_argument("--tokens", type=int, default=1 << 22, help="tokens to read for each length of the induction heads")
+    parser.add_argument("--seeds", type=seed_list, default=(0, 1, 2), help="default: 0,1,2")
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--steps", type=positive, help="train for fewer steps than the recipe says")
+    parser.add_argument(
+        "--tokens", type=positive, default=1 << 22, help="tokens to read for each length of the induction heads"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/papers"))
     args = parser.parse_args()
     figures = TABLES[args.name](args.tokens)
-    seeds = [int(s) for s in args.seeds.split(",")]
+    seeds = list(args.seeds)
     about = stamp(command=["python", *sys.argv], seeds=seeds, threads=args.threads)
     recipes = dict.fromkeys(f.recipe for f in figures)
     models = {(recipe, seed): trained(recipe, seed, args) for recipe in recipes for seed in seeds}
@@ -155,4 +158,5 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as e:
-        sys.exit(f"papers: {e}")
+        print(f"papers: {e}", file=sys.stderr)
+        sys.exit(2)

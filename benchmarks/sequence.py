@@ -73,7 +73,11 @@ class Run:
     def __init__(self, args: argparse.Namespace, parts: Sequence[str]):
         self.parts, self.out, self.began = parts, args.out, time.monotonic()
         work = self.out.parent.absolute()
-        work.mkdir(parents=True, exist_ok=True)
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            self.out.touch()
+        except OSError as e:
+            raise UserError(f"--out: {self.out} cannot be written: {e.strerror}") from e
         source = args.llama_source and str(args.llama_source.absolute())
         self.settings = Settings(threads=args.threads, quick=args.quick, work=work, llama_source=source)
         self.result: dict[str, Any] = {

@@ -15,6 +15,7 @@ from pathlib import Path
 from postformer.claims import sequences
 from postformer.claims.long_text_page import WINDOW
 from postformer.claims.stats import mean_interval
+from postformer.cli import positive, seed_list
 from postformer.config import UserError
 from postformer.data import corpus_from, default_corpus, open_corpus
 from postformer.recipes import RECIPES
@@ -23,11 +24,11 @@ from postformer.train.session import train_run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--steps", type=positive, required=True)
+    parser.add_argument("--seeds", type=seed_list, default=(0, 1, 2), help="default: 0,1,2")
     parser.add_argument("--recipes", default="text-mamba,text-attention")
     parser.add_argument("--dtype", default="bf16", choices=("fp32", "bf16"))
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/text_quality"))
     args = parser.parse_args()
@@ -43,7 +44,7 @@ def main() -> None:
     for name in args.recipes.split(","):
         recipe = RECIPES[name]()
         bits = []
-        for seed in map(int, args.seeds.split(",")):
+        for seed in args.seeds:
             settings = {"steps": args.steps, "dtype": args.dtype, "threads": args.threads, "keep": 1, "save_every": 100}
             train = dataclasses.replace(recipe.train, **settings)
             data = {"kind": "text", "path": str(folder), "length": WINDOW}
@@ -66,4 +67,5 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as e:
-        sys.exit(f"text_quality: {e}")
+        print(f"text_quality: {e}", file=sys.stderr)
+        sys.exit(2)

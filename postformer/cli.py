@@ -77,7 +77,7 @@ def _report_arguments(p: Parser) -> None:
         "--budget", type=_seconds, default="16m", metavar="TIME", help="about how long, such as 5m or 2h (default: 16m)"
     )
     p.add_argument("--text", type=Path, metavar="PATH", help="your text: a file, a folder or a .jsonl (default: Python's own)")
-    p.add_argument("--seeds", type=_seeds, default=(0,), metavar="0,1", help="seeds to train with (default: 0)")
+    p.add_argument("--seeds", type=seed_list, default=(0,), metavar="0,1", help="seeds to train with (default: 0)")
     p.add_argument("--threads", type=_threads, help="threads to compute with (default: all cores)")
     p.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="where the page goes (default: report)")
     p.add_argument("--render", type=Path, metavar="REPORT.JSON", help="only write the page of an existing report.json anew")
@@ -121,7 +121,7 @@ def _generate_arguments(p: Parser) -> None:
 def _evaluate_arguments(p: Parser) -> None:
     p.add_argument("checkpoint", help="a run directory, a checkpoint, a model folder or a hub's owner/name")
     p.add_argument("--text", type=Path, required=True, metavar="PATH", help="a file, a folder or a .jsonl")
-    p.add_argument("--window", type=_positive, metavar="N", help="tokens a prediction may see (default: all of the document)")
+    p.add_argument("--window", type=positive, metavar="N", help="tokens a prediction may see (default: all of the document)")
 
 
 def _corpus_arguments(p: Parser) -> None:
@@ -134,20 +134,21 @@ def _corpus_arguments(p: Parser) -> None:
     p.add_argument("--license", default="unknown", help="the text's licence, kept in the manifest")
     p.add_argument("--hub", metavar="OWNER/NAME", help="a data set of the hub instead of PATH (needs the extra 'hub')")
     p.add_argument("--hub-split", default="train", metavar="NAME", help="its split (default: train)")
-    p.add_argument("--hub-rows", type=_positive, metavar="N", help="how many of its rows (default: all)")
+    p.add_argument("--hub-rows", type=positive, metavar="N", help="how many of its rows (default: all)")
 
 
 def _cost_arguments(p: Parser) -> None:
     p.add_argument("recipe", help="a recipe's name, a .toml or .json file of a run, or a run directory or model folder")
     p.add_argument("overrides", nargs="*", metavar="a.b=value", help="such as model.depth=8 (of a recipe or a file)")
     p.add_argument("--length", type=_lengths, default=(1024, 16384, 131072), metavar="A,B", help="text lengths in tokens")
-    p.add_argument("--vocab", type=_positive, metavar="N", help="tokens in a recipe's vocabulary (default: 4096)")
+    p.add_argument("--vocab", type=positive, metavar="N", help="tokens in a recipe's vocabulary (default: 4096)")
 
 
 # ---------------------------------------------------------------- values
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number above 0."""
     if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
@@ -160,7 +161,7 @@ def _whole(text: str) -> int:
 
 
 def _threads(text: str) -> int:
-    if (count := _positive(text)) > MOST_THREADS:
+    if (count := positive(text)) > MOST_THREADS:
         raise argparse.ArgumentTypeError(f"{count} must be at most {MOST_THREADS}")
     return count
 
@@ -172,10 +173,11 @@ def _stop(text: str) -> str:
 
 
 def _lengths(text: str) -> tuple[int, ...]:
-    return tuple(_positive(t) for t in text.split(","))
+    return tuple(positive(t) for t in text.split(","))
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def seed_list(text: str) -> tuple[int, ...]:
+    """Different whole numbers with commas between them."""
     if not re.fullmatch(r"\d{1,18}(,\d{1,18})*", text) or len(set(text.split(","))) < text.count(",") + 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a list of different whole numbers such as 0,1,2")
     return tuple(map(int, text.split(",")))

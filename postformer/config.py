@@ -94,6 +94,10 @@ class Run:
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]{0,99}", self.name):
+            raise ConfigError(f"name: expected a plain name such as 'text-mamba', which its folder has, got {self.name!r}")
+
 
 # ---------------------------------------------------------------- plain data -> checked values
 

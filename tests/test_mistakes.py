@@ -222,6 +222,15 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         "recipe's steps before its corpus": Mistake("train text-mamba train.steps=0", "train.steps: 0 must be at least 1"),
         "cost of it": Mistake("cost run.json model.mixers[0].kind=x", "model.mixers[0].kind: unknown 'x'"),
         "cost of a run with overrides": Mistake("cost run model.depth=2", "run: a trained model takes no overrides"),
+        "name of a folder elsewhere": Mistake(
+            "train parity name=../../evil train.steps=1",
+            "name: expected a plain name such as 'text-mamba', which its folder has, got '../../evil'",
+        ),
+        "answers of a text": Mistake(
+            "train text-mamba data.path=corpus objective.kind=answers train.steps=1",
+            "objective.kind: 'answers' asks for the answers of a task, and data.kind is 'text'; choose from induction, selective_copying, "
+            "parity, modular_arithmetic",
+        ),
         "vocabulary of a task": Mistake("cost parity --vocab 100", "--vocab: the task of parity has its own vocabulary"),
         "vocabulary of a trained model": Mistake("cost model --vocab 100", "--vocab: model has its own vocabulary"),
         "endless depth": Mistake("cost text-mamba model.depth=10000000", "depth=10000000 from 1 to 4096"),

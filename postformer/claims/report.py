@@ -68,8 +68,8 @@ def run_report(
         "machine": machine(),
         "libraries": libraries(),
     }
-    weights = sum(claim.weight for claim in claims)
-    shares = [budget_s * claim.weight / weights for claim in claims]
+    weights = [getattr(claim, "weight", 1.0) for claim in claims]
+    shares = [budget_s * weight / sum(weights) for weight in weights]
     asked = digest({**settings, "claims": [(claim.id, claim.rule.sha256) for claim in claims]})
     report: dict[str, Any] = {
         "schema": SCHEMA,

@@ -8,12 +8,13 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from postformer import state as states
 from postformer.config import ConfigError, Spec
 from postformer.ffn import FFNS
 from postformer.mixers import MIXERS
 from postformer.models.backbone import Backbone, Cost, State, complete_pattern
 from postformer.ops.layers import Embedding, Linear
-from postformer.ops.packing import WHOLE, Packing, to_the_left
+from postformer.ops.packing import WHOLE, Packing, begun, to_the_left
 from postformer.tokens.text import Tokens
 
 
@@ -71,12 +72,19 @@ class LanguageModel(nn.Module, ModelHubMixin):
         mask: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[Float[Tensor, "b t d"], State | None]:
         """The last layer's normalised activations; `starts` and `mask` as in `forward`."""
+        for name, given in (("starts", starts), ("mask", mask)):
+            if given is not None and (given.shape != ids.shape or given.dtype != torch.bool):
+                raise ValueError(
+                    f"{name}: expected bool {tuple(ids.shape)}, as the ids, got {given.dtype} {tuple(given.shape)}"
+                )
+        if state is not None and (rows := states.rows(state)) not in (None, len(ids)):
+            raise ValueError(f"state: it has {rows} rows, and the ids have {len(ids)}")
         order = None
         packing = WHOLE
         if mask is not None:
             order, lengths = to_the_left(mask)
             ids = ids.gather(1, order)
-            starts = None if starts is None else (starts & mask).gather(1, order)
+            starts = None if starts is None else begun(starts, mask, order)
             packing = Packing(starts, lengths)
         elif starts is not None:
             packing = Packing(starts)
@@ -100,7 +108,9 @@ class LanguageModel(nn.Module, ModelHubMixin):
 
         `starts` is true at the first token of each document of a packed row: nothing before it is seen, and the state is then
         that of the row's last document. `mask` is false at padding, which may stand anywhere in a row: it is not seen, changes
-        no state, and its logits mean nothing. A start at padding is ignored.
+        no state, and its logits mean nothing. A start at padding is one of the next real token.
+
+        Raises ValueError for `starts` and `mask` of another shape or dtype, and for a state of another number of rows.
         """
         x, state = self.hidden(ids, state, starts=starts, mask=mask)
         return self.logits(x), state

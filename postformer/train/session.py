@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from postformer.config import Run, build, complete
+from postformer.config import ConfigError, Run, build, complete
 from postformer.data import DATA
+from postformer.data.tasks import TASKS
 from postformer.models import MODELS
 from postformer.models.hub import ModelError, fetch, load_model, save_model
 from postformer.objectives import OBJECTIVES
@@ -22,6 +23,10 @@ from postformer.train.optim import make_optimizer
 def check(run: Run) -> None:
     """Refuse a malformed run without memory and before anything is read or written. Raises ConfigError."""
     complete(run.data, DATA, "data")
+    if run.objective["kind"] == "answers" and run.data["kind"] == "text":
+        raise ConfigError(
+            f"objective.kind: 'answers' asks for the answers of a task, and data.kind is 'text'; choose from {', '.join(TASKS)}"
+        )
     with torch.device("meta"):
         model = build({k: v for k, v in run.model.items() if k != "vocab"}, MODELS, "model", vocab=1)
         objective = build(run.objective, OBJECTIVES, "objective", model=model)

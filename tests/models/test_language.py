@@ -1,5 +1,7 @@
 """The language model: logits, state, chunks, dtype and the cost formulas."""
 
+import inspect
+
 import pytest
 import small
 import torch
@@ -83,3 +85,43 @@ def test_what_is_refused():
     for words in ({"vocab": 0}, {"vocab": 3, "dim": 0}, {"vocab": 3, "depth": 0}, {"vocab": 3, "mixers": ()}):
         with pytest.raises(ConfigError, match=r"^model[.:]"):
             LanguageModel(**words)
+
+
+def packed_model() -> LanguageModel:
+    torch.manual_seed(0)
+    kinds = ({"kind": "mamba", "state": 3}, {"kind": "mamba3", "state": 6, "head_dim": 8}, {"kind": "attention", "heads": 2})
+    return LanguageModel(31, dim=16, depth=3, mixers=kinds).double().requires_grad_(False)
+
+
+def test_a_start_at_padding_is_one_of_the_next_real_token():
+    model = packed_model()
+    ids = torch.randint(31, (2, 12), generator=torch.Generator().manual_seed(1))
+    _, old = model(ids[:, :3], model.init_state(2))
+    mask, starts = torch.ones(2, 12, dtype=torch.bool), torch.zeros(2, 12, dtype=torch.bool)
+    mask[0, 4:7] = mask[1, :2] = mask[1, 10:] = False
+    starts[0, [5, 6]] = starts[1, 0] = starts[1, 11] = True
+    y, after = model(ids, states.clone(old), starts=starts, mask=mask)
+    first, _ = model(ids[:1, :4], states.take(old, [0]))
+    second, end = model(ids[:1, 7:], model.init_state(1))
+    torch.testing.assert_close(y[:1, :4], first)
+    torch.testing.assert_close(y[:1, 7:], second)
+    alone, other = model(ids[1:, 2:10], model.init_state(1))
+    torch.testing.assert_close(y[1:, 2:10], alone)
+    more = ids[:, :2]
+    torch.testing.assert_close(model(more, after)[0], torch.cat([model(more[:1], end)[0], model(more[1:], other)[0]]))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [torch.ones(2, 5, dtype=torch.bool), torch.ones(1, 6, dtype=torch.bool), torch.ones(6, dtype=torch.bool), torch.ones(2, 6)],
+)
+@pytest.mark.parametrize("name", ["mask", "starts"])
+def test_a_mask_that_is_not_one_of_the_ids_is_refused(name: str, given: torch.Tensor):
+    with pytest.raises(ValueError, match=rf"{name}: expected bool \(2, 6\), as the ids, got"):
+        inspect.unwrap(LanguageModel.hidden)(packed_model(), torch.zeros(2, 6, dtype=torch.long), **{name: given})
+
+
+def test_a_state_of_another_number_of_rows_is_refused():
+    model = packed_model()
+    with pytest.raises(ValueError, match="state: it has 1 rows, and the ids have 3"):
+        model(torch.zeros(3, 2, dtype=torch.long), model.init_state(1))
