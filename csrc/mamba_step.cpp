@@ -72,6 +72,25 @@ inline float scale_of(const float* x, const Sizes& s) {
     return static_cast<float>(1 / std::sqrt(static_cast<double>(dot(x, x, s.d)) / s.d + s.eps));
 }
 
+// f(i, row, value) for the outputs i of a task of COUNT outputs of w [outputs, n], and each row of x [b, n].
+template <int64_t COUNT, class T, class F>
+inline void each_product(int64_t task, int64_t outputs, const T* w, const float* x, int64_t n, int64_t b, const F& f) {
+    constexpr int TOGETHER = 4;
+    int64_t i = task * COUNT;
+    const int64_t end = i + COUNT < outputs ? i + COUNT : outputs;
+    float values[TOGETHER];
+    for (; i + TOGETHER <= end; i += TOGETHER)
+        for (int64_t row = 0; row < b; row++) {
+            dots<TOGETHER>(w + i * n, x + row * n, n, values);
+            for (int k = 0; k < TOGETHER; k++) f(i + k, row, values[k]);
+        }
+    for (; i < end; i++)
+        for (int64_t row = 0; row < b; row++) {
+            dots<1>(w + i * n, x + row * n, n, values);
+            f(i, row, values[0]);
+        }
+}
+
 struct Room {
     float *token, *u, *gate, *inner, *low, *chosen;  // rows of d, c, c, c, r and 2 n
 
@@ -97,26 +116,22 @@ int32_t step(ParallelFor pool, const Layer& l, float* x, Room at, const Sizes& s
     }
 
     auto enter = [=, &l](int64_t task) {
-        for (int64_t i = task * ROWS; i < (task + 1) * ROWS && i < 2 * s.c; i++)
-            for (int64_t row = 0; row < s.b; row++) {
-                const float value = dot(inp + i * s.d, at.token + row * s.d, s.d);
-                if (i >= s.c) {
-                    at.gate[row * s.c + i - s.c] = silu(value);
-                    continue;
-                }
-                const int64_t first = row * (s.k - 1) * s.c + i;
-                const P* before = static_cast<const P*>(l.past) + first;
-                P* after = static_cast<P*>(l.past_after) + first;
-                const float sum = convolve(before, after, taps, i * s.k, tap_bias[i], value, s.k, s.c);
-                at.u[row * s.c + place<T>(i, s.c)] = silu(sum);
+        each_product<ROWS>(task, 2 * s.c, inp, at.token, s.d, s.b, [&](int64_t i, int64_t row, float value) {
+            if (i >= s.c) {
+                at.gate[row * s.c + i - s.c] = silu(value);
+                return;
             }
+            const int64_t first = row * (s.k - 1) * s.c + i;
+            const P* before = static_cast<const P*>(l.past) + first;
+            P* after = static_cast<P*>(l.past_after) + first;
+            const float sum = convolve(before, after, taps, i * s.k, tap_bias[i], value, s.k, s.c);
+            at.u[row * s.c + place<T>(i, s.c)] = silu(sum);
+        });
     };
     auto choose = [=](int64_t task) {
-        for (int64_t i = task * FEW; i < (task + 1) * FEW && i < s.r + 2 * s.n; i++)
-            for (int64_t row = 0; row < s.b; row++) {
-                const float value = dot(select + i * s.c, at.u + row * s.c, s.c);
-                (i < s.r ? at.low[row * s.r + place<T>(i, s.r)] : at.chosen[row * 2 * s.n + i - s.r]) = value;
-            }
+        each_product<FEW>(task, s.r + 2 * s.n, select, at.u, s.c, s.b, [&](int64_t i, int64_t row, float value) {
+            (i < s.r ? at.low[row * s.r + place<T>(i, s.r)] : at.chosen[row * 2 * s.n + i - s.r]) = value;
+        });
     };
     auto scan = [=, &l](int64_t task) {
         for (int64_t i = task * ROWS; i < (task + 1) * ROWS && i < s.c; i++)
@@ -129,11 +144,9 @@ int32_t step(ParallelFor pool, const Layer& l, float* x, Room at, const Sizes& s
             }
     };
     auto leave = [=, &l](int64_t task) {
-        for (int64_t i = task * ROWS; i < (task + 1) * ROWS && i < s.d; i++)
-            for (int64_t row = 0; row < s.b; row++) {
-                const float value = dot(out + i * s.c, at.inner + row * s.c, s.c);
-                x[row * s.d + i] = l.norm ? x[row * s.d + i] + value : value;
-            }
+        each_product<ROWS>(task, s.d, out, at.inner, s.c, s.b, [&](int64_t i, int64_t row, float value) {
+            x[row * s.d + i] = l.norm ? x[row * s.d + i] + value : value;
+        });
     };
     auto tasks = [](int64_t rows, int64_t each) { return (rows + each - 1) / each; };
     return parallel(pool, tasks(2 * s.c, ROWS), enter) || parallel(pool, tasks(s.r + 2 * s.n, FEW), choose) ||

@@ -18,8 +18,12 @@ int32_t product(ParallelFor pool, const float* x, const T* w, float* y, int64_t 
     }
     for (int64_t row = 0; row < rows; row++) arrange<T>(x + row * d, placed.data() + row * d, d);
     auto task = [=, x = placed.data()](int64_t i) {
-        for (int64_t out = i * OUTPUTS; out < (i + 1) * OUTPUTS && out < v; out++)
-            for (int64_t row = 0; row < rows; row++) y[row * v + out] = dot(w + out * d, x + row * d, d);
+        int64_t out = i * OUTPUTS;
+        const int64_t end = out + OUTPUTS < v ? out + OUTPUTS : v;
+        for (; out + 4 <= end; out += 4)
+            for (int64_t row = 0; row < rows; row++) dots<4>(w + out * d, x + row * d, d, y + row * v + out);
+        for (; out < end; out++)
+            for (int64_t row = 0; row < rows; row++) dots<1>(w + out * d, x + row * d, d, y + row * v + out);
     };
     return parallel(pool, (v + OUTPUTS - 1) / OUTPUTS, task);
 }

@@ -41,16 +41,16 @@ static inline void arrange(const float* x, float* to, int64_t n) {
     for (int64_t i = 0; i < n; i++) to[place<T>(i, n)] = x[i];
 }
 
-constexpr int64_t BYTES_AHEAD = 2048;  // hardware stops to read ahead where a page of memory ends
-
-static inline Vec products(const float* w, const float* x) {
-    return load(w) * load(x) + load(w + WIDTH) * load(x + WIDTH);
+static inline void add_products(Vec& sum, const float* w, Vec x0, Vec x1) {
+    sum += load(w) * x0;
+    sum += load(w + WIDTH) * x1;
 }
 
-static inline Vec products(const bf16* w, const float* x) {
+static inline void add_products(Vec& sum, const bf16* w, Vec x0, Vec x1) {
     IntVec two;
     memcpy(&two, w, sizeof two);
-    return bits_as<Vec>(two << 16) * load(x) + bits_as<Vec>(two & ~0xffff) * load(x + WIDTH);
+    sum += bits_as<Vec>(two << 16) * x0;
+    sum += bits_as<Vec>(two & ~0xffff) * x1;
 }
 
 static inline float single(float w) { return w; }
@@ -76,19 +76,32 @@ inline bf16 rounded<bf16>(float x) {
     return all_lanes[0];
 }
 
-// The inner product of a row of weights [n] and a row of activations in their places.
+// The inner products of COUNT rows of weights [n], which follow each other, and a row of activations in their places. The rows after them
+// are asked for while these are read: hardware stops to read ahead where a page of memory ends.
+template <int COUNT, class T>
+static inline void dots(const T* w, const float* x, int64_t n, float* out) {
+    constexpr int64_t PAIR = 2 * WIDTH;
+    Vec sums[COUNT] = {};
+    int64_t i = 0;
+    for (; i + PAIR <= n; i += PAIR) {
+        const Vec x0 = load(x + i), x1 = load(x + i + WIDTH);
+        unrolled<COUNT>([&](auto r) INLINE {
+            const T* at = w + r * n + i;
+            const char* next = reinterpret_cast<const char*>(at + COUNT * n);
+            for (int64_t line = 0; line < static_cast<int64_t>(PAIR * sizeof(T)); line += 64) __builtin_prefetch(next + line);
+            add_products(sums[r], at, x0, x1);
+        });
+    }
+    unrolled<COUNT>([&](auto r) INLINE {
+        float rest = sum(sums[r]);
+        for (int64_t k = i; k < n; k++) rest += single(w[r * n + k]) * x[k];
+        out[r] = rest;
+    });
+}
+
 template <class T>
 static inline float dot(const T* w, const float* x, int64_t n) {
-    constexpr int64_t PAIR = 2 * WIDTH, SUMS = 4;
-    Vec sums[SUMS] = {};
-    int64_t i = 0;
-    for (; i + SUMS * PAIR <= n; i += SUMS * PAIR) {
-        const char* next = reinterpret_cast<const char*>(w + i) + BYTES_AHEAD;
-        for (int64_t line = 0; line < static_cast<int64_t>(SUMS * PAIR * sizeof(T)); line += 64) __builtin_prefetch(next + line);
-        for (int64_t k = 0; k < SUMS; k++) sums[k] += products(w + i + k * PAIR, x + i + k * PAIR);
-    }
-    for (; i + PAIR <= n; i += PAIR) sums[0] += products(w + i, x + i);
-    float rest = 0;
-    for (; i < n; i++) rest += single(w[i]) * x[i];
-    return sum((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
+    float out;
+    dots<1>(w, x, n, &out);
+    return out;
 }
