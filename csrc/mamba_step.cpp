@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t ROWS = 16;  // outputs of a projection that one task computes
 constexpr int64_t FEW = 4;    // of the smallest one
+constexpr int64_t MOST_ROWS = 8;
 
 // Tensors of one layer. past [b, k-1, c] and h [b, c, n] are the state before the token, past_after and h_after the one after;
 // inp [2 c, d], taps [c, k], select [r + 2 n, c], dt [c, r], A_log [c, n], out [d, c]; tap_bias, dt_bias and D [c]; norm [d] or null.
@@ -41,9 +42,16 @@ struct Small {
     }
 };
 
-inline float silu(float x) { return x / (1 + std::exp(-x)); }
+inline Vec silu(Vec x) { return x * sigmoid(x); }
 
-inline float softplus(float x) { return x > 20 ? x : std::log1p(std::exp(x)); }
+// f over the first `count` of `values`, in place.
+template <class F>
+inline void each_register(float* values, int64_t count, const F& f) {
+    for (int64_t i = 0; i < count; i += WIDTH) {
+        const int64_t m = count - i < WIDTH ? count - i : WIDTH;
+        store_some(values + i, f(load_some(values + i, m)), m);
+    }
+}
 
 // One step of a channel's state from `before` [n] to `h`; returns C h.
 inline float scan_step(const float* before, float* h, const Small& A_log, int64_t first, const float* B, const float* C, float dt, float u,
@@ -116,17 +124,21 @@ int32_t step(ParallelFor pool, const Layer& l, float* x, Room at, const Sizes& s
     }
 
     auto enter = [=, &l](int64_t task) {
+        const int64_t begin = task * ROWS, count = 2 * s.c - begin < ROWS ? 2 * s.c - begin : ROWS;
+        float values[MOST_ROWS * ROWS];
         each_product<ROWS>(task, 2 * s.c, inp, at.token, s.d, s.b, [&](int64_t i, int64_t row, float value) {
-            if (i >= s.c) {
-                at.gate[row * s.c + i - s.c] = silu(value);
-                return;
+            if (i < s.c) {
+                const int64_t first = row * (s.k - 1) * s.c + i;
+                const P* before = static_cast<const P*>(l.past) + first;
+                value = convolve(before, static_cast<P*>(l.past_after) + first, taps, i * s.k, tap_bias[i], value, s.k, s.c);
             }
-            const int64_t first = row * (s.k - 1) * s.c + i;
-            const P* before = static_cast<const P*>(l.past) + first;
-            P* after = static_cast<P*>(l.past_after) + first;
-            const float sum = convolve(before, after, taps, i * s.k, tap_bias[i], value, s.k, s.c);
-            at.u[row * s.c + place<T>(i, s.c)] = silu(sum);
+            values[row * ROWS + i - begin] = value;
         });
+        for (int64_t row = 0; row < s.b; row++) {
+            each_register(values + row * ROWS, count, [](Vec x) { return silu(x); });
+            for (int64_t i = begin; i < begin + count; i++)
+                (i < s.c ? at.u[row * s.c + place<T>(i, s.c)] : at.gate[row * s.c + i - s.c]) = values[row * ROWS + i - begin];
+        }
     };
     auto choose = [=](int64_t task) {
         each_product<FEW>(task, s.r + 2 * s.n, select, at.u, s.c, s.b, [&](int64_t i, int64_t row, float value) {
@@ -134,14 +146,21 @@ int32_t step(ParallelFor pool, const Layer& l, float* x, Room at, const Sizes& s
         });
     };
     auto scan = [=, &l](int64_t task) {
-        for (int64_t i = task * ROWS; i < (task + 1) * ROWS && i < s.c; i++)
-            for (int64_t row = 0; row < s.b; row++) {
-                const float *B = at.chosen + row * 2 * s.n, *C = B + s.n;
+        const int64_t begin = task * ROWS, count = s.c - begin < ROWS ? s.c - begin : ROWS;
+        float dts[MOST_ROWS * ROWS];
+        each_product<ROWS>(task, s.c, dt_weight, at.low, s.r, s.b, [&](int64_t i, int64_t row, float value) {
+            dts[row * ROWS + i - begin] = value + dt_bias[i];
+        });
+        for (int64_t row = 0; row < s.b; row++) {
+            const float *B = at.chosen + row * 2 * s.n, *C = B + s.n;
+            each_register(dts + row * ROWS, count, [](Vec x) { return softplus(x); });
+            for (int64_t i = begin; i < begin + count; i++) {
                 const int64_t channel = row * s.c + i, placed = row * s.c + place<T>(i, s.c);
-                const float u = at.u[placed], dt = softplus(dot(dt_weight + i * s.r, at.low + row * s.r, s.r) + dt_bias[i]);
+                const float u = at.u[placed], dt = dts[row * ROWS + i - begin];
                 const float read = scan_step(l.h + channel * s.n, l.h_after + channel * s.n, A_log, i * s.n, B, C, dt, u, s.n);
                 at.inner[placed] = (read + D[i] * u) * at.gate[channel];
             }
+        }
     };
     auto leave = [=, &l](int64_t task) {
         each_product<ROWS>(task, s.d, out, at.inner, s.c, s.b, [&](int64_t i, int64_t row, float value) {
@@ -168,7 +187,7 @@ int32_t steps(ParallelFor pool, const Layer* layers, float* x, int64_t depth, co
 
 }  // namespace
 
-// x [b, d] in floats, before and after. The four matrices of all layers are floats, or bf16 where `half` is 1; so are all other weights by
+// x [b, d] in floats, before and after, of MOST_ROWS rows at most. The four matrices of all layers are floats, or bf16 where `half` is 1; so are all other weights by
 // `half_small`, and the convolution's past by `half_past`; h is floats. eps: the bits of a double.
 extern "C" KERNEL int32_t mamba_steps(ParallelFor pool, const void* layers, float* x, int64_t depth, int64_t half, int64_t half_small,
                                       int64_t half_past, int64_t eps, int64_t b, int64_t d, int64_t c, int64_t k, int64_t r, int64_t n) {

@@ -165,6 +165,8 @@ _cpu.LIBRARY.define("mamba_step(Tensor x, Tensor past, Tensor h, Tensor[] weight
 
 def _check(x: Tensor, past: Tensor, h: Tensor, w: Weights) -> None:
     (b, d), (c, k), r, n = x.shape, w.taps.shape, w.dt.shape[1], w.A_log.shape[1]
+    if b > MOST_ROWS:
+        raise ValueError(f"mamba_step: {b} rows; expected {MOST_ROWS} at most")
     wanted = shapes(d, c, k, r, n)
     named = {name: (getattr(w, name), getattr(wanted, name)) for name in Weights._fields}
     matrices = {name: named.pop(name) for name in Weights._fields[:MATRICES]}

@@ -142,6 +142,12 @@ def test_a_state_of_another_size_is_refused():
             mamba_step(x, *state, mixer.weights())
 
 
+def test_more_rows_than_the_kernel_takes_are_refused():
+    mixer = block(16)
+    with pytest.raises(ValueError, match="mamba_step: 9 rows; expected 8 at most"):
+        mamba_step(torch.randn(9, 16), *mixer.init_state(9), mixer.weights())
+
+
 def test_the_operator_keeps_torchs_rules_and_compiles_whole():
     mixer = block(12)
     weights = [w.contiguous() for w in mixer.weights()]
