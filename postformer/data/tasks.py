@@ -124,6 +124,8 @@ class TaskBatches:
     """Fresh sequences in each batch; `batch(step)` depends on the task, the seed, the split and the step alone."""
 
     def __init__(self, task: Task, *, batch: int, seed: int, split: str = "train"):
+        if split not in SPLITS:
+            raise ValueError(f"split: unknown {split!r}; choose from {', '.join(SPLITS)}")
         self.task, self.size, self.seed, self.split = task, batch, seed, split
         self.stream = SPLITS.index(split)
 

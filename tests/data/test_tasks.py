@@ -136,6 +136,11 @@ def test_ids_are_in_the_vocabulary_and_targets_too(kind):
         assert {t for t in targets if t != IGNORED} <= set(range(task.vocab))
 
 
+def test_a_split_that_there_is_not_is_named():
+    with pytest.raises(ValueError, match="split: unknown 'dev'; choose from train, valid, test"):
+        Parity().batches(4, 0, "dev")
+
+
 def test_lengths_grow_by_a_power():
     task = Parity(shortest=3, start=10, length=110, grow=100, power=2.0)
     assert [task.lengths(step)[1] for step in (0, 10, 50, 99, 100)] == [10, 11, 35, 108, 110]
