@@ -32,6 +32,9 @@ def main() -> None:
     parser.add_argument("--text", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/text_quality"))
     args = parser.parse_args()
+    names = args.recipes.split(",")
+    if unknown := [name for name in names if name not in RECIPES]:
+        raise UserError(f"--recipes: unknown '{unknown[0]}'; choose from {', '.join(RECIPES)}")
     folder = args.out / "corpus"
     if args.text:
         corpus_from([args.text], folder, sequences.VOCAB)
@@ -41,7 +44,7 @@ def main() -> None:
     baselines = sequences.baseline_bits(corpus)
     size = sum(baselines["bytes"])
     print(f"{len(baselines['bytes'])} held-out documents, {size:,} bytes; {args.steps} steps")
-    for name in args.recipes.split(","):
+    for name in names:
         recipe = RECIPES[name]()
         bits = []
         for seed in args.seeds:

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t ROWS = 16;  // outputs of a projection that one task computes
 constexpr int64_t FEW = 4;    // of the smallest one
-constexpr int64_t MOST_ROWS = 8;
+constexpr int64_t MOST_ROWS = 8;  // as in postformer/ops/mamba_step.py
 
 // Tensors of one layer. past [b, k-1, c] and h [b, c, n] are the state before the token, past_after and h_after the one after;
 // inp [2 c, d], taps [c, k], select [r + 2 n, c], dt [c, r], A_log [c, n], out [d, c]; tap_bias, dt_bias and D [c]; norm [d] or null.
@@ -78,25 +78,6 @@ inline float convolve(const P* before, P* after, const Small& taps, int64_t firs
 
 inline float scale_of(const float* x, const Sizes& s) {
     return static_cast<float>(1 / std::sqrt(static_cast<double>(dot(x, x, s.d)) / s.d + s.eps));
-}
-
-// f(i, row, value) for the outputs i of a task of COUNT outputs of w [outputs, n], and each row of x [b, n].
-template <int64_t COUNT, class T, class F>
-inline void each_product(int64_t task, int64_t outputs, const T* w, const float* x, int64_t n, int64_t b, const F& f) {
-    constexpr int TOGETHER = 4;
-    int64_t i = task * COUNT;
-    const int64_t end = i + COUNT < outputs ? i + COUNT : outputs;
-    float values[TOGETHER];
-    for (; i + TOGETHER <= end; i += TOGETHER)
-        for (int64_t row = 0; row < b; row++) {
-            dots<TOGETHER>(w + i * n, x + row * n, n, values);
-            for (int k = 0; k < TOGETHER; k++) f(i + k, row, values[k]);
-        }
-    for (; i < end; i++)
-        for (int64_t row = 0; row < b; row++) {
-            dots<1>(w + i * n, x + row * n, n, values);
-            f(i, row, values[0]);
-        }
 }
 
 struct Room {
@@ -187,8 +168,8 @@ int32_t steps(ParallelFor pool, const Layer* layers, float* x, int64_t depth, co
 
 }  // namespace
 
-// x [b, d] in floats, before and after, of MOST_ROWS rows at most. The four matrices of all layers are floats, or bf16 where `half` is 1; so are all other weights by
-// `half_small`, and the convolution's past by `half_past`; h is floats. eps: the bits of a double.
+// x [b, d] in floats, before and after, b at most MOST_ROWS. The four matrices of all layers are floats, or bf16 where `half` is 1; so are
+// all other weights by `half_small`, and the convolution's past by `half_past`; h is floats. eps: the bits of a double.
 extern "C" KERNEL int32_t mamba_steps(ParallelFor pool, const void* layers, float* x, int64_t depth, int64_t half, int64_t half_small,
                                       int64_t half_past, int64_t eps, int64_t b, int64_t d, int64_t c, int64_t k, int64_t r, int64_t n) {
     const Sizes s{b, d, c, k, r, n, bits_as<double>(eps), half_small != 0};

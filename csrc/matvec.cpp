@@ -1,5 +1,4 @@
 // A matrix times a few vectors, which reads each weight once: y = x w^T, x [rows, d], w [v, d] in floats or (`half`) bf16, y [rows, v].
-
 #include "floats.h"
 #include "parallel.h"
 #include "weights.h"
@@ -18,12 +17,7 @@ int32_t product(ParallelFor pool, const float* x, const T* w, float* y, int64_t 
     }
     for (int64_t row = 0; row < rows; row++) arrange<T>(x + row * d, placed.data() + row * d, d);
     auto task = [=, x = placed.data()](int64_t i) {
-        int64_t out = i * OUTPUTS;
-        const int64_t end = out + OUTPUTS < v ? out + OUTPUTS : v;
-        for (; out + 4 <= end; out += 4)
-            for (int64_t row = 0; row < rows; row++) dots<4>(w + out * d, x + row * d, d, y + row * v + out);
-        for (; out < end; out++)
-            for (int64_t row = 0; row < rows; row++) dots<1>(w + out * d, x + row * d, d, y + row * v + out);
+        each_product<OUTPUTS>(i, v, w, x, d, rows, [=](int64_t out, int64_t row, float value) { y[row * v + out] = value; });
     };
     return parallel(pool, (v + OUTPUTS - 1) / OUTPUTS, task);
 }

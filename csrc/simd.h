@@ -57,7 +57,6 @@ static inline float sum(Vec v) {
     return s[0];
 }
 
-// f(0), ..., f(COUNT - 1), written out: with indices that the compiler knows from the start, arrays stay in registers.
 #define INLINE __attribute__((always_inline))
 
 template <class F, int... I>
@@ -65,6 +64,7 @@ INLINE static inline void written_out(F f, std::integer_sequence<int, I...>) {
     (f(std::integral_constant<int, I>()), ...);
 }
 
+// f(0), ..., f(COUNT - 1), written out: with indices that the compiler knows from the start, arrays stay in registers.
 template <int COUNT, class F>
 INLINE static inline void unrolled(F f) {
     written_out(f, std::make_integer_sequence<int, COUNT>());

@@ -1,4 +1,4 @@
-// Weights in fp32 or bf16, loads and stores of part of a register, and the product of a row of weights and one of activations.
+// Weights in fp32 or bf16, loads and stores of part of a register, and products of rows of weights with rows of activations.
 #pragma once
 #include "functions.h"
 
@@ -18,7 +18,7 @@ static inline void store_some(float* p, Vec v, int64_t m) {
     memcpy(p, full, m * sizeof(float));
 }
 
-// Where `dot` with weights of type T reads the i-th of n activations. Two bf16 in a word become floats by a shift and a mask, without
+// Where `dots` with weights of type T reads the i-th of n activations. Two bf16 in a word become floats by a shift and a mask, without
 // being moved: so activations of even index precede those of odd index in each full pair of registers.
 template <class T>
 static inline int64_t place(int64_t i, int64_t n);
@@ -104,4 +104,20 @@ static inline float dot(const T* w, const float* x, int64_t n) {
     float out;
     dots<1>(w, x, n, &out);
     return out;
+}
+
+// f(i, row, value) for the outputs i of a task of COUNT outputs of w [outputs, n], and each row of x [b, n].
+template <int64_t COUNT, class T, class F>
+static inline void each_product(int64_t task, int64_t outputs, const T* w, const float* x, int64_t n, int64_t b, const F& f) {
+    constexpr int TOGETHER = 4;
+    int64_t i = task * COUNT;
+    const int64_t end = i + COUNT < outputs ? i + COUNT : outputs;
+    float values[TOGETHER];
+    for (; i + TOGETHER <= end; i += TOGETHER)
+        for (int64_t row = 0; row < b; row++) {
+            dots<TOGETHER>(w + i * n, x + row * n, n, values);
+            for (int k = 0; k < TOGETHER; k++) f(i + k, row, values[k]);
+        }
+    for (; i < end; i++)
+        for (int64_t row = 0; row < b; row++) f(i, row, dot(w + i * n, x + row * n, n));
 }

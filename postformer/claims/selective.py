@@ -27,6 +27,7 @@ LENGTHS = tuple(1 << k for k in range(6, 21, 2))
 LONGEST_ROWS, TOKENS = 8, 1 << 21
 """At least so many sequences of a length, or about so many tokens of it."""
 COPYING_ROWS = 1000
+"""Sequences of selective copying: enough for an interval above 99%."""
 ALONG = tuple(1 << k for k in range(10, 21, 2))
 """Where the state is weighed and timed."""
 LEARN = {"induction": 0.4, "copying": 0.15}
@@ -113,8 +114,8 @@ RULE = Rule(
     (
         Criterion(
             "induction heads at a million tokens",
-            "Supported if at least {right:g}% of the sequences that are asked are answered right at every fourth length from 64 to "
-            "{longest:,.0f} tokens, which at the longest, asked of {rows} or more for each seed, is all; "
+            "Supported if at least {right:g}% of the sequences asked are answered right at 64, 256, 1,024 and so on to {longest:,.0f} "
+            "tokens, with {rows} sequences a seed at the longest lengths; "
             "contradicted if after all of the recipe's steps the share's 95% interval lies below {learned:g}% at a length and above it at "
             "{trained:,.0f}, the longest of its training; else inconclusive, also where the budget ended before.",
             _induction,

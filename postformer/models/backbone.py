@@ -43,9 +43,8 @@ class Block(nn.Module):
     def __init__(self, dim: int, mixer: nn.Module, ffn: nn.Module | None, norm_eps: float):
         super().__init__()
         self.norm, self.mixer = RMSNorm(dim, norm_eps), mixer
-        self.packs = (
-            "packing" in inspect.signature(mixer.forward).parameters
-        )  # a mixer of another package may know nothing of it
+        # a mixer of another package may know nothing of packed rows
+        self.packs = "packing" in inspect.signature(mixer.forward).parameters
         self.ffn_norm, self.ffn = (RMSNorm(dim, norm_eps), ffn) if ffn is not None else (None, None)
 
     def forward(
@@ -71,17 +70,18 @@ def _plain(block: Block) -> bool:
     return own and not watched(block, parts["norm"], parts["mixer"])
 
 
-def _alike(blocks: list[Block]) -> list[Block]:
-    """The first of the blocks, and those after it that can go with it in one call: the same kind and form of mixer, and no more."""
-    first, *rest = blocks
-    mixer = first._modules["mixer"]
-    form = getattr(mixer, "form", None)
-    if form is None or not _plain(first):
-        return [first]
-    same = itertools.takewhile(
-        lambda b: type(m := b._modules["mixer"]) is type(mixer) and getattr(m, "form", None) == form and _plain(b), rest
-    )
-    return [first, *same]
+def _run(blocks: list[Block]) -> list[Block]:
+    """The first of the blocks and those after it that its mixer's `Steps` may take in one call: plain ones with mixers of one kind and
+    form. Empty where the mixer has none."""
+    mixer = blocks[0]._modules["mixer"]
+    if not hasattr(mixer, "Steps"):
+        return []
+
+    def joins(block: Block) -> bool:
+        other: Any = block._modules["mixer"]
+        return type(other) is type(mixer) and other.form == mixer.form and _plain(block)  # type: ignore[union-attr]
+
+    return list(itertools.takewhile(joins, blocks))
 
 
 class Backbone(nn.Module):
@@ -128,24 +128,23 @@ class Backbone(nn.Module):
         blocks, after = list(self.blocks), []
         token = state is not None and packing is WHOLE and x.shape[1] == 1 and torch.is_inference_mode_enabled()
         while (i := len(after)) < len(blocks):
-            run = _alike(blocks[i:]) if token else blocks[i : i + 1]
-            before = [None] * len(run) if state is None else state[i : i + len(run)]
-            if token and (stepped := self._step(i, run, x, before)) is not None:
+            run = _run(blocks[i:]) if token else []
+            here = run or blocks[i : i + 1]
+            before = [None] * len(here) if state is None else state[i : i + len(here)]
+            if run and (stepped := self._step(i, run, x, before)) is not None:
                 x, states = stepped
                 after += states
                 continue
-            for block, s in zip(run, before, strict=True):
+            for block, s in zip(here, before, strict=True):
                 x, s = block(x, s, packing)
                 after.append(s)
         return self.norm(x), None if state is None else tuple(after)
 
     def _step(self, first: int, run: list[Block], x: Tensor, states: Any) -> tuple[Tensor, list[Any]] | None:
         """One token through the layers of a run in one call; None where they must be called one by one."""
-        steps = getattr(run[0].mixer, "Steps", None)
-        if steps is None or not _plain(run[0]):
-            return None
-        call = self._steps.setdefault(first, steps())
-        return call(x, states, [b.norm for b in run], [b.mixer for b in run])
+        if first not in self._steps:
+            self._steps[first] = run[0].mixer.Steps()
+        return self._steps[first](x, states, [b.norm for b in run], [b.mixer for b in run])
 
     def flops(self, length: int, past: int = 0) -> int:
         """Floating-point operations of `length` new tokens after `past` others; norms and residual sums are left out."""

@@ -14,7 +14,7 @@ from postformer.ffn import FFNS
 from postformer.mixers import MIXERS
 from postformer.models.backbone import Backbone, Cost, State, complete_pattern
 from postformer.ops.layers import Embedding, Linear
-from postformer.ops.packing import WHOLE, Packing, begun, to_the_left
+from postformer.ops.packing import WHOLE, Packing, starts_to_the_left, to_the_left
 from postformer.tokens.text import Tokens
 
 
@@ -84,7 +84,7 @@ class LanguageModel(nn.Module, ModelHubMixin):
         if mask is not None:
             order, lengths = to_the_left(mask)
             ids = ids.gather(1, order)
-            starts = None if starts is None else begun(starts, mask, order)
+            starts = None if starts is None else starts_to_the_left(starts, mask, order)
             packing = Packing(starts, lengths)
         elif starts is not None:
             packing = Packing(starts)

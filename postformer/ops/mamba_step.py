@@ -82,7 +82,7 @@ class Stepper:
         if not torch.is_inference_mode_enabled() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
             return None
         b = len(x)
-        if not 0 < b <= MOST_ROWS or x.dtype not in (torch.float32, torch.bfloat16) or not x.is_cpu:
+        if not 0 < b <= MOST_ROWS or x.dtype not in HALF_OR_SINGLE or not x.is_cpu:
             return None
         tensors = [w for weights in layers for w in weights] + list(norms)
         seen = [(w.data_ptr(), w.dtype, w.shape, w.is_contiguous()) for w in tensors]

@@ -71,7 +71,9 @@ def to_the_left(mask: Bool[Tensor, "b t"]) -> tuple[Int[Tensor, "b t"], Int[Tens
     return (~mask).long().argsort(dim=1, stable=True), mask.sum(1)
 
 
-def begun(starts: Bool[Tensor, "b t"], mask: Bool[Tensor, "b t"], order: Int[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
+def starts_to_the_left(
+    starts: Bool[Tensor, "b t"], mask: Bool[Tensor, "b t"], order: Int[Tensor, "b t"]
+) -> Bool[Tensor, "b t"]:
     """Where documents begin among the real tokens that `order` puts first; a start at padding is the next real token's."""
     seen = starts.cumsum(1).gather(1, order)
     return (seen > torch.cat([torch.zeros_like(seen[:, :1]), seen[:, :-1]], 1)) & mask.gather(1, order)
