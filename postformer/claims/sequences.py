@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,15 +115,15 @@ def _product_s(dtype: torch.dtype) -> float:
     return min(taken)
 
 
-def training_steps(run: Run, first: int = 0) -> Iterator[float]:
-    """Seconds of one training step of the run after another, on the batches from `first` on."""
+def training_steps(run: Run, at: Iterable[int] | None = None) -> Iterator[float]:
+    """Seconds of one training step of the run after another, on these batches (default: from the first on)."""
     from postformer.train.optim import make_optimizer
 
     _, objective, data = prepare(run)
     objective.model.compute_dtype = torch.bfloat16 if run.train.dtype == "bf16" else None  # type: ignore[union-attr]
     optimizer = make_optimizer(dict(objective.named_parameters()), run.optim)
     batches = data.batches(batch=run.train.batch, seed=run.seed, split="train")
-    for i in itertools.count(first):
+    for i in itertools.count() if at is None else at:
         began = time.perf_counter()
         objective(batches.batch(i))["loss"].backward()
         optimizer.step(1e-4)

@@ -3,7 +3,6 @@
 import dataclasses
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,14 @@ from postformer.train import process
 from postformer.train.session import open_model
 
 
+SAMPLED = 24
+"""Steps of a run that are timed before it: their sequences have many lengths."""
+
+
 def fitted(ctx: Context, runs: Mapping[str, Run], seconds: Real) -> dict[str, Run]:
     """The runs with the same share of their steps, all of them if the seconds allow it for every seed.
 
-    A task that grows with the steps grows faster then. What a step takes is the median of six after its lengths have grown.
+    A task that grows with the steps grows faster then. What a step takes is the mean over SAMPLED of them, evenly from all of the run.
     """
     share_s = seconds / len(ctx.seeds)
     step_s = ctx.step(
@@ -36,8 +39,10 @@ def fitted(ctx: Context, runs: Mapping[str, Run], seconds: Real) -> dict[str, Ru
 
 
 def _step_s(run: Run, threads: int) -> float:
-    with process.threads(threads):
-        return statistics.median(islice(sequences.training_steps(run, first=run.data.get("grow", 0)), 2, 8))
+    warm = [run.train.steps - 1] * 2
+    at = [i * run.train.steps // SAMPLED for i in range(SAMPLED)]
+    with process.threads(threads), process.freed_memory_kept():
+        return statistics.fmean(list(sequences.training_steps(run, warm + at))[len(warm) :])
 
 
 def shortened(run: Run, share: Real, threads: int) -> Run:

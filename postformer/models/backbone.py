@@ -122,7 +122,12 @@ class Backbone(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t d"], state: State | None = None, packing: Packing = WHOLE
     ) -> tuple[Float[Tensor, "b t d"], State | None]:
-        """Through all layers and the last norm. Raises ValueError when `packing` says that a row has more tokens than there are."""
+        """Through all layers and the last norm.
+
+        Raises ValueError for a state of another number of layers, and when `packing` says that a row has more tokens than there are.
+        """
+        if state is not None and len(state) != len(self.blocks):
+            raise ValueError(f"state: it is of {len(state)} layers, and the model has {len(self.blocks)}")
         if packing.lengths is not None and not bool(((packing.lengths >= 0) & (packing.lengths <= x.shape[1])).all()):
             raise ValueError(f"packing.lengths: expected 0 to {x.shape[1]} tokens a row, got {packing.lengths.tolist()}")
         blocks, after = list(self.blocks), []

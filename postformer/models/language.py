@@ -43,6 +43,8 @@ class LanguageModel(nn.Module, ModelHubMixin):
             raise ConfigError(f"model: dim={dim} must be at least 1")
         if vocab < 1:
             raise ConfigError(f"model: vocab={vocab} must be at least 1")
+        if norm_eps < 0:
+            raise ConfigError(f"model.norm_eps: {norm_eps} must be at least 0")
         self.config: Spec = {
             "kind": "language",
             "vocab": vocab,

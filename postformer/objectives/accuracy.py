@@ -42,8 +42,12 @@ def accuracy(
     """The score of `rows` sequences of the task, all drawn from the seed.
 
     `batch` rows are read at a time, `chunk` tokens of each: memory grows with neither the length of a sequence nor `rows`,
-    apart from the ids of one batch.
+    apart from the ids of one batch. Raises ValueError for a model of other ids than the task's, and without a row.
     """
+    if model.vocab != task.vocab:
+        raise ValueError(f"accuracy: the model knows {model.vocab} ids, and {type(task).__name__} has {task.vocab}")
+    if min(rows, batch, chunk) < 1:
+        raise ValueError(f"accuracy: rows={rows}, batch={batch} and chunk={chunk} must be at least 1")
     batches = task.batches(batch, seed, split)
     right, asked = [], []
     for step in range(-(-rows // batch)):

@@ -134,6 +134,8 @@ def make_optimizer(named: Mapping[str, nn.Parameter], config: OptimConfig) -> Op
 
 
 def _check(config: OptimConfig) -> None:
+    if config.eps <= 0:
+        raise ConfigError(f"optim.eps: {config.eps} must be above 0: a parameter without a gradient would become 0 / 0")
     for name, most in {
         "weight_decay": math.inf,
         "warmup": math.inf,

@@ -41,6 +41,8 @@ def prepare(run: Run) -> tuple[Run, nn.Module, Any]:
     Raises ConfigError or DataError.
     """
     data = build(run.data, DATA, "data")
+    if (given := run.model.get("vocab", data.tokens.vocab)) != data.tokens.vocab:
+        raise ConfigError(f"model.vocab: {given!r}, but the data has {data.tokens.vocab} ids; leave it out")
     torch.manual_seed(run.seed)
     model = build({k: v for k, v in run.model.items() if k != "vocab"}, MODELS, "model", vocab=data.tokens.vocab)
     model.tokens = data.tokens

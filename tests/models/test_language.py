@@ -125,3 +125,10 @@ def test_a_state_of_another_number_of_rows_is_refused():
     model = packed_model()
     with pytest.raises(ValueError, match="state: it has 1 rows, and the ids have 3"):
         model(torch.zeros(3, 2, dtype=torch.long), model.init_state(1))
+
+
+def test_a_state_of_another_number_of_layers_is_refused():
+    model = packed_model()
+    state = model.init_state(1)
+    with pytest.raises(ValueError, match=f"state: it is of {len(state) - 1} layers, and the model has {len(state)}"):
+        model(torch.zeros(1, 2, dtype=torch.long), state[:-1])

@@ -133,3 +133,12 @@ def test_scaled():
     assert scaled(1.0, 0.2) == 1
     assert scaled(0.6, 0.2) == pytest.approx(0.5)
     assert 1 / ModularArithmetic().choices == 0.2
+
+
+def test_a_score_that_cannot_be_taken_is_refused():
+    task = Parity(length=9)
+    with pytest.raises(ValueError, match="accuracy: the model knows 257 ids, and Parity has 2"):
+        accuracy(small.model(), task, rows=3)
+    for words in ({"rows": 0}, {"rows": 3, "batch": 0}, {"rows": 3, "chunk": 0}):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            accuracy(model_of(task), task, **words)

@@ -34,6 +34,12 @@ def test_a_run_gives_its_model_and_the_seed_decides(corpus):
     assert not torch.equal(weights[0], weights[2])
 
 
+def test_another_vocabulary_than_the_datas_is_refused(corpus):
+    run = small.run(corpus)
+    with pytest.raises(ConfigError, match=r"model\.vocab: 5, but the data has 257 ids"):
+        prepare(dataclasses.replace(run, model={**run.model, "vocab": 5}))
+
+
 def test_train_stop_and_go_on(corpus, tmp_path):
     straight = train_run(small.run(corpus, steps=4), tmp_path / "straight")
     train_run(small.run(corpus, steps=2), tmp_path / "parts")
@@ -60,7 +66,9 @@ def test_an_evaluated_run_and_bf16(corpus, tmp_path):
         ({"data": {"kind": "text"}}, "data: 'path' is missing"),
         ({"model": {"kind": "language", "dim": 0}}, "dim=0"),
         ({"objective": {"kind": "none"}}, "objective.kind: unknown 'none'"),
+        ({"model": {"kind": "language", "norm_eps": -1.0}}, "model.norm_eps: -1.0 must be at least 0"),
         ({"optim": OptimConfig(betas=(2.0, 0.9))}, "optim: "),
+        ({"optim": OptimConfig(eps=0.0)}, "optim.eps: 0.0 must be above 0"),
         ({"train": {"steps": 0}}, "train.steps: 0 must be at least 1"),
         ({"train": {"device": "abacus"}}, "train.device: 'abacus' cannot be used here"),
     ],
