@@ -20,7 +20,6 @@ from postformer.state import clone, nbytes
 from postformer.train import process
 from postformer.train.session import open_model
 
-
 SAMPLED = 24
 """Steps of a run that are timed before it: their sequences have many lengths."""
 
