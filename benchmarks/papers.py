@@ -2,10 +2,10 @@
 
     python benchmarks/papers.py induction --seeds 0,1,2
 
-Each line is what trained models answer on sequences drawn for the test alone. Shares are in percent; with several seeds a line has
-the mean over seeds and Student's 95% interval; with one seed, or where all seeds agree, Wilson's over all sequences, in which a
-sequence counts as one sample however many answers it asks for. Tracking tasks are asked for their last answer and scaled as in the
-paper (0 a guesser, 100 perfect). An interrupted study goes on in --out.
+Each line is what trained models answer on sequences drawn for the test alone, each seed's model on its own. Shares are in percent,
+over all seeds, with Wilson's 95% interval, in which a sequence counts as one sample however many answers it asks for; with several
+seeds, Student's over their shares where that is wider. Tracking tasks are asked for their last answer and scaled as in the paper (0 a
+guesser, 100 perfect). An interrupted study goes on in --out.
 """
 
 import argparse
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from postformer.claims.stamp import closed, stamp
-from postformer.claims.stats import mean_interval, wilson
+from postformer.claims.stats import share_over
+from postformer.claims.tasks import shortened
 from postformer.cli import positive, seed_list
 from postformer.config import UserError, build
 from postformer.data import DATA
@@ -78,8 +79,9 @@ TABLES = {
 def trained(recipe: str, seed: int, args: argparse.Namespace) -> Any:
     """The recipe's model after all of its steps, trained now or before."""
     run = RECIPES[recipe]()
-    train = dataclasses.replace(run.train, threads=args.threads, steps=args.steps or run.train.steps)
-    run = dataclasses.replace(run, seed=seed, train=train)
+    if args.steps:
+        run = shortened(run, args.steps / run.train.steps, args.threads)
+    run = dataclasses.replace(run, seed=seed, train=dataclasses.replace(run.train, threads=args.threads))
     out = args.out / f"{recipe}-{seed}"
     summary = train_run(run, out)
     if summary.stopped:
@@ -88,8 +90,8 @@ def trained(recipe: str, seed: int, args: argparse.Namespace) -> Any:
     return open_model(out)
 
 
-def measure(model: Any, figure: Figure) -> Score:
-    """The model's score on the figure's sequences."""
+def measure(model: Any, figure: Figure, seed: int) -> Score:
+    """The model's score on the figure's sequences, which are drawn from the seed."""
     spec = {
         **RECIPES[figure.recipe]().data,
         "length": figure.length,
@@ -99,28 +101,26 @@ def measure(model: Any, figure: Figure) -> Score:
         **figure.words,
     }
     batch = max(1, min(figure.rows, AT_ONCE // min(figure.length, CHUNK)))
-    return accuracy(model, build(spec, DATA, "data"), rows=figure.rows, batch=batch, chunk=CHUNK)
+    return accuracy(model, build(spec, DATA, "data"), rows=figure.rows, batch=batch, chunk=CHUNK, seed=seed)
 
 
 def summary(figure: Figure, scores: dict[int, Score]) -> dict[str, Any]:
     """Our figure in percent, with its interval."""
-    each = [s.scaled if figure.scaled else s.share for s in scores.values()]
-    value, low, high, n = mean_interval(each)
-    if low == high:  # one seed, or all alike: what is not known is what other sequences would give
-        score = next(iter(scores.values()))
-        rows = score.rows * n
-        bounds = wilson(round(score.share * rows), rows)
-        low, high = (scaled(b, score.chance) if figure.scaled else b for b in (bounds.low or 0.0, bounds.high or 1.0))
-    assert low is not None and high is not None
-    numbers = {"value": 100 * value, "low": 100 * max(low, -1.0), "high": 100 * min(high, 1.0)}
+    share = share_over([(round(s.share * s.rows), s.rows) for s in scores.values()])
+    mean = sum(s.share for s in scores.values()) / len(scores)
+    chance = next(iter(scores.values())).chance
+    bounds = {"value": mean, "low": share.low or 0.0, "high": 1.0 if share.high is None else share.high}
+    numbers = {name: 100 * (scaled(b, chance) if figure.scaled else b) for name, b in bounds.items()}
     return {**dataclasses.asdict(figure), **numbers, "seeds": {seed: s._asdict() for seed, s in scores.items()}}
 
 
-def show(line: dict[str, Any]) -> str:
+def show(line: dict[str, Any], taken: int, of: int) -> str:
+    """One line for a figure, which says so where the training was cut short."""
     each = ", ".join(f"{100 * s['right'] / s['asked']:.2f}" for s in line["seeds"].values())
     return (
         f"{line['recipe']:<20} {line['length']:>9,} {line['value']:>8.2f} [{line['low']:.2f}, {line['high']:.2f}]"
         f"  {line['rows']} sequences a seed, accuracies {each}; paper {line['paper']} ({line['source']})"
+        + (f"; after {taken:,} of the recipe's {of:,} steps" if taken != of else "")
     )
 
 
@@ -139,18 +139,16 @@ def main() -> None:
     seeds = list(args.seeds)
     about = stamp(command=["python", *sys.argv], seeds=seeds, threads=args.threads)
     recipes = dict.fromkeys(f.recipe for f in figures)
+    steps = {recipe: (args.steps or RECIPES[recipe]().train.steps, RECIPES[recipe]().train.steps) for recipe in recipes}
     models = {(recipe, seed): trained(recipe, seed, args) for recipe in recipes for seed in seeds}
     lines = []
     with threads(args.threads):
         for figure in figures:
-            lines.append(summary(figure, {seed: measure(models[figure.recipe, seed], figure) for seed in seeds}))
-            print(show(lines[-1]), flush=True)
+            lines.append(summary(figure, {seed: measure(models[figure.recipe, seed], figure, seed) for seed in seeds}))
+            print(show(lines[-1], *steps[figure.recipe]), flush=True)
     path = args.out / f"{args.name}.json"
-    steps = {
-        recipe: {"taken": args.steps or RECIPES[recipe]().train.steps, "of": RECIPES[recipe]().train.steps}
-        for recipe in recipes
-    }
-    path.write_text(json.dumps({"stamp": closed(about), "steps": steps, "figures": lines}, indent=1) + "\n")
+    counted = {recipe: {"taken": taken, "of": of} for recipe, (taken, of) in steps.items()}
+    path.write_text(json.dumps({"stamp": closed(about), "steps": counted, "figures": lines}, indent=1) + "\n")
     print(path)
 
 

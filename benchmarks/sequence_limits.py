@@ -32,7 +32,7 @@ HALF = " bf16"
 
 
 def measure(settings: Settings) -> Iterator[Event]:
-    """Rows of each layer beside its projections, of the scan beside its floor, and of a plain copy."""
+    """Rows of each layer beside its projections, of the scan beside its floor, and of a plain copy and a plain read."""
     sizes = settings.sizes
     for name, libraries in opened(sizes.dim)[0].items():
         for dtype, tokens in itertools.product((torch.float32, torch.bfloat16), sizes.limits):
@@ -41,8 +41,9 @@ def measure(settings: Settings) -> Iterator[Event]:
                 yield row("limits", name, tokens, timed(functions, sizes.seconds(tokens) / 4, repeats=15), work=work)
     yield from _scan(settings)
     source, to = torch.ones(sizes.copy // 4), torch.zeros(sizes.copy // 4)
-    moved = {"copy": (2.0 * sizes.copy, "B/s")}
-    yield row("limits", "copy", 1, timed({"copy": lambda: to.copy_(source)}, sizes.seconds(1), repeats=10), work=moved)
+    moved = {"copy": (2.0 * sizes.copy, "B/s"), "read": (1.0 * sizes.copy, "B/s")}
+    functions = {"copy": lambda: to.copy_(source), "read": source.sum}
+    yield row("limits", "copy", 1, timed(functions, sizes.seconds(1), repeats=10), work=moved)
 
 
 def _layer(mixer: Any, x: Tensor, dtype: torch.dtype) -> tuple[dict[str, Callable[[], object]], dict[str, tuple[float, str]]]:

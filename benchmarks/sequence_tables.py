@@ -54,11 +54,15 @@ TARGETS = (
         over=("transformers", OURS),
         least=3,
     ),
-    Target(
-        text="Mamba-1 forward over its projections alone", row=("limits", "mamba", 2048), over=(OURS, "projections"), most=1.6
-    ),
-    Target(
-        text="Mamba-2 forward over its projections alone", row=("limits", "mamba2", 2048), over=(OURS, "projections"), most=1.6
+    *(
+        Target(
+            text=f"{title} forward, {tokens:,} tokens, over its projections alone",
+            row=("limits", name, tokens),
+            over=(OURS, "projections"),
+            most=1.6,
+        )
+        for title, name in (("Mamba-1", "mamba"), ("Mamba-2", "mamba2"))
+        for tokens in (512, 2048, 8192)
     ),
     Target(text="The scan over its exp or bandwidth floor", row=("limits", "scan", 2048), over=("scan", "floor"), most=2),
     Target(

@@ -172,6 +172,7 @@ int32_t steps(ParallelFor pool, const Layer* layers, float* x, int64_t depth, co
 // all other weights by `half_small`, and the convolution's past by `half_past`; h is floats. eps: the bits of a double.
 extern "C" KERNEL int32_t mamba_steps(ParallelFor pool, const void* layers, float* x, int64_t depth, int64_t half, int64_t half_small,
                                       int64_t half_past, int64_t eps, int64_t b, int64_t d, int64_t c, int64_t k, int64_t r, int64_t n) {
+    if (b > MOST_ROWS) return 1;
     const Sizes s{b, d, c, k, r, n, bits_as<double>(eps), half_small != 0};
     const Layer* all = static_cast<const Layer*>(layers);
     if (half) return half_past ? steps<bf16, bf16>(pool, all, x, depth, s) : steps<bf16, float>(pool, all, x, depth, s);

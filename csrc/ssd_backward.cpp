@@ -242,9 +242,10 @@ extern "C" KERNEL int32_t ssd_backward(ParallelFor pool, const float* x, const f
             const int64_t begin = part * chunk, end = begin + chunk < t ? begin + chunk : t;
             for (int64_t i = 0; i < LANES; i++)
                 for (int64_t j = 0; j < n; j++) hs[i * wide + j] = own_kept[part * size + j * LANES + i];
-            for (int64_t at = begin; at + 1 < end; at++) {
+            for (int64_t at = begin; at < end; at++) {
                 float* before = hs + (at - begin) * room.size;
-                update_rows(it, at, before, before + room.size, room);
+                if (it.d(at) == 0) std::fill_n(before, room.size, 0.0f);  // nothing is left of it, even where it is not finite
+                if (at + 1 < end) update_rows(it, at, before, before + room.size, room);
             }
             for (int64_t at = end - 1; at >= begin; at--) backward(it, at, hs + (at - begin) * room.size, room, out);
         }

@@ -157,7 +157,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.text.is_file() and args.text.suffix != ".jsonl":  # one document, read whole
         text = args.text.read_bytes()
         rows = iter([] if why_bad(text) else [Document(args.text.name, "text", text)])
-        bad += bool(why_bad(text))
+        bad += why_bad(text) not in ("", "empty")
     for row in rows:
         if not isinstance(row, Document):
             bad += 1
@@ -166,7 +166,7 @@ def evaluate(args: argparse.Namespace) -> int:
         nats += windowed_nats(model, [ids], window=args.window)[0] if args.window else streamed_nats(model, ids)
         size += len(row.text)
     if not size:
-        raise UserError(f"--text {args.text}: holds no text ({bad} rows could not be read)")
+        raise UserError(f"--text {args.text}: holds no text" + (f" ({bad} rows could not be read)" if bad else ""))
     if not math.isfinite(nats):
         raise UserError(f"{args.checkpoint}: the model's output is not finite: its weights are damaged")
     print(f"{nats / math.log(2) / size:.4f} bits per byte over {size:,} bytes ({bad} rows left out)")

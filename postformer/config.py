@@ -148,11 +148,12 @@ def _parse_dataclass(cls: Any, data: Any, where: str) -> Any:
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where or cls.__name__}: expected a table, got {_show(data)}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    reject_unknown(data, fields, where or cls.__name__)
+    hints = typing.get_type_hints(cls)
+    deeper = [f"{n}.{f.name}" for n in fields if dataclasses.is_dataclass(hints[n]) for f in dataclasses.fields(hints[n])]
+    reject_unknown(data, fields, where or f"the {cls.__name__.lower()}", deeper=deeper)
     for name, f in fields.items():
         if name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where or cls.__name__}: '{name}' is missing; it takes {', '.join(fields)}")
-    hints = typing.get_type_hints(cls)
     return cls(**{k: _parse(hints[k], v, f"{where}.{k}".lstrip(".")) for k, v in data.items()})
 
 
@@ -165,12 +166,14 @@ def _parse_union(args: tuple[Any, ...], data: Any, where: str) -> Any:
     raise ConfigError(f"{where}: expected {' or '.join(_name(a) for a in args)}, got {_show(data)}")
 
 
-def reject_unknown(given: Iterable[str], valid: Iterable[str], where: str, owner: str = "it") -> None:
-    """Raise ConfigError when a given key is not valid; the message lists the valid ones and the nearest."""
+def reject_unknown(
+    given: Iterable[str], valid: Iterable[str], where: str, owner: str = "it", deeper: Iterable[str] = ()
+) -> None:
+    """Raise ConfigError when a given key is not valid; the message lists the valid ones and the nearest, also among those `deeper`."""
     valid = list(valid)
     for key in given:
         if key not in valid:
-            near = difflib.get_close_matches(str(key), valid, 1)
+            near = [name for name in deeper if name.endswith(f".{key}")] or difflib.get_close_matches(str(key), valid, 1)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
             raise ConfigError(f"{where}: unknown '{key}'{hint}; {owner} takes {', '.join(valid) or 'no keys'}")
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -75,8 +76,10 @@ def take(state: State, rows: Tensor | list[int]) -> State:
 def cat(states: list[State]) -> State:
     """Join the rows of several states of one model; a leaf that grows with the text is padded with zeros at its end.
 
-    Raises StateError when the states differ in anything but rows and the sizes that their `grows` names.
+    Raises StateError when the states differ in anything but rows and the sizes that their `grows` names, and for none.
     """
+    if not states:
+        raise StateError("no state was given to join")
     first = states[0]
     if any(type(s) is not type(first) for s in states):
         raise StateError(f"{OTHER_MODELS}: {', '.join(type(s).__name__ for s in states)}")
@@ -108,6 +111,15 @@ def _pad(leaf: Tensor, dim: int, size: int) -> Tensor:
     more = size - leaf.shape[dim]
     shape = [more if i == dim else n for i, n in enumerate(leaf.shape)]
     return torch.cat([leaf, leaf.new_zeros(shape)], dim) if more else leaf
+
+
+def emptied(state: State, rows: Bool[Tensor, " b"]) -> State:
+    """The state with the given rows as they are before anything was read."""
+
+    def empty(leaf: Tensor) -> Tensor:
+        return leaf.masked_fill(rows.to(leaf.device).reshape(-1, *[1] * (leaf.ndim - 1)), 0)
+
+    return map_leaves(empty, state)
 
 
 def clone(state: State) -> State:
@@ -178,7 +190,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with path.open("rb") as f:
             if int.from_bytes(f.read(8), "little") > LARGEST_HEADER:
-                raise StateError(f"{path}: damaged: its header is implausibly large")
+                raise StateError(f"{path}: not a safetensors file, or damaged: its header is implausibly large")
         with safe_open(path, framework="pt") as f:
             return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}  # noqa: SIM118 (not a dict)
     except OSError as e:

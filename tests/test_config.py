@@ -83,7 +83,7 @@ def test_every_kind_of_value():
         ({"table": {"x": "y"}}, "table.x: expected a number, got 'y'"),
         ({"table": [1]}, "table: expected a table, got [1]"),
         ({"free": {1: 2}}, "free: expected a table, got {1: 2}"),
-        ({"other": "x" * 200}, "Outer: unknown 'other'; it takes inner, pair, maybe"),
+        ({"other": "x" * 200}, "the outer: unknown 'other'; it takes inner, pair, maybe"),
         ({"pair": "x" * 200}, "pair: expected a list, got '" + "x" * 76 + "..."),
     ],
     ids=lambda x: str(x)[:40],

@@ -170,6 +170,10 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         "empty file": Mistake("train run.json", "run.json: not valid JSON", write("run.json", "")),
         "missing key": Mistake("train run.json", "'data' is missing", edit("run.json", data=None)),
         "unknown key in run": config("sede=1", "unknown 'sede' (did you mean 'seed'?)"),
+        "key of train in run": config("steps=3", "the run: unknown 'steps' (did you mean 'train.steps'?)"),
+        "negative eps of a mixer": config(
+            """'model.mixers=[{kind="mamba2",head_dim=8,norm_eps=-1}]'""", "model.mixers[0]: norm_eps=-1.0 must be at least 0"
+        ),
         "unknown key in train": config("train.stpes=1", "train: unknown 'stpes' (did you mean 'steps'?)"),
         "unknown key in optim": config("optim.momentum=1", "optim: unknown 'momentum'"),
         "unknown key in model": config("model.width=8", "model: unknown 'width'"),
@@ -213,7 +217,7 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         "no steps": config("train.steps=0", "train.steps: 0 must be at least 1"),
         "no batch": config("train.batch=-1", "train.batch: -1 must be at least 1"),
         "no device": config("train.device=abacus", "train.device: 'abacus' cannot be used here"),
-        "bad rate": config("optim.lr=-1.0", "optim: "),
+        "bad rate": config("optim.lr=-1.0", "optim.lr: -1.0 must be at least 0"),
         "bad schedule": config("optim.decay=2.0", "optim.decay: 2.0 must be at least 0 and at most 1"),
         "bad seed": config("seed=-1000000000000000000000", "seed: "),
         "no length": config("data.length=0", "data: length: expected 1 or more tokens"),
@@ -367,7 +371,7 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         "flipped bit": Mistake(f"{GENERATE} --load-state state", "state: damaged", flip("state", 0.9)),
         "truncated": Mistake(f"{GENERATE} --load-state state", "state: not a readable safetensors", cut("state")),
         "empty": Mistake(f"{GENERATE} --load-state state", "state: not a readable safetensors", write("state", b"")),
-        "not safetensors": Mistake(f"{GENERATE} --load-state text.txt", "text.txt: damaged: its header is implausibly large"),
+        "not safetensors": Mistake(f"{GENERATE} --load-state text.txt", "text.txt: not a safetensors file, or damaged: "),
         "not a state": Mistake(f"{GENERATE} --load-state model/model.safetensors", "not a postformer state"),
         "other model": Mistake(f"{GENERATE} --load-state state", "state: this state belongs to another model", other_model),
         "of a batch": Mistake(f"{GENERATE} --load-state state", "not the one text that `generate` continues", batch_state),

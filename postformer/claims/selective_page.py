@@ -4,28 +4,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from postformer.claims.ledger import Chart, Context, Number, Series, Table
-from postformer.claims.stats import median_interval, wilson
+from postformer.claims.stats import median_interval, share_over
 
 Evidence = Mapping[str, Any]
 
 
 def share_of(score: Mapping[str, Any], seeds: Sequence[int] = ()) -> Number:
-    """The share of rows all of whose answers are right, in per cent, with Wilson's interval."""
-    return _per_cent(score["rows_right"], score["rows"], seeds)
+    """The share of rows all of whose answers are right, in per cent, with the interval of `share_over`."""
+    return _per_cent([(each["rows_right"], each["rows"]) for each in score["each"]], seeds)
 
 
 def answers_right(score: Mapping[str, Any], seeds: Sequence[int] = ()) -> Number:
-    """The share of answers that are right, in per cent, with Wilson's interval, for which a sequence is one sample."""
-    return _per_cent(round(score["right"] / score["asked"] * score["rows"]), score["rows"], seeds)
+    """The share of answers that are right, in per cent, with the interval of `share_over`, for which a sequence is one sample."""
+    each = [(round(one["right"] / one["asked"] * one["rows"]), one["rows"]) for one in score["each"]]
+    return _per_cent(each, seeds)
 
 
-def _per_cent(k: int, n: int, seeds: Sequence[int]) -> Number:
-    share = wilson(k, n)
+def _per_cent(counts: Sequence[tuple[int, int]], seeds: Sequence[int]) -> Number:
+    share = share_over(counts)
     low, high = share.low or 0.0, 1.0 if share.high is None else share.high
-    return Number(100 * share.value, "%", "measured", 100 * low, 100 * high, n, tuple(seeds))
+    return Number(100 * share.value, "%", "measured", 100 * low, 100 * high, share.n, tuple(seeds))
 
 
 def answers(e: Evidence, seeds: Sequence[int]) -> Table:
+    """What was answered at each length."""
     rows = [(f"induction heads, {s['length']:,} tokens", share_of(s, seeds)) for s in e["induction"]]
     copied = answers_right(e["copying"], seeds)
     return Table(
@@ -38,6 +40,7 @@ def answers(e: Evidence, seeds: Sequence[int]) -> Table:
 
 
 def costs(e: Evidence) -> Table:
+    """Time and bytes after each length of one stream."""
     along = e["along"]
     rows = [
         (

@@ -129,7 +129,9 @@ class StateTracking:
             scores[name] = [
                 ctx.step(
                     f"{NAMES[name]} at {n:,} tokens",
-                    lambda r=run, n=n: tasks.answers(ctx, r, n, max(LEAST_ROWS, min(rows, (1 << 18) // n)), answers="last"),
+                    lambda r=run, n=n: tasks.answers(
+                        ctx, r, n, max(LEAST_ROWS, min(rows, (1 << 18) // n)), answers="last", ones="even"
+                    ),
                 )
                 for n in LENGTHS
             ]

@@ -161,6 +161,16 @@ def wilson(k: int, n: int, level: float = 0.95) -> Estimate:
     return Estimate(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), n)
 
 
+def share_over(counts: Sequence[tuple[int, int]], level: float = 0.95) -> Estimate:
+    """Share of (k, n) of one model, or of several that were trained alike: Wilson's interval over all n, or where it is wider Student's
+    over the models' shares, within 0 and 1."""
+    pooled = wilson(sum(k for k, _ in counts), sum(n for _, n in counts), level)
+    between = mean_interval([k / n for k, n in counts], level)
+    if between.low is None or between.high is None or pooled.low is None or pooled.high is None:
+        return pooled
+    return pooled._replace(low=max(0.0, min(pooled.low, between.low)), high=min(1.0, max(pooled.high, between.high)))
+
+
 def student_quantile(p: float, df: int) -> float:
     """Quantile p > 1/2 of Student's t, from the finite series of its distribution (Abramowitz & Stegun 26.7.3-4)."""
 

@@ -10,7 +10,7 @@ import torch
 
 from postformer.claims import sequences
 from postformer.claims.ledger import Context, Number, Real
-from postformer.claims.stats import interleaved, wilson
+from postformer.claims.stats import interleaved, share_over
 from postformer.config import Run, build
 from postformer.data import DATA
 from postformer.data.tasks import Task
@@ -69,21 +69,23 @@ def _train(ctx: Context, run: Run, seed: int) -> dict[str, Any]:
 
 
 def answers(ctx: Context, run: Run, length: int, rows: int, batch: int = 64, **words: Any) -> dict[str, Any]:
-    """How many answers at a length are right, over all seeds' models: `rows` sequences each. `words` are the task's."""
+    """How many answers at a length are right, over all seeds' models and of each: `rows` sequences each, drawn from its seed. `words`
+    are the task's."""
     task: Task = build({**run.data, "length": length, "shortest": length, "start": None, "grow": 0, **words}, DATA, "data")
-    total = {"length": length, "right": 0, "asked": 0, "rows_right": 0, "rows": 0, "chance": 0.0}
+    total: dict[str, Any] = {"length": length, "right": 0, "asked": 0, "rows_right": 0, "rows": 0, "chance": 0.0, "each": []}
     with process.threads(ctx.threads), process.freed_memory_kept():
         for seed in ctx.seeds:
             score = accuracy(open_model(folder(ctx, run, seed)), task, rows=rows, batch=batch, seed=seed)
             total["chance"] = score.chance
+            total["each"].append(score._asdict())
             for key in ("right", "asked", "rows_right", "rows"):
                 total[key] += getattr(score, key)
     return total
 
 
 def scaled_share(score: Mapping[str, Any], seeds: Sequence[int] = ()) -> Number:
-    """The share of answers that are right, in per cent of the way from a guesser's to all, with Wilson's interval."""
-    right = wilson(score["right"], score["asked"])
+    """The share of answers that are right, in per cent of the way from a guesser's to all, with the interval of `share_over`."""
+    right = share_over([(each["right"], each["asked"]) for each in score["each"]])
     low, high = right.low or 0.0, 1.0 if right.high is None else right.high
     value, low, high = (100 * scaled(v, score["chance"]) for v in (right.value, low, high))
     return Number(value, "%", "measured", low, high, right.n, tuple(seeds))

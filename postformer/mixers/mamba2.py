@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from postformer.ops.conv import causal_conv
-from postformer.ops.layers import Linear, dt_bias, heads_of
+from postformer.ops.layers import Linear, checked_eps, dt_bias, heads_of
 from postformer.ops.norm import rms_norm
 from postformer.ops.packing import WHOLE, Packing
 from postformer.ops.ssd import Weights, ssd
@@ -52,7 +52,7 @@ class Mamba2(nn.Module):
                 f"state={state}, expand={expand}, conv={conv}, head_dim={head_dim} and groups={groups} must be at least 1"
             )
         self.dim, self.channels, self.n, self.groups = dim, c, state, groups
-        self.heads, self.width, self.eps = heads_of(c, head_dim, groups), head_dim, norm_eps
+        self.heads, self.width, self.eps = heads_of(c, head_dim, groups), head_dim, checked_eps(norm_eps)
         mixed = c + 2 * groups * state
         self.inp = Linear(dim, c + mixed + self.heads, bias=False)
         self.conv_weight = nn.Parameter(torch.empty(mixed, conv).uniform_(-(conv**-0.5), conv**-0.5))

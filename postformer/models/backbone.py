@@ -104,7 +104,7 @@ class Backbone(nn.Module):
             ffn = None if ffns[f].get("kind") == "none" else build(ffns[f], FFNS, f"model.ffns[{f}]", dim=dim)
             self.blocks.append(Block(dim, mixer, ffn, norm_eps))
         self.norm = RMSNorm(dim, norm_eps)
-        self._steps: dict[int, Any] = {}
+        self._steps: dict[tuple[int, type], Any] = {}
         self._scale_residual_branches()
 
     @torch.no_grad()
@@ -147,9 +147,10 @@ class Backbone(nn.Module):
 
     def _step(self, first: int, run: list[Block], x: Tensor, states: Any) -> tuple[Tensor, list[Any]] | None:
         """One token through the layers of a run in one call; None where they must be called one by one."""
-        if first not in self._steps:
-            self._steps[first] = run[0].mixer.Steps()
-        return self._steps[first](x, states, [b.norm for b in run], [b.mixer for b in run])
+        kind = run[0].mixer.Steps
+        if (first, kind) not in self._steps:
+            self._steps[first, kind] = kind()
+        return self._steps[first, kind](x, states, [b.norm for b in run], [b.mixer for b in run])
 
     def flops(self, length: int, past: int = 0) -> int:
         """Floating-point operations of `length` new tokens after `past` others; norms and residual sums are left out."""

@@ -252,8 +252,12 @@ class Stream:
 def generate(model: LanguageModel, prompts: list[str], sampling: Sampling, width: int = 8) -> list[str]:
     """The continuation of each prompt, at most `width` texts at a time; a text that ends makes room for the next.
 
-    Prompt i is sampled with seed `sampling.seed + i`.
+    Prompt i is sampled with seed `sampling.seed + i`. Raises UserError for a single text in place of a list, and for a `width` below 1.
     """
+    if isinstance(prompts, str):
+        raise UserError("prompts: expected a list of texts, got one text")
+    if width < 1:
+        raise UserError(f"width: {width} is not valid; it must be at least 1")
     batch = Batch(model)
     tokens = model.tokens
     assert tokens is not None

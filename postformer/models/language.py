@@ -1,5 +1,6 @@
 """A causal language model: token embedding, backbone, head."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from postformer.ffn import FFNS
 from postformer.mixers import MIXERS
 from postformer.models.backbone import Backbone, Cost, State, complete_pattern
 from postformer.ops.layers import Embedding, Linear
-from postformer.ops.packing import WHOLE, Packing, starts_to_the_left, to_the_left
+from postformer.ops.packing import WHOLE, Packing, starts_after_the_last, starts_to_the_left, to_the_left
 from postformer.tokens.text import Tokens
 
 
@@ -43,7 +44,7 @@ class LanguageModel(nn.Module, ModelHubMixin):
             raise ConfigError(f"model: dim={dim} must be at least 1")
         if vocab < 1:
             raise ConfigError(f"model: vocab={vocab} must be at least 1")
-        if norm_eps < 0:
+        if not 0 <= norm_eps < math.inf:
             raise ConfigError(f"model.norm_eps: {norm_eps} must be at least 0")
         self.config: Spec = {
             "kind": "language",
@@ -73,7 +74,9 @@ class LanguageModel(nn.Module, ModelHubMixin):
         starts: Bool[Tensor, "b t"] | None = None,
         mask: Bool[Tensor, "b t"] | None = None,
     ) -> tuple[Float[Tensor, "b t d"], State | None]:
-        """The last layer's normalised activations; `starts` and `mask` as in `forward`."""
+        """The last layer's normalised activations; `starts`, `mask` and errors as in `forward`."""
+        if ids.ndim != 2 or ids.is_floating_point():
+            raise ValueError(f"ids: expected whole numbers [rows, tokens], got {ids.dtype} {tuple(ids.shape)}")
         for name, given in (("starts", starts), ("mask", mask)):
             if given is not None and (given.shape != ids.shape or given.dtype != torch.bool):
                 raise ValueError(
@@ -81,17 +84,20 @@ class LanguageModel(nn.Module, ModelHubMixin):
                 )
         if state is not None and (rows := states.rows(state)) not in (None, len(ids)):
             raise ValueError(f"state: it has {rows} rows, and the ids have {len(ids)}")
-        order = None
+        order = late = None
         packing = WHOLE
         if mask is not None:
             order, lengths = to_the_left(mask)
             ids = ids.gather(1, order)
+            late = None if starts is None or state is None else starts_after_the_last(starts, mask)
             starts = None if starts is None else starts_to_the_left(starts, mask, order)
             packing = Packing(starts, lengths)
         elif starts is not None:
             packing = Packing(starts)
         x = self.embed(ids)
         x, state = self.backbone(x if self.compute_dtype is None else x.to(self.compute_dtype), state, packing)
+        if late is not None and bool(late.any()):
+            state = states.emptied(state, late)
         return (x if order is None else torch.empty_like(x).scatter(1, order[..., None].expand_as(x), x)), state
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
@@ -112,7 +118,8 @@ class LanguageModel(nn.Module, ModelHubMixin):
         that of the row's last document. `mask` is false at padding, which may stand anywhere in a row: it is not seen, changes
         no state, and its logits mean nothing. A start at padding is one of the next real token.
 
-        Raises ValueError for `starts` and `mask` of another shape or dtype, and for a state of another number of rows.
+        Raises ValueError for ids that are not whole numbers [b, t], for `starts` and `mask` of another shape or dtype, and for a state
+        of another number of rows or layers.
         """
         x, state = self.hidden(ids, state, starts=starts, mask=mask)
         return self.logits(x), state

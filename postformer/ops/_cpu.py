@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
+from torch.autograd import forward_ad
 
 LEVELS = {"AVX512": ("v4", "v3", "v2"), "AVX2": ("v3", "v2")}
 """Builds to try, the best first, by what torch says of the processor."""
@@ -108,15 +110,26 @@ LIBRARY = torch.library.Library("postformer", "FRAGMENT")
 """The kernels as operators, `torch.ops.postformer`."""
 
 
+def transformed() -> bool:
+    """Whether `torch.func.vmap` or forward-mode differentiation is at work: kernels have no rule for them, references do."""
+    if torch.compiler.is_compiling():
+        return False
+    interpreters = get_interpreter_stack() or ()
+    return forward_ad._current_level >= 0 or any(i.key() in UNKNOWN_TRANSFORMS for i in interpreters)
+
+
+UNKNOWN_TRANSFORMS = {TransformType.Vmap, TransformType.Jvp}
+
+
 def serves(*tensors: Tensor) -> bool:
     """Whether a kernel can take these: fp32 on a CPU, where the kernels were built."""
-    return BUILT and all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
+    return BUILT and not transformed() and all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
 
 
 def serves_half(*tensors: Tensor) -> bool:
     """Whether a kernel can take these, which are of one dtype: fp32 or bf16 on a CPU, where the kernels were built."""
     one = len({x.dtype for x in tensors}) == 1 and tensors[0].dtype in (torch.float32, torch.bfloat16)
-    return BUILT and one and all(x.device.type == "cpu" for x in tensors)
+    return BUILT and not transformed() and one and all(x.device.type == "cpu" for x in tensors)
 
 
 def rows(x: Tensor) -> tuple[Tensor, int]:

@@ -31,7 +31,7 @@ def gated_delta_reference(
         change = beta[:, t, :, None] * (v[:, t] - torch.einsum("bhpn,bhn->bhp", state, k[:, t]))
         state = state + change[..., None] * k[:, t, :, None]
         y.append(torch.einsum("bhpn,bhn->bhp", state, q[:, t]))
-    return torch.stack(y, 1), state
+    return torch.stack(y, 1) if y else v, state
 
 
 def gated_delta(

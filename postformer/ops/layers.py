@@ -25,11 +25,18 @@ class RMSNorm(nn.Module):
 
     def __init__(self, dim: int, eps: float = 1e-5):
         super().__init__()
-        self.eps = eps
+        self.eps = checked_eps(eps)
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         return rms_norm(x, self.weight, self.eps)
+
+
+def checked_eps(eps: float) -> float:
+    """What a norm adds to the mean of squares. Raises ValueError."""
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"norm_eps={eps} must be at least 0")
+    return eps
 
 
 class Embedding(nn.Embedding):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from postformer.ops import _cpu
@@ -41,6 +41,7 @@ def serves(x: Float[Tensor, "b t d"], state: tuple[Tensor, Tensor], weights: Wei
     matrices = {w.dtype for w in weights[:MATRICES]}
     return (
         _cpu.BUILT
+        and not _cpu.transformed()
         and x.shape[1] == 1
         and 0 < x.shape[0] <= MOST_ROWS
         and x.device.type == "cpu"
@@ -81,6 +82,8 @@ class Stepper:
         layer. x stays in fp32 between layers. None outside of inference and where the kernel cannot take it."""
         if not torch.is_inference_mode_enabled() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
             return None
+        if _cpu.transformed() or type(x) is not Tensor:
+            return None
         b = len(x)
         if not 0 < b <= MOST_ROWS or x.dtype not in HALF_OR_SINGLE or not x.is_cpu:
             return None
@@ -96,8 +99,14 @@ class Stepper:
         if x.shape != (b, d):
             return None
         table, kept, after = known.table[:], [], []
-        for i, (conv, ssm) in enumerate(states, 1):
-            if conv.shape != (b, k - 1, c) or ssm.shape != (b, c, n) or not (conv.is_cpu and ssm.is_cpu):
+        for i, (_, (conv, ssm)) in enumerate(zip(layers, states, strict=True), 1):
+            if (
+                type(conv) is not Tensor
+                or type(ssm) is not Tensor
+                or conv.shape != (b, k - 1, c)
+                or ssm.shape != (b, c, n)
+                or not (conv.is_cpu and ssm.is_cpu)
+            ):
                 return None
             conv, ssm = conv.to(x.dtype).contiguous(), ssm.float().contiguous()
             past, h = torch.empty_like(conv), torch.empty_like(ssm)
@@ -130,7 +139,7 @@ def plan(layers: Sequence[Weights], norms: Sequence[Tensor]) -> Plan | None:
     small = [w for weights in layers for w in weights[MATRICES:]] + list(norms)
     groups = [w for weights in layers for w in weights[:MATRICES]], small
     dtypes = [{w.dtype for w in group} for group in groups]
-    readable = all(w.is_contiguous() and w.is_cpu for group in groups for w in group)
+    readable = all(type(w) in (Tensor, nn.Parameter) and w.is_contiguous() and w.is_cpu for group in groups for w in group)
     if not (_cpu.BUILT and readable and all(len(found) == 1 and found <= HALF_OR_SINGLE for found in dtypes)):
         return None
     (c, k), d, r, n = layers[0].taps.shape, layers[0].inp.shape[1], layers[0].dt.shape[1], layers[0].A_log.shape[1]
@@ -138,6 +147,8 @@ def plan(layers: Sequence[Weights], norms: Sequence[Tensor]) -> Plan | None:
         for name, wanted in shapes(d, c, k, r, n)._asdict().items():
             if getattr(w, name).shape != wanted:
                 raise ValueError(f"mamba_step: {name} is {tuple(getattr(w, name).shape)}; expected {wanted}")
+    if wrong := [tuple(norm.shape) for norm in norms if norm.shape != (d,)]:
+        raise ValueError(f"mamba_step: a norm is {wrong[0]}; expected {(d,)}")
     rows = [_pointers(w, norm) for w, norm in zip(layers, norms or [None] * len(layers), strict=True)]
     half, half_small = (found == {torch.bfloat16} for found in dtypes)
     return Plan((d, c, k, r, n), (half, half_small), array("q", [p for row in rows for p in row]))

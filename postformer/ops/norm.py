@@ -39,7 +39,12 @@ def rms_norm(
     if gate is None and groups == 1 and x.dtype == weight.dtype == torch.float32 and x.numel() <= FEW:
         return F.rms_norm(x, weight.shape, weight, eps)
     y = x if gate is None else gate
-    if _cpu.BUILT and _served(x.dtype, y.dtype) and x.device.type == weight.device.type == y.device.type == "cpu":
+    if (
+        _cpu.BUILT
+        and not _cpu.transformed()
+        and _served(x.dtype, y.dtype)
+        and x.device.type == weight.device.type == y.device.type == "cpu"
+    ):
         flat = None if gate is None else gate.reshape(-1, gate.shape[-1])
         rows = x.reshape(-1, x.shape[-1])
         return torch.ops.postformer.rms_norm(rows, weight.float(), flat, eps, groups, after).view(x.shape)

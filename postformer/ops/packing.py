@@ -71,6 +71,13 @@ def to_the_left(mask: Bool[Tensor, "b t"]) -> tuple[Int[Tensor, "b t"], Int[Tens
     return (~mask).long().argsort(dim=1, stable=True), mask.sum(1)
 
 
+def starts_after_the_last(starts: Bool[Tensor, "b t"], mask: Bool[Tensor, "b t"]) -> Bool[Tensor, " b"]:
+    """The rows of which a document starts at padding after the last real token: what the next call reads begins it."""
+    places = torch.arange(1, starts.shape[1] + 1, device=starts.device)
+    start, real = ((places * m).amax(1) if starts.shape[1] else m.sum(1) for m in (starts, mask))
+    return start > real
+
+
 def starts_to_the_left(
     starts: Bool[Tensor, "b t"], mask: Bool[Tensor, "b t"], order: Int[Tensor, "b t"]
 ) -> Bool[Tensor, "b t"]:

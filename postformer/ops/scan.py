@@ -57,7 +57,7 @@ def selective_scan(
         small = (None if x is None else x.float() for x in (dt_bias, D))
         y, last, _ = torch.ops.postformer.selective_scan(u, dt, A, B.float(), C.float(), h, starts, *small, z, trained)
         return y, last
-    scan = _SelectiveScan.apply if trained else _forward
+    scan = _recurrence if _cpu.transformed() else _SelectiveScan.apply if trained else _forward
     return _around(scan, *inputs, starts, dt_bias, D, z)
 
 

@@ -61,7 +61,7 @@ def ssd_reference(
         state = a[:, t].exp()[..., None, None] * state + (now if w is None else w * now)
         y.append(torch.einsum("bhpn,brhn->brhp", state, C[:, t]))
         state = state if v is None else state + v * now
-    return _skip(torch.stack(y, 1), x, weights.D), state
+    return _skip(torch.stack(y, 1) if y else x, x, weights.D), state
 
 
 def ssd(

@@ -43,7 +43,7 @@ def trapezoid_reference(
         h = a[:, t, :, None, None].exp() * before + gamma[:, t, :, None, None] * now
         y.append(torch.einsum("bhpn,brhn->brhp", h, C[:, t]))
         B_last, x_last = B[:, t], x[:, t]
-    return torch.stack(y, 1), TrapezoidState(h, B_last, x_last)
+    return torch.stack(y, 1) if y else x, TrapezoidState(h, B_last, x_last)
 
 
 def trapezoid(

@@ -58,7 +58,7 @@ def _parity(name: str, **mixer: Any) -> Run:
     return _task(
         name,
         {"kind": "mamba3", "state": 32, "head_dim": 32, "dt_min": 0.1, "dt_max": 1.0, **mixer},
-        {"kind": "parity", "length": 160, "start": 4, "grow": 6000},
+        {"kind": "parity", "length": 160, "start": 4, "grow": 6000, "ones": "varied"},
         optim=OptimConfig(lr=1e-3, weight_decay=0.1, clip=0.2, final=0.01),
         steps=10000,
         batch=32,
@@ -71,7 +71,8 @@ def parity() -> Run:
     """Parity as in Lahoti et al. 2026, table 5b: one Mamba-3 layer, learned on up to 160 bits.
 
     Half a turn takes dt = 1, so dt starts near it. The angle must be exact to within one part of the length, and a step of Adam moves it
-    by the learning rate: lengths grow while that falls.
+    by the learning rate: lengths grow while that falls. The share of ones varies, so that some sequences hold as many of a bit as longer
+    ones do: else what turns too far is right to 160 and not beyond.
     """
     return _parity("parity")
 

@@ -134,9 +134,10 @@ def make_optimizer(named: Mapping[str, nn.Parameter], config: OptimConfig) -> Op
 
 
 def _check(config: OptimConfig) -> None:
-    if config.eps <= 0:
+    if not 0 < config.eps < math.inf:
         raise ConfigError(f"optim.eps: {config.eps} must be above 0: a parameter without a gradient would become 0 / 0")
     for name, most in {
+        "lr": math.inf,
         "weight_decay": math.inf,
         "warmup": math.inf,
         "clip": math.inf,

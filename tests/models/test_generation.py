@@ -1,5 +1,6 @@
 """Sampling against its definitions, texts alone and together, stops, and texts in two sittings."""
 
+import inspect
 import itertools
 import math
 
@@ -349,3 +350,12 @@ def test_a_state_with_an_odd_note_is_refused(note, tmp_path):
     states.save(model.init_state(1), tmp_path / "s", model, note)
     with pytest.raises(StateError, match="/s: "):
         Memory.load(tmp_path / "s", model)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [({"prompts": "one"}, "prompts: expected a list"), ({"prompts": ["a"], "width": 0}, "width: 0 is not valid")],
+)
+def test_a_single_text_and_no_width_are_refused(words, says):
+    with pytest.raises(UserError, match=says):
+        inspect.unwrap(generate)(small.model(), sampling=Sampling(max_tokens=2), **words)

@@ -105,10 +105,12 @@ def test_a_start_at_padding_is_one_of_the_next_real_token():
     second, end = model(ids[:1, 7:], model.init_state(1))
     torch.testing.assert_close(y[:1, :4], first)
     torch.testing.assert_close(y[:1, 7:], second)
-    alone, other = model(ids[1:, 2:10], model.init_state(1))
+    alone, _ = model(ids[1:, 2:10], model.init_state(1))
     torch.testing.assert_close(y[1:, 2:10], alone)
     more = ids[:, :2]
-    torch.testing.assert_close(model(more, after)[0], torch.cat([model(more[:1], end)[0], model(more[1:], other)[0]]))
+    torch.testing.assert_close(
+        model(more, after)[0], torch.cat([model(more[:1], end)[0], model(more[1:], model.init_state(1))[0]])
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,27 @@ def test_a_state_of_another_number_of_rows_is_refused():
     model = packed_model()
     with pytest.raises(ValueError, match="state: it has 1 rows, and the ids have 3"):
         model(torch.zeros(3, 2, dtype=torch.long), model.init_state(1))
+
+
+def test_a_start_at_padding_at_a_pieces_end_begins_the_next_piece():
+    model = packed_model()
+    ids = torch.randint(31, (2, 5), generator=torch.Generator().manual_seed(1))
+    mask, starts = torch.ones(2, 5, dtype=torch.bool), torch.zeros(2, 5, dtype=torch.bool)
+    mask[0, 2] = mask[1, :3] = False
+    starts[0, 2] = starts[1, 1] = True
+    _, old = model(ids, model.init_state(2))
+    whole, end = model(ids, states.clone(old), starts=starts, mask=mask)
+    _, middle = model(ids[:, :3], states.clone(old), starts=starts[:, :3], mask=mask[:, :3])
+    rest, last = model(ids[:, 3:], middle, starts=starts[:, 3:], mask=mask[:, 3:])
+    torch.testing.assert_close(rest, whole[:, 3:])
+    more = ids[:, :2]
+    torch.testing.assert_close(model(more, last)[0], model(more, end)[0])
+
+
+@pytest.mark.parametrize("ids", [torch.zeros(3, dtype=torch.long), torch.zeros(1, 3)], ids=["no rows", "numbers"])
+def test_ids_that_are_none_are_refused(ids: torch.Tensor):
+    with pytest.raises(ValueError, match=r"ids: expected whole numbers \[rows, tokens\], got"):
+        inspect.unwrap(LanguageModel.hidden)(packed_model(), ids)
 
 
 def test_a_state_of_another_number_of_layers_is_refused():

@@ -1,16 +1,20 @@
 """The one-token kernel called past torch's dispatcher: the same results, and weights that change are seen."""
 
 import copy
+import inspect
 import pickle
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from postformer import state as states
-from postformer.mixers import mamba
+from postformer.config import build
+from postformer.mixers import MIXERS, mamba
 from postformer.mixers.mamba import Mamba
 from postformer.ops import _cpu
+from postformer.ops.mamba_step import Stepper
 
 pytestmark = pytest.mark.skipif(not _cpu.BUILT, reason="installed without the kernels")
 
@@ -96,3 +100,60 @@ def test_a_state_of_another_size_is_refused_and_the_work_is_counted():
         with FlopCounterMode(display=False) as counter:
             mixer(x, mixer.init_state(1))
     assert counter.get_total_flops() == mixer.flops(1) - 2 * mixer.channels
+
+
+def test_what_cannot_be_read_in_place_takes_the_other_way():
+    """A subclass of tensors may lie elsewhere than where its pointer says."""
+
+    class Other(torch.Tensor):
+        pass
+
+    mixer, x = block(), torch.zeros(1, 24)
+    state, weights = mixer.init_state(1), mixer.weights()
+    with torch.inference_mode():
+        assert Stepper()(x, [state], [weights]) is not None
+        assert Stepper()(x.as_subclass(Other), [state], [weights]) is None
+        assert Stepper()(x, [state], [weights._replace(D=weights.D.as_subclass(Other))]) is None
+        assert Stepper()(x, [(state.conv, state.ssm.as_subclass(Other))], [weights]) is None
+
+
+def test_states_and_norms_that_do_not_fit_are_refused():
+    mixer, x = block(), torch.zeros(1, 24)
+    state, weights = mixer.init_state(1), mixer.weights()
+    with torch.inference_mode():
+        for states_ in ([], [state, state]):
+            with pytest.raises(ValueError, match="zip"):
+                Stepper()(x, states_, [weights])
+        with pytest.raises(ValueError, match=r"mamba_step: a norm is \(4,\); expected \(24,\)"):
+            inspect.unwrap(Stepper.__call__)(Stepper(), x, [state], [weights], [torch.ones(4)], 1e-5)
+
+
+def test_more_rows_than_the_kernel_has_room_for_are_refused():
+    y = torch.zeros(_ROWS, 24)
+    with pytest.raises(MemoryError):
+        _cpu.run("mamba_steps", None, y.data_ptr(), 1, 0, 0, 0, 0, _ROWS, 24, 48, 4, 2, 16)
+
+
+_ROWS = 9
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "mamba3", "gated_delta"])
+def test_transforms_of_torch_func_take_the_reference(kind, rows):
+    """Kernels have no rule for forward-mode derivatives and for vmap; both are right all the same."""
+    torch.manual_seed(0)
+    options = {"mamba": {}, "gated_delta": {"heads": 2}}.get(kind, {"state": 8, "head_dim": 8})
+    mixer = build({"kind": kind, **options}, MIXERS, "mixer", dim=16)
+    x, along = torch.randn(rows, 4, 16), torch.randn(rows, 4, 16)
+    _, slope = torch.func.jvp(lambda x: mixer(x)[0], (x,), (along,))
+    wide = copy.deepcopy(mixer).double()
+    _, exact = torch.func.jvp(lambda x: wide(x)[0], (x.double(),), (along.double(),))
+    torch.testing.assert_close(slope.double(), exact, rtol=1e-3, atol=1e-4)
+    with forward_ad.dual_level():
+        dual = mixer(forward_ad.make_dual(x, along))[0]
+        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, slope)
+    state = mixer.init_state(1)
+    with torch.no_grad():
+        each = torch.func.vmap(lambda x: mixer(x[None], state)[0][0])(x[:, :1])
+        torch.testing.assert_close(each, torch.cat([mixer(row[None, :1], mixer.init_state(1))[0] for row in x]))

@@ -92,6 +92,24 @@ def test_a_document_forgets_a_state_that_is_not_finite(r):
 
 
 @kernel
+@pytest.mark.parametrize("r", [1, 2])
+@pytest.mark.parametrize("first", [0, 6], ids=["a spoiled state", "a spoiled document"])
+def test_a_documents_gradients_know_nothing_of_what_is_not_finite_before_it(first, r):
+    args = inputs(2, 12, r, (2, 1), 17, 5)
+    with torch.no_grad():
+        args[4 if first == 0 else 0][0, 1] = torch.inf
+    starts = torch.zeros(2, 12, dtype=torch.bool)
+    starts[:, first] = True
+    found = []
+    for form in (ssd, ssd_reference):
+        y, last = form(*args, starts)
+        found.append(torch.autograd.grad(y[:, first:].square().sum() + last.sum(), args[:4]))
+    for mine, exact in zip(*found, strict=True):
+        assert exact[:, first:].isfinite().all()
+        torch.testing.assert_close(mine[:, first:], exact[:, first:], rtol=1e-4, atol=1e-4)
+
+
+@kernel
 @given(first=st.integers(0, 40), rest=st.integers(0, 40), r=st.integers(1, 2))
 def test_the_same_bits_at_any_split(first, rest, r):
     x, a, B, C, state = (m.detach() for m in inputs(2, first + rest, r, (4, 2), 21, 5))
