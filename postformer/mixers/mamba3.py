@@ -37,7 +37,7 @@ DECAYS = {"softplus": F.softplus, "heavy": _heavy}
 
 
 class Mamba3State(NamedTuple):
-    """The angles in [0, 2 pi), the recurrence's state, and the last token's rotated B and its x (all fp32 or wider)."""
+    """The angles from 0 to 2 pi, the recurrence's state, and the last token's rotated B and its x (all fp32 or wider)."""
 
     angle: Float[Tensor, "b h m"]
     ssm: Float[Tensor, "b h p n"]
