@@ -30,9 +30,9 @@ def induction() -> Run:
     return _task(
         "induction",
         {"kind": "mamba", "dt_min": 1e-12, "dt_max": 1e-11},
-        {"kind": "induction", "length": 256, "shortest": 4, "start": 8, "grow": 1000},
+        {"kind": "induction", "length": 256, "shortest": 4, "start": 8, "grow": 1600},
         optim=OptimConfig(lr=3e-3, eps=1e-18, weight_decay=0.0, schedule="wsd", decay=0.5, final=0.02),
-        steps=2500,
+        steps=4000,
         batch=8,
         smoothing=0.1,
         dim=64,
