@@ -53,8 +53,8 @@ inline void each_register(float* values, int64_t count, const F& f) {
     }
 }
 
-// One step of a channel's state from `before` [n] to `h`; returns C h.
-inline float scan_step(const float* before, float* h, const Small& A_log, int64_t first, const float* B, const float* C, float dt, float u,
+// One step of a channel's state from `before` [n] to `h`; returns what adds up to C h.
+inline Vec scan_step(const float* before, float* h, const Small& A_log, int64_t first, const float* B, const float* C, float dt, float u,
                        int64_t n) {
     Vec y = {};
     for (int64_t j = 0; j < n; j += WIDTH) {
@@ -63,7 +63,7 @@ inline float scan_step(const float* before, float* h, const Small& A_log, int64_
         store_some(h + j, now, m);
         y += now * load_some(C + j, m);
     }
-    return sum(y);
+    return y;
 }
 
 // The convolution of channel i of a row after a new input; moves the inputs before it along.
@@ -135,11 +135,20 @@ int32_t step(ParallelFor pool, const Layer& l, float* x, Room at, const Sizes& s
         for (int64_t row = 0; row < s.b; row++) {
             const float *B = at.chosen + row * 2 * s.n, *C = B + s.n;
             each_register(dts + row * ROWS, count, [](Vec x) { return softplus(x); });
-            for (int64_t i = begin; i < begin + count; i++) {
-                const int64_t channel = row * s.c + i, placed = row * s.c + place<T>(i, s.c);
-                const float u = at.u[placed], dt = dts[row * ROWS + i - begin];
-                const float read = scan_step(l.h + channel * s.n, l.h_after + channel * s.n, A_log, i * s.n, B, C, dt, u, s.n);
-                at.inner[placed] = (read + D[i] * u) * at.gate[channel];
+            for (int64_t first = begin; first < begin + count; first += WIDTH) {
+                const int64_t m = begin + count - first < WIDTH ? begin + count - first : WIDTH;
+                Vec parts[WIDTH] = {};
+                for (int64_t j = 0; j < m; j++) {
+                    const int64_t i = first + j, at_h = (row * s.c + i) * s.n;
+                    const float u = at.u[row * s.c + place<T>(i, s.c)], dt = dts[row * ROWS + i - begin];
+                    parts[j] = scan_step(l.h + at_h, l.h_after + at_h, A_log, i * s.n, B, C, dt, u, s.n);
+                }
+                float read[WIDTH];
+                store(read, sums(parts));
+                for (int64_t j = 0; j < m; j++) {
+                    const int64_t i = first + j, placed = row * s.c + place<T>(i, s.c);
+                    at.inner[placed] = (read[j] + D[i] * at.u[placed]) * at.gate[row * s.c + i];
+                }
             }
         }
     };

@@ -92,6 +92,7 @@ static inline void dots(const T* w, const float* x, int64_t n, float* out) {
             add_products(sums[r], at, x0, x1);
         });
     }
+    for (; i + WIDTH <= n; i += WIDTH) unrolled<COUNT>([&](auto r) INLINE { sums[r] += load(w + r * n + i) * load(x + i); });
     unrolled<COUNT>([&](auto r) INLINE {
         float rest = sum(sums[r]);
         for (int64_t k = i; k < n; k++) rest += single(w[r * n + k]) * x[k];

@@ -6,6 +6,7 @@ The formulas, and the reference in operations of torch, are `Mamba.forward` (pos
 b rows, d model width, c channels, k taps, r rank of dt, n state size.
 """
 
+import itertools
 from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -65,7 +66,7 @@ class Stepper:
     and again when one of them was replaced. Copies and pickles begin anew."""
 
     def __init__(self) -> None:
-        self._seen: tuple[list[Any], Plan | None] | None = None
+        self._seen: tuple[tuple[list[Any], ...], Plan | None] | None = None
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Stepper, ()
@@ -87,8 +88,9 @@ class Stepper:
         b = len(x)
         if not 0 < b <= MOST_ROWS or x.dtype not in HALF_OR_SINGLE or not x.is_cpu:
             return None
-        tensors = [w for weights in layers for w in weights] + list(norms)
-        seen = [(w.data_ptr(), w.dtype, w.shape, w.is_contiguous()) for w in tensors]
+        tensors = [*itertools.chain(*layers), *norms]
+        read = Tensor.data_ptr, Tensor.numel, Tensor.is_contiguous
+        seen = [w.dtype for w in tensors], *(list(map(what, tensors)) for what in read)
         before = self._seen
         if before is None or before[0] != seen:
             before = self._seen = seen, plan(layers, norms)
@@ -98,8 +100,8 @@ class Stepper:
         d, c, k, _, n = known.sizes
         if x.shape != (b, d):
             return None
-        table, kept, after = known.table[:], [], []
-        for i, (_, (conv, ssm)) in enumerate(zip(layers, states, strict=True), 1):
+        kept = []  # what the kernel reads, held until it has
+        for conv, ssm in states:
             if (
                 type(conv) is not Tensor
                 or type(ssm) is not Tensor
@@ -108,15 +110,16 @@ class Stepper:
                 or not (conv.is_cpu and ssm.is_cpu)
             ):
                 return None
-            conv, ssm = conv.to(x.dtype).contiguous(), ssm.float().contiguous()
-            past, h = torch.empty_like(conv), torch.empty_like(ssm)
-            table[i * COLUMNS - 4 : i * COLUMNS] = array("q", (conv.data_ptr(), ssm.data_ptr(), past.data_ptr(), h.data_ptr()))
-            kept += conv, ssm  # until the kernel has read them
-            after.append((past, h))
+            kept += conv.to(x.dtype).contiguous(), ssm.float().contiguous()
+        past = torch.empty(len(layers), b, k - 1, c, dtype=x.dtype).unbind()
+        h = torch.empty(len(layers), b, c, n).unbind()
+        table = known.table[:]
+        for column, addressed in enumerate((kept[0::2], kept[1::2], past, h), COLUMNS - 4):
+            table[column::COLUMNS] = array("q", map(Tensor.data_ptr, addressed))
         y = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         halves = *known.halves, x.dtype == torch.bfloat16
-        _cpu.run("mamba_steps", table.buffer_info()[0], y.data_ptr(), len(after), *halves, _cpu.bits(eps), b, *known.sizes)
-        return y.to(x.dtype), after
+        _cpu.run("mamba_steps", table.buffer_info()[0], y.data_ptr(), len(layers), *halves, _cpu.bits(eps), b, *known.sizes)
+        return y.to(x.dtype), list(zip(past, h, strict=True))
 
 
 class Plan(NamedTuple):
