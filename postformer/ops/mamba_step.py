@@ -80,7 +80,8 @@ class Stepper:
         eps: float = 0.0,
     ) -> tuple[Float[Tensor, "b d"], list[tuple[Tensor, Tensor]]] | None:
         """What the layers make of a token, x = x + layer(norm(x)) each, and their states after it; without norms, layer(x) of the one
-        layer. x stays in fp32 between layers. None outside of inference and where the kernel cannot take it."""
+        layer. x stays in fp32 between layers. None outside of inference and where the kernel cannot take it. Raises ValueError for
+        another number of states than layers."""
         if not torch.is_inference_mode_enabled() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
             return None
         if _cpu.transformed() or type(x) is not Tensor:
@@ -100,6 +101,8 @@ class Stepper:
         d, c, k, _, n = known.sizes
         if x.shape != (b, d):
             return None
+        if len(states) != len(layers):
+            raise ValueError(f"mamba_step: {len(states)} states for {len(layers)} layers")
         kept = []  # what the kernel reads, held until it has
         for conv, ssm in states:
             if (

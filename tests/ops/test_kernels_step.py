@@ -122,7 +122,7 @@ def test_states_and_norms_that_do_not_fit_are_refused():
     state, weights = mixer.init_state(1), mixer.weights()
     with torch.inference_mode():
         for states_ in ([], [state, state]):
-            with pytest.raises(ValueError, match="zip"):
+            with pytest.raises(ValueError, match="states for 1 layers"):
                 Stepper()(x, states_, [weights])
         with pytest.raises(ValueError, match=r"mamba_step: a norm is \(4,\); expected \(24,\)"):
             inspect.unwrap(Stepper.__call__)(Stepper(), x, [state], [weights], [torch.ones(4)], 1e-5)
