@@ -196,7 +196,7 @@ def written(
     """A diary of `total` words or tokens in pieces: headings, sentences, and the statements under their numbers."""
     statements = [encode(f" {text}") for _, text in told.told]
     room = total - sum(map(len, statements))
-    first = len(encode(_heading(FIRST_DAY)))
+    first = float(len(encode(_heading(FIRST_DAY))))
     places = (max(first, share * room) for share, _ in told.told)
     filler = _entries(talk, encode, room, years, rng)
     yield from weave(filler, list(zip(places, statements, strict=True)), room)

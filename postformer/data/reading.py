@@ -89,7 +89,7 @@ class Reading(Task):
         try:
             return self._tokens
         except TokenizerError as e:
-            raise DataError(f"tokenizer: {e}") from e
+            raise DataError(f"data.tokenizer: {e}") from e
 
     @property
     def vocab(self) -> int:
@@ -108,7 +108,7 @@ class Reading(Task):
     def batches(self, batch: int, seed: int, split: str = "train") -> TaskBatches:
         """Batches of `batch` passages. Raises DataError for other texts than the run names, and when the shortest length is too short."""
         if self.sha256 and self.sha256 != self.digest:
-            raise DataError(f"{self._kind}: another tokenizer or other texts than the run names (data.sha256={self.sha256})")
+            raise DataError(f"data: another tokenizer or other texts than the run names (data.sha256={self.sha256})")
         made = super().batches(batch, seed, split)
         self.passage(0, length=self.lengths(0, split)[0], split=split)
         return made
@@ -131,15 +131,11 @@ class Reading(Task):
             targets[row, -len(passage.ids) - 1 : -1] = passage.ids
         return ids, targets
 
-    @property
-    def _kind(self) -> str:
-        return type(self).__name__.lower()
-
     def _fitting(self, rng: random.Random, length: int, split: str) -> Passage:
         for _ in range(TRIES):
             if passage := self.compose(rng, length, split):
                 return passage
-        raise DataError(f"{self._kind}: {length:,} {self.tokens.kind} tokens are too few for what must stand in them")
+        raise DataError(f"data.length: {length:,} {self.tokens.kind} tokens are too few for what must stand in them")
 
     def _answer(self, answer: str) -> list[int]:
         return [*self.tokens.encode(f" {answer}"), self.tokens.end]
