@@ -30,7 +30,7 @@ def test_sentences(text, sentences):
 
 
 def test_words_and_marks():
-    assert words_and_marks("“Well,” said he, “it is 3 now.”") == 13
+    assert words_and_marks("“Well,” said he, “it is 3 now.”") == 14
 
 
 @pytest.fixture
