@@ -20,8 +20,8 @@ from postformer.files import sha256_file
 ENVIRONMENT = "POSTFORMER_DATA"
 """The variable that names the folder of real data."""
 SUFFIXES = (".txt", ".jsonl")
-BLOCK = 1 << 16
-"""Bytes that are read at once."""
+FIRST_BLOCK, BLOCK = 1 << 12, 1 << 16
+"""Bytes that are read at once: few at first, since most stretches are short, twice as many each time, and no more than so many."""
 HELD_OUT = 0.1
 """Of a file alone, the last tenth is for the valid and test splits; of several, the first."""
 ABBREVIATIONS = frozenset(
@@ -140,9 +140,9 @@ def _stretch(part: Part, start: int) -> Iterator[str]:
 def _text(part: Part, start: int) -> Iterator[str]:
     with readable(part.path), part.path.open("rb") as f:
         f.seek(start)
-        kept = b""
-        while start < part.stop and (block := f.read(min(BLOCK, part.stop - start))):
-            start += len(block)
+        kept, size = b"", FIRST_BLOCK
+        while start < part.stop and (block := f.read(min(size, part.stop - start))):
+            start, size = start + len(block), min(2 * size, BLOCK)
             block = kept + block
             whole = block.rfind(b" ") + 1 or len(block)
             kept = block[whole:]
