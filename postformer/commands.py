@@ -264,11 +264,10 @@ def _model(recipe: str, overrides: Sequence[str], vocab: int | None) -> tuple[st
     import torch
 
     from postformer.config import build
-    from postformer.data import DATA
-    from postformer.data.tasks import TASKS
+    from postformer.data import ASKED, DATA
     from postformer.models import MODELS
 
-    if run.data.get("kind") in TASKS:
+    if run.data.get("kind") in ASKED:
         if vocab:
             raise UserError(f"--vocab: the task of {recipe} has its own vocabulary")
         vocab = build(run.data, DATA, "data").vocab

@@ -1,23 +1,34 @@
-"""What models are trained on."""
-
 from typing import Any
 
+from postformer.data.babilong import Babilong
 from postformer.data.build import build_corpus
 from postformer.data.corpus import Corpus, Manifest, Tokenized, open_corpus, remarks
+from postformer.data.diary import Diaries, Diary
 from postformer.data.embedded import corpus_from, default_corpus
+from postformer.data.needles import Needles
 from postformer.data.sources import DataError, Document, Source
 from postformer.data.tasks import TASKS
 from postformer.data.text import Text, TextBatches
 
-DATA: dict[str, Any] = {"text": Text, **TASKS}
+READINGS: dict[str, Any] = {"needles": Needles, "babilong": Babilong, "diary": Diaries}
+"""Texts with a question at their end."""
+ASKED: dict[str, Any] = {**TASKS, **READINGS}
+"""Kinds of `Run.data` whose batches have targets, which the objective `answers` takes."""
+DATA: dict[str, Any] = {"text": Text, **ASKED}
 """Kinds of `Run.data`."""
 
 __all__ = [
+    "ASKED",
     "DATA",
+    "READINGS",
+    "Babilong",
     "Corpus",
     "DataError",
+    "Diaries",
+    "Diary",
     "Document",
     "Manifest",
+    "Needles",
     "Source",
     "Text",
     "TextBatches",

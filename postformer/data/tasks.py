@@ -4,140 +4,19 @@
 |---|---|---|
 | `induction` | the token that followed a special one | Gu & Dao 2023 (arXiv 2312.00752), section 4.1.2, appendix E.1 and table 11 |
 | `selective_copying` | the tokens that stood scattered among blanks, in order | the same, section 4.1.1 and table 1 |
+| `mqar` | the values that went with keys, asked for again and again | Arora et al. 2023 (arXiv 2312.04927), section 3.2 and figure 2 |
 | `parity` | whether the number of ones so far is odd | Lahoti et al. 2026 (arXiv 2603.15569), table 5b |
 | `modular_arithmetic` | the value of an expression modulo 5 | Delétang et al. 2022 (arXiv 2207.02098), Modular Arithmetic (Simple) |
 
-A batch has `ids` and `targets`, int64 [b, t] both: `targets[i, j]` is the answer after `ids[i, : j + 1]`, or IGNORED where none
-is asked for.
+`task.py` says what a batch is.
 """
 
 import dataclasses
-import math
-from abc import ABC, abstractmethod
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 
-IGNORED = -1
-MOST = 16
-"""A batch is filled to so many times its rows."""
-SPLITS = ("train", "valid", "test")
-"""Independent streams of random numbers. Sequences of few symbols are few, so a short one can occur in two streams."""
-
-Sample = tuple[np.ndarray, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Symbols:
-    """What the ids of a task are: numbers that stand for no text, so a model of them is saved without a tokenizer."""
-
-    vocab: int
-    kind: ClassVar[str] = "symbols"
-
-    def save(self, folder: str | Path) -> None:
-        """Write nothing."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Task(ABC):
-    """A run's data, drawn from its seed.
-
-    All rows of a batch have one length, drawn evenly from `shortest` (default: `length`) to `length`. With `grow`, the longest
-    that is drawn for training rises from `start` to `length` over that many batches, as a power of the share of them that is done.
-    With a `spread` below 1 no sequence for training is shorter than 1 - spread of the longest.
-    With `fill`, a batch for training has as many rows as make that many tokens, from the run's batch to MOST times as many.
-    """
-
-    length: int
-    shortest: int | None = None
-    start: int | None = None
-    grow: int = 0
-    power: float = 1.0
-    spread: float = 1.0
-    fill: int = 0
-    least: ClassVar[int] = 1
-    """The shortest length that the task can have."""
-
-    def __post_init__(self) -> None:
-        shortest = self.length if self.shortest is None else self.shortest
-        start = shortest if self.start is None else self.start
-        if not self.least <= shortest <= start <= self.length:
-            raise ValueError(
-                f"shortest={shortest}, start={start} and length={self.length} must satisfy "
-                f"{self.least} <= shortest <= start <= length"
-            )
-        if self.grow < 0:
-            raise ValueError(f"grow: expected 0 or more batches, got {self.grow}")
-        if not 0 < self.power <= 10:
-            raise ValueError(f"power: expected a number above 0, at most 10, got {self.power}")
-        if not 0 <= self.spread <= 1:
-            raise ValueError(f"spread: expected a share from 0 to 1, got {self.spread}")
-        if self.fill < 0:
-            raise ValueError(f"fill: expected 0 or more tokens, got {self.fill}")
-
-    @property
-    @abstractmethod
-    def vocab(self) -> int:
-        """How many ids there are."""
-
-    @property
-    def choices(self) -> int:
-        """How many answers are equally likely to one who has not read the sequence."""
-        return self.vocab
-
-    @abstractmethod
-    def draw(self, rng: np.random.Generator, rows: int, length: int) -> Sample:
-        """Ids and targets of `rows` sequences."""
-
-    @property
-    def tokens(self) -> Symbols:
-        """What stands in a tokenizer's place."""
-        return Symbols(self.vocab)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Every keyword with its value, so that a saved run goes on with the same task when a default has changed."""
-        return dataclasses.asdict(self)
-
-    def lengths(self, step: int, split: str = "train") -> tuple[int, int]:
-        """The shortest and the longest length that batch `step` may have."""
-        shortest = self.length if self.shortest is None else self.shortest
-        if split != "train":
-            return shortest, self.length
-        start = shortest if self.start is None else self.start
-        done = (step / self.grow) ** self.power if step < self.grow else 1.0
-        longest = start + int((self.length - start) * done + 1e-9)
-        return max(shortest, math.ceil((1 - self.spread) * longest)), longest
-
-    def rows(self, batch: int, length: int, split: str = "train") -> int:
-        """How many rows a batch of that length has in a run whose batch is `batch`."""
-        return max(batch, min(MOST * batch, self.fill // length)) if split == "train" else batch
-
-    def batches(self, batch: int, seed: int, split: str = "train") -> "TaskBatches":
-        """Batches of `batch` sequences, or more with `fill`. Raises ValueError for a split that there is not."""
-        return TaskBatches(self, batch=batch, seed=seed, split=split)
-
-
-class TaskBatches:
-    """Fresh sequences in each batch; `batch(step)` depends on the task, the seed, the split and the step alone."""
-
-    def __init__(self, task: Task, *, batch: int, seed: int, split: str = "train"):
-        if split not in SPLITS:
-            raise ValueError(f"split: unknown {split!r}; choose from {', '.join(SPLITS)}")
-        self.task, self.size, self.seed, self.split = task, batch, seed, split
-        self.stream = SPLITS.index(split)
-
-    def batch(self, step: int) -> dict[str, Any]:
-        """`{"ids": int64 [rows, t], "targets": int64 [rows, t], "rows": names for errors}`."""
-        rng = np.random.default_rng([self.seed & (1 << 64) - 1, self.stream, step])
-        length = int(rng.integers(*self.task.lengths(step, self.split), endpoint=True))
-        count = self.task.rows(self.size, length, self.split)
-        ids, targets = self.task.draw(rng, count, length)
-        rows = [f"{type(self.task).__name__}({length}) {self.split}[{step}][{i}]" for i in range(count)]
-        return {"ids": torch.from_numpy(ids), "targets": torch.from_numpy(targets), "rows": rows}
-
+from postformer.data.task import IGNORED, Sample, Task
 
 # ---------------------------------------------------------------- what must be remembered
 
@@ -210,6 +89,66 @@ class SelectiveCopying(Task):
         targets = np.full_like(ids, IGNORED)
         targets[:, length:] = tokens
         return ids, targets
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MQAR(Task):
+    """Multi-query associative recall: `pairs` keys, each followed by its value; then every key once more: what was its value?
+
+    As in the authors' code: keys come from the first half of the ids, id 0 left out, values from the second, none twice; a query
+    stands at an even place, the g-th of them with a weight of g^(alpha - 1), so that most come soon; all other places hold random
+    ids with `noise`, keys among them, and else 0. An odd length loses its last place.
+    """
+
+    length: int = 64
+    pairs: int = 4
+    symbols: int = 8192
+    """Ids: keys, values and 0."""
+    alpha: float = 0.01
+    """1 spreads the queries evenly."""
+    noise: bool = True
+    least: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shortest = self.lengths(0)[0]
+        if not 1 <= self.pairs <= shortest // 4:
+            raise ValueError(f"pairs: expected 1 to {shortest // 4}, a quarter of the shortest length, got {self.pairs}")
+        if self.symbols < 2 * self.pairs + 2:
+            raise ValueError(f"symbols: expected {2 * self.pairs + 2} or more for {self.pairs} pairs, got {self.symbols}")
+        if not 0 < self.alpha <= 1:
+            raise ValueError(f"alpha: expected a number above 0, at most 1, got {self.alpha}")
+
+    @property
+    def vocab(self) -> int:
+        return self.symbols
+
+    @property
+    def choices(self) -> int:
+        return self.symbols - self.symbols // 2
+
+    def draw(self, rng: np.random.Generator, rows: int, length: int) -> Sample:
+        half, after = self.symbols // 2, 2 * self.pairs
+        keys = 1 + drawn_without_repeat(rng, np.ones(half - 1), rows, self.pairs)
+        values = half + drawn_without_repeat(rng, np.ones(self.symbols - half), rows, self.pairs)
+        ids = np.zeros((rows, length - length % 2), np.int64)
+        ids[:, :after:2], ids[:, 1:after:2] = keys, values
+        weights = np.arange(1, (ids.shape[1] - after) // 2 + 1) ** (self.alpha - 1)
+        places = after + 2 * drawn_without_repeat(rng, weights, rows, self.pairs)
+        np.put_along_axis(ids, places, keys, 1)
+        targets = np.full_like(ids, IGNORED)
+        np.put_along_axis(targets, places, values, 1)
+        return np.where((ids == 0) & self.noise, rng.integers(self.symbols, size=ids.shape), ids), targets
+
+
+def drawn_without_repeat(rng: np.random.Generator, weights: np.ndarray, rows: int, count: int) -> np.ndarray:
+    """[rows, count] places of the weights, one after another, each with its share of what is left.
+
+    The first to ring of clocks with these rates (Efraimidis and Spirakis 2006).
+    """
+    rings = rng.standard_exponential((rows, len(weights))) / weights
+    first = rings.argpartition(count - 1, 1)[:, :count]
+    return np.take_along_axis(first, np.take_along_axis(rings, first, 1).argsort(1), 1)
 
 
 # ---------------------------------------------------------------- what must be tracked
@@ -293,6 +232,7 @@ def prefix_values(ids: np.ndarray, modulus: int) -> np.ndarray:
 TASKS: dict[str, type[Task]] = {
     "induction": Induction,
     "selective_copying": SelectiveCopying,
+    "mqar": MQAR,
     "parity": Parity,
     "modular_arithmetic": ModularArithmetic,
 }

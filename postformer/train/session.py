@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from postformer.config import ConfigError, Run, build, complete
-from postformer.data import DATA
-from postformer.data.tasks import TASKS
+from postformer.data import ASKED, DATA
 from postformer.models import MODELS
 from postformer.models.hub import ModelError, fetch, load_model, save_model
 from postformer.objectives import OBJECTIVES
@@ -25,7 +24,7 @@ def check(run: Run) -> None:
     complete(run.data, DATA, "data")
     if run.objective["kind"] == "answers" and run.data["kind"] == "text":
         raise ConfigError(
-            f"objective.kind: 'answers' asks for the answers of a task, and data.kind is 'text'; choose from {', '.join(TASKS)}"
+            f"objective.kind: 'answers' asks for the answers of a task, and data.kind is 'text'; choose from {', '.join(ASKED)}"
         )
     with torch.device("meta"):
         model = build({k: v for k, v in run.model.items() if k != "vocab"}, MODELS, "model", vocab=1)

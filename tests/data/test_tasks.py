@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from postformer.config import ConfigError, build, plain
 from postformer.data import DATA
-from postformer.data.tasks import IGNORED, SPLITS, TASKS, ModularArithmetic, Parity, SelectiveCopying, prefix_values
+from postformer.data.task import IGNORED, SPLITS
+from postformer.data.tasks import (
+    TASKS,
+    ModularArithmetic,
+    Parity,
+    SelectiveCopying,
+    drawn_without_repeat,
+    prefix_values,
+)
 
 
 def make(kind: str, **words):
@@ -55,6 +63,44 @@ def test_as_many_copies_as_places():
     ids, targets = next(sequences("selective_copying", 20, length=5, copies=5))
     assert ids[:5] == targets[5:]
     assert 0 not in ids
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_mqar(noise):
+    places = []
+    for ids, targets in sequences("mqar", 400, length=21, pairs=3, symbols=12, alpha=1.0, noise=noise):
+        keys, values = ids[:6:2], ids[1:6:2]
+        assert len(set(keys)) == len(set(values)) == 3
+        assert set(keys) <= set(range(1, 6))
+        assert set(values) <= set(range(6, 12))
+        assert len(ids) == 20
+        asked = [i for i, t in enumerate(targets) if t != IGNORED]
+        assert {ids[i]: targets[i] for i in asked} == dict(zip(keys, values, strict=True))
+        assert all(i >= 6 and i % 2 == 0 for i in asked)
+        if not noise:
+            assert {i for i in range(6, 20) if ids[i]} == set(asked)
+        places += asked
+    counts = np.bincount(places, minlength=20)[6::2]
+    assert abs(counts - 1200 / 7).max() < 60  # five standard deviations
+
+
+def test_queries_of_mqar_come_soon():
+    """Of one pair, place g has the share that its weight has."""
+    task = make("mqar", length=34, pairs=1, symbols=8)
+    rows = np.concatenate([task.batches(500, 0).batch(i)["targets"].numpy() for i in range(8)])
+    counts = np.bincount((rows != IGNORED).argmax(1) // 2 - 1, minlength=16)
+    weights = np.arange(1, 17) ** -0.99
+    expected = 4000 * weights / weights.sum()
+    assert (abs(counts - expected) < 5 * np.sqrt(expected)).all()
+
+
+def test_drawn_without_repeat_is_one_draw_after_another():
+    """All orders of two of three, against their probabilities."""
+    weights = np.array([1.0, 2.0, 5.0])
+    got = drawn_without_repeat(np.random.default_rng(0), weights, 20_000, 2)
+    for a, b in itertools.permutations(range(3), 2):
+        expected = 20_000 * weights[a] / 8 * weights[b] / (8 - weights[a])
+        assert abs(((got[:, 0] == a) & (got[:, 1] == b)).sum() - expected) < 5 * np.sqrt(expected)
 
 
 def test_parity():
@@ -217,6 +263,9 @@ def test_the_identity_is_the_task(kind):
         ({"kind": "selective_copying", "symbols": 2}, r"data: symbols: expected 3 or more, got 2"),
         ({"kind": "selective_copying", "copies": 300}, r"data: copies: expected 1 to 256, the shortest length, got 300"),
         ({"kind": "selective_copying", "copies": 9, "shortest": 8}, r"data: copies: expected 1 to 8"),
+        ({"kind": "mqar", "length": 15}, r"data: pairs: expected 1 to 3, a quarter of the shortest length, got 4"),
+        ({"kind": "mqar", "symbols": 9}, r"data: symbols: expected 10 or more for 4 pairs, got 9"),
+        ({"kind": "mqar", "alpha": 0.0}, r"data: alpha: expected a number above 0, at most 1, got 0.0"),
         ({"kind": "paritty"}, r"data.kind: unknown 'paritty' \(did you mean 'parity'\?\); choose from text, induction"),
     ],
 )

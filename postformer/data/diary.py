@@ -1,0 +1,227 @@
+"""Diaries of any length about a small world, with questions whose answers were told at known distances.
+
+A diary is written entry by entry and never held: what grows are the planted facts alone. Each question has a kind:
+
+| kind | what stands in the diary | the answer |
+|---|---|---|
+| `single` | a fact | its value |
+| `updated` | a fact, and later its change | the later value |
+| `combined` | who someone is to a person, and a fact about that someone, in any order | the fact's value |
+| `deleted` | a fact, and later the wish to strike it out | "unknown" |
+
+The kinds follow bAbI (Weston et al. 2015, arXiv 1502.05698) and, for changes and what is no longer known, LongMemEval (Wu et al. 2024,
+arXiv 2410.10813); people, facts and wordings are our own. Facts and small talk share their words and their people.
+"""
+
+import collections
+import dataclasses
+import datetime
+import functools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar
+
+from postformer.data.prose import Prose, data_folder
+from postformer.data.reading import FILLER, Passage, Piece, Reading, asking, weave
+from postformer.data.smalltalk import smalltalk
+from postformer.data.sources import DataError
+from postformer.data.statements import KINDS, MOST_FACTS, Kind, Plan, Question, plan
+from postformer.data.world import MONTHS
+
+PEPYS = "pepys"
+"""The text that stands for Pepys' diary in POSTFORMER_DATA."""
+HEADING = -2
+"""The label of a piece that begins an entry."""
+FIRST_DAY = datetime.date(2015, 1, 1)
+SENTENCES = (4, 16)
+"""How many sentences of small talk an entry has: from, and below."""
+MOST_YEARS = 1000
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One entry: its text begins with the date, `words` counts all of it, `facts` numbers the statements in it."""
+
+    date: datetime.date
+    text: str
+    words: int
+    facts: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diary:
+    """A diary of `words` words over so many years, with `facts` statements planted in it. The same for the same values.
+
+    `text` is what stands between them: small talk by default, "pepys" for Pepys' diary in POSTFORMER_DATA, else the path of a text.
+    The statements are told at places drawn evenly from `span`, shares of the diary: (0, 0.1) for the first year of ten. No more than
+    `facts` are told, one less where the last question would need two.
+    """
+
+    words: int = 100_000
+    facts: int = 100
+    years: float = 10.0
+    seed: int = 0
+    text: str | None = None
+    kinds: tuple[Kind, ...] = KINDS
+    span: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        check(self.facts, self.years, self.kinds, self.span)
+        if (least := 8 + sum(len(text.split()) for _, text in self.plan.told)) > self.words:
+            raise ValueError(f"words: {self.facts:,} facts need {least:,} words, got {self.words:,}")
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """What is told, and what is asked."""
+        return plan(random.Random(f"{self.seed} plan"), self.facts, self.kinds, self.span)
+
+    def entries(self) -> Iterator[Entry]:
+        """The entries in order, written as they are asked for."""
+        rng = random.Random(f"{self.seed} entries")
+        talk = sentences(self.text, rng, self.plan.people)
+        ends = [(0, 0)] * len(self.plan.told)
+        held: list[str] = []
+        told: list[int] = []
+        read = begun = 0
+        for piece, label in written(self.plan, talk, str.split, self.words, self.years, rng):
+            if label == HEADING and held:
+                yield _entry(held, told)
+                held, told = [], []
+            held += piece
+            read += len(piece)
+            begun += label == HEADING
+            if label >= 0:
+                ends[label] = read, begun
+                told.append(label)
+        self.__dict__["_back"] = [(read - words, begun - entries) for words, entries in ends]
+        yield _entry(held, told)
+
+    def questions(self) -> list[Question]:
+        """What can be asked at the end of the diary, which is written once for it if `entries` has not come to its end before."""
+        return [asked.at(self._back) for asked in self.plan.asked]
+
+    @functools.cached_property
+    def _back(self) -> list[tuple[int, int]]:
+        """How many words and entries stand after each statement; `entries` puts it here at its end."""
+        collections.deque(self.entries(), maxlen=0)
+        return self.__dict__["_back"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diaries(Reading):
+    """Short diaries as a run's data, each with one of its questions: `length` tokens in all.
+
+    A diary has `facts` statements, or between `fewest` and so many, as far as they fit; the other words are those of `Diary`. A
+    file or folder of text keeps a part for the valid and test splits, as `Prose` says.
+    """
+
+    facts: int = 4
+    fewest: int | None = None
+    years: float = 10.0
+    text: str | None = None
+    kinds: tuple[Kind, ...] = KINDS
+    span: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.facts, self.years, self.kinds, self.span)
+        if not 1 <= self._fewest <= self.facts:
+            raise ValueError(f"fewest: expected 1 to {self.facts}, the facts, got {self.fewest}")
+        if self._fewest == 1 and "single" not in self.kinds:
+            raise ValueError("fewest: expected 2 or more, which the kinds other than single take")
+
+    @property
+    def _fewest(self) -> int:
+        return self.facts if self.fewest is None else self.fewest
+
+    def files(self) -> str:
+        return source(self.text).digest if self.text else ""
+
+    def compose(self, rng: random.Random, length: int, split: str) -> Passage | None:
+        count = self._fewest + int(rng.random() * (self.facts - self._fewest + 1))
+        told = plan(rng, count, self.kinds, self.span)
+        wanted = told.asked[int(rng.random() * len(told.asked))]
+        asked, answer = self.tokens.encode(asking(wanted.text)), self._answer(wanted.answer)
+        room = length - len(asked) - len(answer)
+        needed = sum(len(self.tokens.encode(f" {text}")) for _, text in told.told)
+        if room < needed + 2 * len(self.tokens.encode(_heading(FIRST_DAY))):
+            return None
+        talk = sentences(self.text, rng, told.people, split)
+        text = written(told, talk, self.tokens.encode, room, self.years, rng)
+        about = {"kind": wanted.kind, "outdated": wanted.outdated, "told": [told.told[i] for i in wanted.facts]}
+        return Passage(chain((piece for piece, _ in text), [asked]), answer, wanted.text, wanted.answer, about)
+
+
+def check(facts: int, years: float, kinds: Sequence[Kind], span: tuple[float, float]) -> None:
+    """Raise ValueError for what cannot be."""
+    least = 1 if "single" in kinds else 2
+    if not kinds:
+        raise ValueError(f"kinds: expected one or more of {', '.join(KINDS)}")
+    if wrong := [kind for kind in kinds if kind not in KINDS]:
+        raise ValueError(f"kinds: unknown {wrong[0]!r}; choose from {', '.join(KINDS)}")
+    if not least <= facts <= MOST_FACTS:
+        raise ValueError(f"facts: expected {least} to {MOST_FACTS:,}, got {facts:,}")
+    if not 0 < years <= MOST_YEARS:
+        raise ValueError(f"years: expected a number above 0, at most {MOST_YEARS}, got {years}")
+    if not 0 <= span[0] < span[1] <= 1:
+        raise ValueError(f"span: expected two shares from 0 to 1 in order, got {span[0]} and {span[1]}")
+
+
+# ---------------------------------------------------------------- the writing
+
+
+def source(text: str) -> Prose:
+    """The text that is named. Raises DataError when it is not there."""
+    if text != PEPYS:
+        return Prose(Path(text))
+    if found := data_folder("pepys/pepys.jsonl"):
+        return Prose(found)
+    raise DataError(
+        "text: Pepys' diary is not there; set POSTFORMER_DATA to a folder with pepys/pepys.jsonl in it, or give a path"
+    )
+
+
+def sentences(text: str | None, rng: random.Random, people: Sequence[str], split: str | None = None) -> Iterator[str]:
+    """What stands between the facts, without end."""
+    return source(text).sentences(rng, split) if text else smalltalk(rng, people)
+
+
+def written(
+    told: Plan, talk: Iterator[str], encode: Callable[[str], Sequence[T]], total: int, years: float, rng: random.Random
+) -> Iterator[Piece[T]]:
+    """A diary of `total` words or tokens in pieces: headings, sentences, and the statements under their numbers."""
+    statements = [encode(f" {text}") for _, text in told.told]
+    room = total - sum(map(len, statements))
+    first = float(len(encode(_heading(FIRST_DAY))))
+    places = (max(first, share * room) for share, _ in told.told)
+    filler = _entries(talk, encode, room, years, rng)
+    yield from weave(filler, list(zip(places, statements, strict=True)), room)
+
+
+def _entries(
+    talk: Iterator[str], encode: Callable[[str], Sequence[T]], room: int, years: float, rng: random.Random
+) -> Iterator[Piece[T]]:
+    """Headings and sentences without end. The date goes on with the text; no entry begins where its heading has no room."""
+    done = 0
+    while True:
+        heading = encode(_heading(FIRST_DAY + datetime.timedelta(days=int(min(1.0, done / room) * (years * 365.25 - 1)))))
+        if len(heading) <= room - done or not done:
+            yield heading, HEADING
+            done += len(heading)
+        for _ in range(SENTENCES[0] + int(rng.random() * (SENTENCES[1] - SENTENCES[0]))):
+            sentence = encode(f" {next(talk)}")
+            yield sentence, FILLER
+            done += len(sentence)
+
+
+def _heading(day: datetime.date) -> str:
+    return f"\n\n{day.day} {MONTHS[day.month - 1]} {day.year}."
+
+
+def _entry(words: list[str], told: list[int]) -> Entry:
+    day, month, year = words[:3]
+    return Entry(datetime.date(int(year[:-1]), MONTHS.index(month) + 1, int(day)), " ".join(words), len(words), tuple(told))

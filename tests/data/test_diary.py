@@ -1,0 +1,225 @@
+"""Diaries read back: facts stand where questions say, answers follow from what is told, and memory does not grow with the text."""
+
+import datetime
+import hashlib
+import itertools
+import re
+import time
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from postformer.data import DataError, Diaries, Diary
+from postformer.data import smalltalk as talk
+from postformer.data.facts import LINKS, RELATIONS, STRUCK, UNKNOWN
+from postformer.data.statements import KINDS
+
+
+def text_of(diary: Diary) -> str:
+    return " ".join(entry.text for entry in diary.entries())
+
+
+@pytest.mark.parametrize("words", [3000, 50_000])
+@pytest.mark.parametrize("seed", range(3))
+def test_facts_stand_where_questions_say(words: int, seed: int):
+    diary = Diary(words=words, facts=60, seed=seed)
+    entries = list(diary.entries())
+    every = " ".join(entry.text for entry in entries).split()
+    assert len(every) == sum(entry.words for entry in entries) == words
+    assert list(itertools.chain.from_iterable(entry.facts for entry in entries)) == list(range(len(diary.plan.told)))
+    ends = list(itertools.accumulate(entry.words for entry in entries))
+    for question in diary.questions():
+        for fact, back, later in zip(question.facts, question.words, question.entries, strict=True):
+            told = diary.plan.told[fact][1].split()
+            assert every[words - back - len(told) : words - back] == told
+            assert fact in entries[len(entries) - 1 - later].facts
+            assert ends[len(entries) - 1 - later] >= words - back
+        others = set(range(len(diary.plan.told))) - set(question.facts)
+        assert question.between == sum(other > min(question.facts) for other in others)
+
+
+def test_every_kind_says_what_its_answer_is():
+    diary = Diary(words=60_000, facts=1000, seed=1)
+    told = [text for _, text in diary.plan.told]
+    kinds = Counter(question.kind for question in diary.questions())
+    assert set(kinds) == set(KINDS)
+    assert max(kinds.values()) < 1.5 * min(kinds.values())
+    assert sum(1 if kind == "single" else 2 for kind in kinds.elements()) == len(told)
+    for q in diary.questions():
+        stated = [told[i] for i in q.facts]
+        if q.kind in ("single", "combined"):
+            assert q.answer in stated[-1]
+            assert not q.outdated
+        if q.kind == "updated":
+            assert q.answer in stated[1]
+            assert q.outdated in stated[0]
+            assert q.answer != q.outdated
+            assert q.facts[0] < q.facts[1]
+        if q.kind == "deleted":
+            assert q.answer == UNKNOWN
+            assert q.outdated in stated[0]
+            assert q.outdated not in stated[1]
+            assert q.facts[0] < q.facts[1]
+        if q.kind == "combined":
+            owner = next(name for name in diary.plan.people if name in q.text)
+            link, value = stated
+            through = next(name for name in diary.plan.people if name in value)
+            assert owner in link
+            assert through in link
+            assert through not in q.text
+            assert owner != through
+        else:
+            assert all(any(name in text for name in diary.plan.people if name in q.text) for text in stated)
+    assert len({q.text for q in diary.questions()}) == len(diary.questions())
+    assert any(q.facts[0] > q.facts[1] for q in diary.questions() if q.kind == "combined")
+
+
+def test_the_same_values_give_the_same_diary():
+    diary, same, other = Diary(words=4000, facts=9), Diary(words=4000, facts=9), Diary(words=4000, facts=9, seed=1)
+    assert list(diary.entries()) == list(same.entries()) == list(diary.entries())
+    assert diary.questions() == Diary(words=4000, facts=9).questions()
+    assert text_of(diary) != text_of(other)
+    assert Diary(words=9000, facts=9).plan == diary.plan
+
+
+def test_a_diary_never_changes_unseen():
+    """A saved run and a published figure mean the same diary in every version of Python."""
+    digest = hashlib.sha256(text_of(Diary(words=5000, facts=50)).encode()).hexdigest()
+    assert digest == "85d3a54190ab6b07a092f3385d10e61eee470c3ebe03749fe3d65b32fe4bc372"
+
+
+def test_dates_go_over_the_years():
+    for years in (1.0, 10.0):
+        dates = [entry.date for entry in Diary(words=300_000, facts=10, years=years).entries()]
+        assert dates == sorted(dates)
+        assert dates[0] == datetime.date(2015, 1, 1)
+        assert abs((dates[-1] - dates[0]).days - 365.25 * years) < 10
+        assert len(set(dates)) > 300
+    entry = next(Diary().entries())
+    assert entry.text.startswith("1 January 2015. ")
+
+
+def test_a_span_is_where_facts_are_told():
+    diary = Diary(words=40_000, facts=50, span=(0.0, 0.1))
+    assert min(min(question.words) for question in diary.questions()) > 35_000
+    shares = [share for share, _ in Diary(words=40_000, facts=1000).plan.told]
+    assert abs(sum(shares) / 1000 - 0.5) < 0.05
+
+
+def test_kinds_that_are_asked_for():
+    diary = Diary(words=9000, facts=31, kinds=("updated",))
+    assert {q.kind for q in diary.questions()} == {"updated"}
+    assert len(diary.plan.told) == 30
+    assert {q.kind for q in Diary(words=9000, kinds=("single",)).questions()} == {"single"}
+
+
+def test_as_many_facts_as_words_allow():
+    with pytest.raises(ValueError, match=r"words: 100 facts need \S+ words, got 500") as error:
+        Diary(words=500)
+    least = int(re.findall(r"need (\S+) words", str(error.value))[0].replace(",", ""))
+    diary = Diary(words=least)
+    assert sum(entry.words for entry in diary.entries()) == least
+    assert len(diary.questions()) > 40
+
+
+# ---------------------------------------------------------------- wording
+
+
+def test_no_word_of_a_fact_is_foreign_to_small_talk():
+    """Nor is any that announces a change or a deletion; values and people are the same in both."""
+
+    def vocabulary(texts) -> set[str]:
+        return set(re.findall("[a-z]+", re.sub(r"\{\w+\}", " ", " ".join(texts)).lower()))
+
+    known = vocabulary([*talk.CLAUSES, *talk.OPENERS, *talk.CLOSERS])
+    told = [text for part in (*RELATIONS, *LINKS) for text in (*part.told, *getattr(part, "changed", ()))]
+    assert not vocabulary([*told, *STRUCK, *(relation.topic for relation in RELATIONS)]) - known
+    pools = [relation.values for relation in RELATIONS]
+    assert all(any(set(" ".join(pool).split()) <= set(" ".join(slot).split()) for slot in SLOTS) for pool in pools)
+
+
+SLOTS = [*talk.SLOTS.values(), [*talk.SLOTS["colour"], *talk.SLOTS["thing"]]]
+
+
+def test_wordings_are_many():
+    assert all(len(relation.told) >= 5 and len(relation.changed) >= 4 and len(relation.asked) == 3 for relation in RELATIONS)
+    assert all(len(link.told) >= 4 for link in LINKS)
+    assert len(STRUCK) >= 6
+    assert all(len(set(relation.values)) == len(relation.values) > 25 for relation in RELATIONS)
+    assert len(talk.CLAUSES) > 90
+
+
+def test_every_template_is_a_sentence():
+    for relation in RELATIONS:
+        for text in (*relation.told, *relation.changed):
+            assert {"{w}", "{v}"} <= set(re.findall(r"\{\w\}", text)) or (text in relation.changed and "{v}" in text)
+            assert text.endswith(".")
+        assert all(text.endswith("?") and "{w}" in text and "{v}" not in text for text in relation.asked)
+    for link in LINKS:
+        assert all(set(re.findall(r"\{\w\}", text)) == {"{w}", "{x}"} and text.endswith(".") for text in link.told)
+
+
+# ---------------------------------------------------------------- other texts
+
+
+def test_the_users_own_text(tmp_path: Path):
+    (tmp_path / "mine.txt").write_text("My own text says only this to whoever reads. " * 400)
+    diary = Diary(words=2000, facts=10, text=str(tmp_path / "mine.txt"))
+    text = text_of(diary)
+    assert text.count("My own text says only this") > 100
+    assert all(told in text for _, told in diary.plan.told)
+    with pytest.raises(DataError, match="none: no such file or folder"):
+        text_of(Diary(text="none"))
+
+
+def test_pepys(data_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("POSTFORMER_DATA", str(data_folder))
+    diary = Diary(words=20_000, facts=20, text="pepys")
+    text = text_of(diary)
+    assert "to bed" in text
+    assert all(told in text for _, told in diary.plan.told)
+    monkeypatch.delenv("POSTFORMER_DATA")
+    with pytest.raises(DataError, match=r"text: Pepys' diary is not there; set POSTFORMER_DATA"):
+        text_of(diary)
+
+
+# ---------------------------------------------------------------- memory and time
+
+
+def test_memory_does_not_grow_with_the_text():
+    peaks = []
+    for words in (100_000, 1_000_000):
+        tracemalloc.start()
+        diary = Diary(words=words, facts=100)
+        assert sum(entry.words for entry in diary.entries()) == words
+        assert len(diary.questions()) > 50
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0] + 20_000
+
+
+def test_a_million_words_take_seconds():
+    start = time.process_time()
+    for _ in Diary(words=1_000_000, facts=1000).entries():
+        pass
+    assert time.process_time() - start < 10
+
+
+# ---------------------------------------------------------------- examples for training
+
+
+def test_examples_have_as_many_facts_as_fit():
+    task = Diaries(length=900, facts=8, fewest=1)
+    found = Counter()
+    for index in range(100):
+        passage = task.passage(index)
+        text = task.tokens.decode([i for piece in passage.pieces for i in piece])
+        body, _, asked = text.partition("\nQuestion: ")
+        assert asked == f"{passage.question}\nAnswer:"
+        assert body.startswith("\n\n1 January 2015. ")
+        assert all(f" {told}" in body for _, told in passage.about["told"])
+        assert (passage.about["kind"] == "deleted") == (passage.answer == UNKNOWN)
+        found[passage.about["kind"]] += 1
+    assert set(found) == set(KINDS)
