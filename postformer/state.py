@@ -206,13 +206,22 @@ def _checksum(tensors: dict[str, Tensor], note: str) -> str:
     return sha256_bytes("\n".join(parts).encode())
 
 
-def _check_counts(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
+def _growing(state: State, name: str = "") -> dict[str, int]:
+    """The leaves that grow with the text, and the dimension along which each does."""
+    if state is None or isinstance(state, Tensor):
+        return {}
+    found = {f"{name}.{leaf}".lstrip("."): dim for leaf, dim in getattr(state, "grows", ())}
+    for key, part in zip(getattr(state, "_fields", range(len(state))), state, strict=True):
+        found |= _growing(part, f"{name}.{key}".lstrip("."))
+    return found
+
+
+def _check_counts(wanted: dict[str, Tensor], tensors: dict[str, Tensor], growing: dict[str, int], path: Path) -> None:
     """How much was read is not negative, and not more than what a growing leaf beside it holds."""
     for name, leaf in wanted.items():
         if leaf.is_floating_point() or not tensors[name].numel():
             continue
-        beside = [n for n in wanted if n.rpartition(".")[0] == name.rpartition(".")[0]]
-        room = [held for n in beside for held, fresh in zip(tensors[n].shape, wanted[n].shape, strict=True) if fresh == 0]
+        room = [tensors[n].shape[dim] for n, dim in growing.items() if n.rpartition(".")[0] == name.rpartition(".")[0]]
         least, most = (int(v) for v in tensors[name].aminmax())
         if least < 0 or most > min(room, default=MOST_READ):
             raise StateError(
@@ -221,7 +230,7 @@ def _check_counts(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: P
 
 
 def _fill(template: State, tensors: dict[str, Tensor], path: Path) -> State:
-    wanted = dict(leaves(template))
+    wanted, growing = dict(leaves(template)), _growing(template)
     if wanted.keys() != tensors.keys():
         odd = sorted(wanted.keys() ^ tensors.keys())
         raise StateError(f"{path}: its leaves differ from the model's, first at '{odd[0]}'")
@@ -230,10 +239,11 @@ def _fill(template: State, tensors: dict[str, Tensor], path: Path) -> State:
         raise StateError(f"{path}: its leaves disagree about the number of rows: {sorted(counts)}")
     for name, leaf in wanted.items():
         got = tensors[name].shape
-        if len(got) != leaf.ndim or any(n != fresh != 0 for n, fresh in zip(got[1:], leaf.shape[1:], strict=True)):
+        fixed = [i for i in range(1, leaf.ndim) if i != growing.get(name)]
+        if len(got) != leaf.ndim or any(got[i] != leaf.shape[i] for i in fixed):
             raise StateError(f"{path}: '{name}' has shape {tuple(got)}, the model's has {tuple(leaf.shape)}")
         if tensors[name].is_floating_point() != leaf.is_floating_point():
             raise StateError(f"{path}: '{name}' is {tensors[name].dtype}, the model's is {leaf.dtype}")
-    _check_counts(wanted, tensors, path)
+    _check_counts(wanted, tensors, growing, path)
     order = iter(tensors[name] for name, _ in leaves(template))
     return map_leaves(lambda leaf: next(order).to(leaf.device), template)

@@ -10,6 +10,7 @@ from postformer.mixers.delta import GatedDelta
 from postformer.mixers.mamba import Mamba
 from postformer.mixers.mamba2 import Mamba2
 from postformer.mixers.mamba3 import Mamba3
+from postformer.mixers.titans import LMM
 from postformer.ops.packing import Packing
 
 
@@ -47,4 +48,5 @@ MIXERS: dict[str, Any] = {
     "mamba2": Mamba2,
     "mamba3": Mamba3,
     "gated_delta": GatedDelta,
+    "lmm": LMM,
 }

@@ -7,7 +7,7 @@ A matrix is read through a map z -> z W^T that the caller gives, so that every t
 of them being written down (postformer/ops/memory.py). Gradients are taken at weights that the tokens share, and are kept as what they
 are products of: the gradient of W by token i is delta_i a_i^T.
 
-b batch, h heads, t tokens, d width of keys and values, o outputs and i inputs of a matrix.
+n rows and heads, t tokens, d width of keys and values, o outputs and i inputs of a matrix.
 """
 
 import itertools
@@ -29,8 +29,8 @@ EPS = 1e-5
 class Outer(NamedTuple):
     """Gradients of one matrix, one of each token, as outer products."""
 
-    delta: Float[Tensor, "b h t o"]
-    a: Float[Tensor, "b h t i"]
+    delta: Float[Tensor, "*n t o"]
+    a: Float[Tensor, "*n t i"]
 
 
 class Net(ABC):
@@ -40,14 +40,14 @@ class Net(ABC):
     """(outputs, inputs) of each matrix."""
 
     @abstractmethod
-    def forward(self, x: Float[Tensor, "b h t d"], maps: Sequence[Map]) -> tuple[Float[Tensor, "b h t d"], Any]:
+    def forward(self, x: Float[Tensor, "*n t d"], maps: Sequence[Map]) -> tuple[Float[Tensor, "*n t d"], Any]:
         """The answers, and what `gradients` needs."""
 
     @abstractmethod
-    def gradients(self, tape: Any, dy: Float[Tensor, "b h t d"], W: Sequence[Float[Tensor, "b h o i"]]) -> list[Outer]:
+    def gradients(self, tape: Any, dy: Float[Tensor, "*n t d"], W: Sequence[Float[Tensor, "*n o i"]]) -> list[Outer]:
         """The gradient of each matrix where the answers' is dy."""
 
-    def read(self, x: Float[Tensor, "b h t d"], maps: Sequence[Map]) -> Float[Tensor, "b h t d"]:
+    def read(self, x: Float[Tensor, "*n t d"], maps: Sequence[Map]) -> Float[Tensor, "*n t d"]:
         """The answers."""
         return self.forward(x, maps)[0]
 

@@ -9,34 +9,29 @@ Since u_i = delta_i a_i^T, a read with the weights of token t is z M_t^T = beta_
 with beta_t = prod (1 - alpha), f_t = sum_j L_tj prod eta, and G = L N diag(theta), where L and N hold the products of (1 - alpha) and of
 eta between two tokens. So a chunk is matrix products, and no token's weights are written down.
 
-b batch, t time, h heads, d width of keys and values, c tokens of a chunk, o outputs and i inputs of a matrix.
+A `Rule` changes what is done with the gradients (postformer/ops/rules.py): a memory that is not linear in them writes down its tokens'
+weights, a chunk of them at a time.
+
+b batch, t time, h heads, n = b h, d width of keys and values, c tokens of a chunk, o outputs and i inputs of a matrix.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from postformer.ops.fast_weights import Bias, Map, Net, Outer
+from postformer.ops.rules import LINEAR, Gates, Mix, Rule, between
 
 Weights = tuple[Tensor, ...]
 """Of each matrix, [b, h, o, i]."""
-
-
-class Gates(NamedTuple):
-    """What each token does to the memory."""
-
-    rate: Float[Tensor, "b t h"]
-    """theta: how much of the token's gradient is taken in."""
-    keep: Float[Tensor, "b t h"]
-    """log (1 - alpha), at most 0: what stays of the memory."""
-    carry: Float[Tensor, "b t h"] | None = None
-    """log eta, at most 0: what stays of the earlier gradients; none of them without it."""
-    limit: Float[Tensor, "b t h"] | None = None
-    """For a bias that takes one."""
+MOST_PIECES = 64
+"""Of one run: what its gates make of pairs of tokens is computed at once."""
 
 
 class Memory(NamedTuple):
@@ -46,7 +41,7 @@ class Memory(NamedTuple):
     """The weights with which the chunk began."""
     now: Weights
     surprise: Weights
-    """S; empty without momentum."""
+    """S; empty where the rule needs none."""
 
 
 class Places(NamedTuple):
@@ -67,30 +62,66 @@ def memory_reference(
     memory: Memory,
     fresh: Memory,
     places: Places,
+    rule: Rule = LINEAR,
 ) -> tuple[Float[Tensor, "b t h d"], Memory]:
     """One token after the other, each with weights of its own, and gradients by autograd. `fresh` is the memory of a document of which
     nothing was read."""
-    start, now, surprise = memory
-    out = []
+    held, out = memory, []
     for t in range(q.shape[1]):
         if places.starts is not None:
-            start, now, surprise = _forget(places.starts[:, t], fresh, Memory(start, now, surprise))
-        start = _where(places.begins[:, t], now, start)
-        with torch.enable_grad():
-            W = [w if w.requires_grad else w.detach().requires_grad_() for w in start]
-            y = net.read(k[:, t, :, None], _plain(W))
-            limit = None if gates.limit is None else gates.limit[:, t, :, None]
-            dy = bias.gradient(y, v[:, t, :, None], limit)
-            u = torch.autograd.grad(y, W, dy, create_graph=torch.is_grad_enabled())
-        theta, keep = (m[:, t, :, None, None] for m in (gates.rate, gates.keep.exp()))
-        eta = None if gates.carry is None else gates.carry[:, t, :, None, None].exp()
-        S = tuple(-theta * g if eta is None else eta * s - theta * g for s, g in zip(surprise or now, u, strict=True))
-        M = tuple(keep * m + s for m, s in zip(now, S, strict=True))
-        real = None if places.real is None else places.real[:, t]
-        now = M if real is None else _where(real, M, now)
-        surprise = () if eta is None else S if real is None else _where(real, S, surprise)
-        out.append(net.read(q[:, t, :, None], _plain(now)).squeeze(2))
-    return torch.stack(out, 1), Memory(start, now, surprise)
+            held = _forget(places.starts[:, t], fresh, held)
+        here = Gates(*(None if m is None else m[:, t, :, None] for m in gates))  # type: ignore[arg-type]
+        token = q[:, t, :, None], k[:, t, :, None], v[:, t, :, None]
+        y, after = _reference_step(net, bias, rule, token, here, held, fresh, places.begins[:, t])
+        if places.real is not None:
+            kept = [_where(places.real[:, t], a, b) for a, b in zip(after[1:], held[1:], strict=True)]
+            after = Memory(after.start, *kept)
+        held = after
+        out.append(y.squeeze(2))
+    return torch.stack(out, 1), held
+
+
+def _reference_step(
+    net: Net,
+    bias: Bias,
+    rule: Rule,
+    token: tuple[Tensor, Tensor, Tensor],
+    gates: Gates,
+    held: Memory,
+    fresh: Memory,
+    begins: Bool[Tensor, " b"],
+) -> tuple[Float[Tensor, "b h 1 d"], Memory]:
+    """The answer to one token, and the memory after it."""
+    q, k, v = token
+    now, surprise = held.now, held.surprise
+    if rule.at_ends:
+        written, emptied = _ended(rule, now, surprise, fresh)
+        now, surprise = _where(begins, written, now), _where(begins, emptied, surprise)
+    start = _where(begins, now, held.start)
+    with torch.enable_grad():
+        W = [w if w.requires_grad else w.detach().requires_grad_() for w in map(rule.weights, start)]
+        y = net.read(k, _plain(W))
+        u = torch.autograd.grad(y, W, bias.gradient(y, v, gates.limit), create_graph=torch.is_grad_enabled())
+    theta, keep, step = gates.rate[..., None], gates.keep.exp()[..., None], gates.step_or_one()[..., None]
+    if rule.at_ends:
+        after = Memory(start, now, tuple(s - theta * g for s, g in zip(surprise, u, strict=True)))
+    else:
+        eta = 0 if gates.carry is None else gates.carry.exp()[..., None]
+        S = [eta * s - theta * g for s, g in zip(surprise or now, u, strict=True)]
+        M = tuple(keep * m + step * rule.polished(s) for m, s in zip(now, S, strict=True))
+        after = Memory(start, M, tuple(S) if surprise else ())
+    return net.read(q, _plain([rule.weights(w) for w in after.now])), after
+
+
+def _one_each(W: Float[Tensor, "n c o i"]) -> Map:
+    """A map with weights of its own for each token."""
+    return lambda z: (W @ z[..., None])[..., 0]
+
+
+def _ended(rule: Rule, now: Weights, surprise: Weights, fresh: Memory) -> tuple[Weights, Weights]:
+    """The weights after a chunk has ended, and S for the next."""
+    both = [rule.end(w, s, f) for w, s, f in zip(now, surprise, fresh.start, strict=True)]
+    return tuple(w for w, _ in both), tuple(s for _, s in both)
 
 
 def _plain(W: Sequence[Tensor]) -> list[Map]:
@@ -104,7 +135,8 @@ def _forget(rows: Bool[Tensor, " b"], fresh: Memory, held: Memory) -> Memory:
 
 def _where(rows: Bool[Tensor, " b"], a: Sequence[Tensor], b: Sequence[Tensor]) -> Weights:
     """The weights a in the given rows, and b in the others."""
-    return tuple(torch.where(rows[:, None, None, None], x, y) for x, y in zip(a, b, strict=True))
+    at = rows.reshape(-1, *[1] * (a[0].ndim - 1)) if a else rows
+    return tuple(torch.where(at, x, y) for x, y in zip(a, b, strict=True))
 
 
 # ---------------------------------------------------------------- in chunks
@@ -120,77 +152,151 @@ def memory(
     memory: Memory,
     fresh: Memory,
     places: Places,
+    rule: Rule = LINEAR,
 ) -> tuple[Float[Tensor, "b t h d"], Memory]:
-    """The same in matrix products, a piece of the text after the other: no chunk begins inside a piece in any row."""
-    q, k, v = (m.transpose(1, 2) for m in (q, k, v))
-    gates = Gates(*(None if m is None else m.transpose(1, 2) for m in gates))  # type: ignore[arg-type]
-    start, now, surprise = memory
+    """The same in matrix products, a run of pieces of the text after the other: no chunk begins inside a piece in any row. For gradients
+    only the memories between runs are kept, and a run is read again: memory grows with the square root of the length."""
+    b, _, h, _ = q.shape
+    text = _Text(*(m.transpose(1, 2).flatten(0, 1) for m in (q, k, v)), gates.by_head(), places, h)  # type: ignore[call-arg]
+    held = Memory(*(tuple(w.flatten(0, 1) for w in part) for part in memory))
+    fresh = Memory(*(tuple(w.flatten(0, 1) for w in part) for part in fresh))
+    weights = itertools.chain(*held, *fresh)
+    needed = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, *gates, *weights))
     out = []
-    for i, j in _pieces(places):
-        if places.starts is not None:
-            start, now, surprise = _forget(places.starts[:, i], fresh, Memory(start, now, surprise))
-        start = _where(places.begins[:, i], now, start)
-        here = Gates(*(None if m is None else m[:, :, i:j] for m in gates))  # type: ignore[arg-type]
-        mix = _mix(here, None if places.real is None else places.real[:, i:j])
-        y, tape = net.forward(k[:, :, i:j], _plain(start))
-        u = net.gradients(tape, bias.gradient(y, v[:, :, i:j], here.limit), start)
-        out.append(net.read(q[:, :, i:j], _reads(mix, now, surprise, u)))
-        now, surprise = _after(mix, now, surprise, u)
-    return torch.cat(out, 2).transpose(1, 2), Memory(start, now, surprise)
+    runs = _runs(places)
+    for run in runs:
+        if needed and len(runs) > 1:
+            y, held = checkpoint(_read, net, bias, rule, text, held, fresh, run, use_reentrant=False, preserve_rng_state=False)
+        else:
+            y, held = _read(net, bias, rule, text, held, fresh, run)
+        out.append(y)
+    after = Memory(*(tuple(w.unflatten(0, (b, h)) for w in part) for part in held))
+    return torch.cat(out, 1).unflatten(0, (b, h)).transpose(1, 2), after
 
 
-def _pieces(places: Places) -> list[tuple[int, int]]:
-    """From each place where some row's chunk begins to the next."""
+class _Text(NamedTuple):
+    """What is read, with rows and heads in one dimension."""
+
+    q: Float[Tensor, "n t d"]
+    k: Float[Tensor, "n t d"]
+    v: Float[Tensor, "n t d"]
+    gates: Gates
+    places: Places
+    heads: int
+
+    def rows(self, mask: Bool[Tensor, "b *t"]) -> Bool[Tensor, "n *t"]:
+        return mask.repeat_interleave(self.heads, 0)
+
+    def between(self, i: int, j: int) -> "_Text":
+        """The tokens i ... j - 1; of the places all."""
+        return self._replace(q=self.q[:, i:j], k=self.k[:, i:j], v=self.v[:, i:j], gates=self.gates.between(i, j))
+
+
+class _Run(NamedTuple):
+    """Pieces of one size that follow each other, from token `begin` to `end`. `regular`: a chunk begins with each in all rows, and no
+    document does."""
+
+    begin: int
+    end: int
+    size: int
+    regular: bool
+
+
+def _runs(places: Places) -> list[_Run]:
+    """The text as runs, of MOST_PIECES pieces or the square root of all of them, if that is less."""
     cuts = places.begins.any(0)
+    regular = places.begins.all(0)
     if places.starts is not None:
-        cuts = cuts | places.starts.any(0)
+        begun = places.starts.any(0)
+        cuts, regular = cuts | begun, regular & ~begun
     cuts[0] = False
-    ends = [0, *cuts.nonzero()[:, 0].tolist(), len(cuts)]
-    return list(itertools.pairwise(ends))
+    at = [0, *cuts.nonzero()[:, 0].tolist(), len(cuts)]
+    whole: list[bool] = regular.tolist()
+    most = min(MOST_PIECES, math.isqrt(len(at)) + 1)
+    runs: list[_Run] = []
+    for i, j in itertools.pairwise(at):
+        room = bool(runs) and runs[-1].end - runs[-1].begin < most * runs[-1].size
+        if room and whole[i] and runs[-1].regular and runs[-1].size == j - i:
+            runs[-1] = _Run(runs[-1].begin, j, j - i, True)
+        else:
+            runs.append(_Run(i, j, j - i, whole[i]))
+    return runs
 
 
-class Mix(NamedTuple):
-    """Of what the weights after each token of a piece are made: M_t = beta_t M_0 + f_t S_0 - sum_i G_ti u_i, and the last S likewise."""
+def _read(
+    net: Net, bias: Bias, rule: Rule, text: _Text, held: Memory, fresh: Memory, run: _Run
+) -> tuple[Float[Tensor, "n t d"], Memory]:
+    """The answers to a run's tokens, and the memory after them."""
+    places, (i, j) = text.places, (run.begin, run.end)
+    if places.starts is not None and not run.regular:
+        held = _forget(text.rows(places.starts[:, i]), fresh, held)
+    real = None if places.real is None else text.rows(places.real[:, i:j])
+    count = (j - i) // run.size
+    begins = None if run.regular else text.rows(places.begins[:, i])
+    out = []
+    for piece, mix in enumerate(_mixes(text.gates.between(i, j), real, count)):
+        begin = i + piece * run.size
+        y, held = _read_piece(net, bias, rule, text.between(begin, begin + run.size), held, fresh, begins, mix)
+        out.append(y)
+    return torch.cat(out, 1), held
 
-    G: Float[Tensor, "b h c c"]
-    beta: Float[Tensor, "b h c"]
-    f: Float[Tensor, "b h c"] | None
-    last: Float[Tensor, "b h c"]
-    """Of each gradient in S."""
-    left: Float[Tensor, "b h"] | None
-    """Of S_0 in S."""
+
+def _read_piece(
+    net: Net, bias: Bias, rule: Rule, text: _Text, held: Memory, fresh: Memory, begins: Bool[Tensor, " n"] | None, mix: Mix
+) -> tuple[Float[Tensor, "n c d"], Memory]:
+    """The answers to the tokens of a piece, with which a chunk begins in the rows `begins` (None: in all), and the memory after them."""
+    start, now, surprise = held
+    if rule.at_ends:
+        written, emptied = _ended(rule, now, surprise, fresh)
+        now = written if begins is None else _where(begins, written, now)
+        surprise = emptied if begins is None else _where(begins, emptied, surprise)
+    start = now if begins is None else _where(begins, now, start)
+    W = [rule.weights(w) for w in start]
+    y, tape = net.forward(text.k, _plain(W))
+    u = net.gradients(tape, bias.gradient(y, text.v, text.gates.limit), W)
+    if rule.at_ends:
+        S = tuple(s - (mix.theta[..., None] * g.delta).mT @ g.a for s, g in zip(surprise, u, strict=True))
+        return net.read(text.q, _plain([rule.weights(w) for w in now])), Memory(start, now, S)
+    if rule.linear:
+        return net.read(text.q, _reads(mix, now, surprise, u)), Memory(start, *_after(mix, now, surprise, u))
+    every = [rule.every(mix, M, S, g) for M, S, g in zip(now, surprise or [None] * len(now), u, strict=True)]
+    y = net.read(text.q, [_one_each(rule.weights(A)) for A, _ in every])
+    last = tuple(S[:, -1] for _, S in every) if surprise else ()
+    return y, Memory(start, tuple(A[:, -1] for A, _ in every), last)
 
 
-def _between(log: Float[Tensor, "b h c"]) -> Float[Tensor, "b h c c"]:
-    """The product after token j up to token i, at [i, j]; 0 above the diagonal."""
-    total = log.cumsum(-1)
-    apart = (total[..., :, None] - total[..., None, :]).tril()
-    return apart.exp().tril()
-
-
-def _mix(gates: Gates, real: Bool[Tensor, "b c"] | None) -> Mix:
-    keep, carry, theta = gates.keep, gates.carry, gates.rate
+def _mixes(gates: Gates, real: Bool[Tensor, "n t"] | None, count: int) -> list[Mix]:
+    """Of each of `count` pieces: what the weights after each token are made of, M_t = beta_t M_0 + f_t S_0 - sum_i G_ti u_i."""
+    keep, carry, theta, step = gates.keep, gates.carry, gates.rate, gates.step
     if real is not None:  # padding adds nothing: neither its gradient nor S once more
-        keep, theta = (m.masked_fill(~real[:, None], 0) for m in (keep, theta))
-        carry = None if carry is None else carry.masked_fill(~real[:, None], 0)
-    L, beta = _between(keep), keep.cumsum(-1).exp()
-    if real is not None:
-        L = L.masked_fill(~real[:, None, None], 0)
+        keep, theta = keep.masked_fill(~real, 0), theta.masked_fill(~real, 0)
+        carry = None if carry is None else carry.masked_fill(~real, 0)
+        step = real.to(theta.dtype) * gates.step_or_one()
+    keep, theta = keep.unflatten(1, (count, -1)), theta.unflatten(1, (count, -1))
+    carry = None if carry is None else carry.unflatten(1, (count, -1))
+    step = None if step is None else step.unflatten(1, (count, -1))
+    L, beta = between(keep), keep.cumsum(-1).exp()
+    if step is not None:
+        L = L * step[..., None, :]
     if carry is None:
-        return Mix(L * theta[..., None, :], beta, None, theta[..., -1:], None)
-    N = _between(carry)
-    fade = carry.cumsum(-1).exp()
-    f = (L @ fade[..., None])[..., 0]
-    return Mix(L @ N * theta[..., None, :], beta, f, N[..., -1, :] * theta, fade[..., -1])
+        whole = Mix(L, None, L * theta[..., None, :], beta, None, theta, None)
+    else:
+        N, fade = between(carry), carry.cumsum(-1).exp()
+        G = L @ (N * theta[..., None, :])
+        whole = Mix(L, N, G, beta, (L @ fade[..., None])[..., 0], theta, fade)
+    return [whole.piece(p) for p in range(count)]
 
 
 def _reads(mix: Mix, now: Weights, surprise: Weights, u: Sequence[Outer]) -> list[Map]:
+    """Of each matrix, as it is after each token."""
+    beta, f = mix.beta[..., None], None if mix.f is None else mix.f[..., None]
+
     def read(layer: int) -> Map:
         def apply(z: Tensor) -> Tensor:
-            y = mix.beta[..., None] * (z @ now[layer].mT)
-            if mix.f is not None:
-                y = y + mix.f[..., None] * (z @ surprise[layer].mT)
-            return y - (mix.G * (z @ u[layer].a.mT)) @ u[layer].delta
+            y = (beta * z) @ now[layer].mT
+            if f is not None:
+                y = torch.baddbmm(y, f * z, surprise[layer].mT)
+            return torch.baddbmm(y, mix.G * (z @ u[layer].a.mT), u[layer].delta, alpha=-1)
 
         return apply
 
@@ -199,10 +305,12 @@ def _reads(mix: Mix, now: Weights, surprise: Weights, u: Sequence[Outer]) -> lis
 
 def _after(mix: Mix, now: Weights, surprise: Weights, u: Sequence[Outer]) -> tuple[Weights, Weights]:
     """The weights and S after the piece."""
-    beta, share = mix.beta[..., -1, None, None], mix.G[..., -1, :, None]
-    M = tuple(beta * m - (share * g.delta).mT @ g.a for m, g in zip(now, u, strict=True))
-    if mix.f is None or mix.left is None:
-        return M, ()
-    M = tuple(m + mix.f[..., -1, None, None] * s for m, s in zip(M, surprise, strict=True))
-    left, last = mix.left[..., None, None], mix.last[..., None]
-    return M, tuple(left * s - (last * g.delta).mT @ g.a for s, g in zip(surprise, u, strict=True))
+    beta, share = mix.beta[:, -1, None, None], mix.G[:, -1, :, None]
+    if mix.f is None or mix.fade is None or mix.N is None:
+        return tuple(torch.baddbmm(beta * m, g.delta.mT, share * g.a, alpha=-1) for m, g in zip(now, u, strict=True)), ()
+    f, fade, last = mix.f[:, -1, None, None], mix.fade[:, -1, None, None], (mix.N[:, -1] * mix.theta)[..., None]
+    M, S = [], []
+    for m, s, g in zip(now, surprise, u, strict=True):
+        M.append(torch.baddbmm(torch.addcmul(beta * m, f, s), g.delta.mT, share * g.a, alpha=-1))
+        S.append(torch.baddbmm(fade * s, g.delta.mT, last * g.a, alpha=-1))
+    return tuple(M), tuple(S)

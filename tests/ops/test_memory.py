@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from postformer.ops import fast_weights, memory
+from postformer.ops import fast_weights, memory, rules
 from postformer.ops.fast_weights import BIASES, MLP, SwiGLU
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -61,8 +61,10 @@ class Case:
         states = [w for m in (self.memory, self.fresh) for part in m for w in part]
         return [x for x in (*self.qkv, *self.gates, *states) if x is not None]
 
+    rule = rules.LINEAR
+
     def run(self, form, places: memory.Places):
-        return form(self.net, self.bias, *self.qkv, self.gates, self.memory, self.fresh, places)
+        return form(self.net, self.bias, *self.qkv, self.gates, self.memory, self.fresh, places, self.rule)
 
     def all_of(self, form, places: memory.Places):
         """Outputs at real tokens, the memory, and the gradients of a number that depends on all of them."""
@@ -90,6 +92,22 @@ def test_chunks_are_the_token_loop(net: str, bias: str, momentum: bool):
     case = Case(NETS[net], bias, 11, momentum)
     for chunk in (1, 4, 64):
         agree(case, places(11, chunk, [0, 0]))
+
+
+RULES = {
+    "lq": rules.Rule(rules.lq(4.0)),
+    "softmax": rules.Rule(rules.softmax),
+    "muon": rules.Rule(rules.IDENTITY, rules.newton_schulz),
+    "ends": rules.Rule(rules.IDENTITY, rules.newton_schulz, at_ends=True),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("chunk", [1, 4, 64])
+def test_rules_in_chunks_are_the_token_loop(rule: str, chunk: int):
+    case = Case(NETS["mlp-2"], "l2", 9, True)
+    case.rule = RULES[rule]
+    agree(case, places(9, chunk, [0, 3], [(1, 5)]))
 
 
 @settings(max_examples=20)

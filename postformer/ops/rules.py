@@ -1,0 +1,147 @@
+"""What a memory does with its gradients: which weights its accumulator stands for, how a surprise is made even, and when it is written.
+
+    weights     W = A                                   gradient descent with decay (Titans, equations 13 and 14)
+                W = A / |A|_q^(q-2)                     MIRAS's Moneta (Behrouz et al. 2025, arXiv 2504.13173, equations 23 and 24)
+                W = softmax(A) over the inputs          MIRAS's Memora: A = alpha A - eta u is W = softmax(alpha log W - eta u), equation 27
+    polished    NS5(S)                                  ATLAS (Behrouz et al. 2025, arXiv 2505.23735, section 5): Muon in the memory
+    at_ends     W = |W_0| norm(W + NS5(S))              LaCT (Zhang et al. 2025, arXiv 2505.23884, section 3.1): S of a whole chunk at once
+
+n rows and heads, c tokens of a chunk, o outputs and i inputs of a matrix.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from postformer.ops.fast_weights import Outer
+
+
+class Gates(NamedTuple):
+    """What each token does to the memory; all [b, t, h], or [n, t] inside of `memory`."""
+
+    rate: Tensor
+    """theta: how much of the token's gradient is taken in."""
+    keep: Tensor
+    """log (1 - alpha), at most 0: what stays of the memory."""
+    carry: Tensor | None = None
+    """log eta, at most 0: what stays of the earlier gradients; none of them without it."""
+    limit: Tensor | None = None
+    """For a bias that takes one."""
+    step: Tensor | None = None
+    """How much of S is added to the memory; 1 without it."""
+
+    def step_or_one(self) -> Tensor:
+        """The step of each token."""
+        return torch.ones_like(self.rate) if self.step is None else self.step
+
+    def by_head(self) -> "Gates":
+        """[b, t, h] as [n, t]."""
+        return Gates(*(None if m is None else m.transpose(1, 2).flatten(0, 1) for m in self))  # type: ignore[arg-type]
+
+    def between(self, i: int, j: int) -> "Gates":
+        """Of the tokens i ... j - 1, [n, t]."""
+        return Gates(*(None if m is None else m[:, i:j] for m in self))  # type: ignore[arg-type]
+
+
+class Mix(NamedTuple):
+    """Of what the weights after each token of a piece are made: M_t = beta_t M_0 + f_t S_0 - sum_i G_ti u_i."""
+
+    L: Float[Tensor, "n *p c c"]
+    """What of each token's S is in M_t."""
+    N: Float[Tensor, "n *p c c"] | None
+    """What of each token's -theta u is in S_t; only its own where None."""
+    G: Float[Tensor, "n *p c c"]
+    beta: Float[Tensor, "n *p c"]
+    f: Float[Tensor, "n *p c"] | None
+    theta: Float[Tensor, "n *p c"]
+    fade: Float[Tensor, "n *p c"] | None
+    """Of S_0 in S_t."""
+
+    def piece(self, p: int) -> "Mix":
+        """The p-th of several [n, p, ...]."""
+        return Mix(*(None if m is None else m[:, p] for m in self))  # type: ignore[arg-type]
+
+
+def between(log: Float[Tensor, "*n c"]) -> Float[Tensor, "*n c c"]:
+    """The product after token j up to token i, at [i, j]; 0 above the diagonal."""
+    total = log.cumsum(-1)
+    apart = (total[..., :, None] - total[..., None, :]).tril()
+    return apart.exp().tril()
+
+
+class Rule(NamedTuple):
+    """Raises ValueError where S is made even both at each token and at the ends of chunks."""
+
+    weights: Callable[[Tensor], Tensor] = lambda A: A
+    """The weights [..., o, i] that an accumulator stands for."""
+    polish: Callable[[Tensor], Tensor] | None = None
+    """What is added to the memory for S; S itself where None."""
+    at_ends: bool = False
+    """Whether a chunk is written when it has ended, and read with the weights before it."""
+
+    @property
+    def linear(self) -> bool:
+        """Whether the weights are linear in the gradients, so that no token's weights need to be written down."""
+        return self.weights is IDENTITY and self.polish is None
+
+    def polished(self, S: Tensor) -> Tensor:
+        """What is added for S."""
+        return S if self.polish is None else self.polish(S)
+
+    def every(
+        self, mix: Mix, M: Tensor, S: Tensor | None, u: Outer
+    ) -> tuple[Float[Tensor, "n c o i"], Float[Tensor, "n c o i"]]:
+        """The accumulator and S after each token."""
+        gradients = (mix.theta[..., None] * u.delta)[..., None] * u.a[..., None, :]
+        if mix.N is None or mix.fade is None or S is None:
+            each = -gradients
+        else:
+            each = mix.fade[..., None, None] * S[:, None] - _over_tokens(mix.N, gradients)
+        return mix.beta[..., None, None] * M[:, None] + _over_tokens(mix.L, self.polished(each)), each
+
+    def end(self, W: Tensor, S: Tensor, fresh: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights after a chunk whose gradients made S, each row of them as long as in the fresh ones; and S for the next."""
+        new = W + self.polished(S)
+        written = new * (fresh.norm(dim=-1, keepdim=True) / (new.norm(dim=-1, keepdim=True) + 1e-5))
+        read = (S != 0).any(-1, keepdim=True).any(-2, keepdim=True)
+        return torch.where(read, written, W), torch.zeros_like(S)
+
+
+def _over_tokens(mix: Float[Tensor, "n c c"], of: Float[Tensor, "n c o i"]) -> Float[Tensor, "n c o i"]:
+    return (mix @ of.flatten(2)).view_as(of)
+
+
+IDENTITY = Rule().weights
+LINEAR = Rule(IDENTITY)
+
+
+def lq(q: float = 4.0) -> Callable[[Tensor], Tensor]:
+    """A / |A|_q^(q-2) over a matrix (MIRAS, equation 24). Raises ValueError for q below 2."""
+    if q < 2:
+        raise ValueError(f"q={q} must be at least 2")
+
+    def weights(A: Tensor) -> Tensor:
+        size = A.abs().pow(q).sum((-2, -1), keepdim=True)
+        return A * size.clamp(min=torch.finfo(A.dtype).tiny).pow((2 - q) / q)
+
+    return weights
+
+
+def softmax(A: Tensor) -> Tensor:
+    """Each output weighs its inputs: rows of positive weights that add up to 1."""
+    return F.softmax(A, -1)
+
+
+def newton_schulz(S: Float[Tensor, "*n o i"], steps: int = 5) -> Float[Tensor, "*n o i"]:
+    """About U V^T of S = U s V^T: singular values of 0.7 to 1.2 (Jordan et al. 2024, Muon)."""
+    tall = S.shape[-2] > S.shape[-1]
+    X = S.mT if tall else S
+    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        A = X @ X.mT
+        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+    return X.mT if tall else X
