@@ -55,7 +55,7 @@ inline void each_register(float* values, int64_t count, const F& f) {
 
 // One step of a channel's state from `before` [n] to `h`; returns what adds up to C h.
 inline Vec scan_step(const float* before, float* h, const Small& A_log, int64_t first, const float* B, const float* C, float dt, float u,
-                       int64_t n) {
+                     int64_t n) {
     Vec y = {};
     for (int64_t j = 0; j < n; j += WIDTH) {
         const int64_t m = n - j < WIDTH ? n - j : WIDTH;

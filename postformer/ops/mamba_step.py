@@ -90,7 +90,7 @@ class Stepper:
         if not 0 < b <= MOST_ROWS or x.dtype not in HALF_OR_SINGLE or not x.is_cpu:
             return None
         tensors = [*itertools.chain(*layers), *norms]
-        read = Tensor.data_ptr, Tensor.numel, Tensor.is_contiguous
+        read = Tensor.data_ptr, Tensor.size, Tensor.is_contiguous
         seen = [w.dtype for w in tensors], *(list(map(what, tensors)) for what in read)
         before = self._seen
         if before is None or before[0] != seen:

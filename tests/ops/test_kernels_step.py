@@ -117,6 +117,16 @@ def test_what_cannot_be_read_in_place_takes_the_other_way():
         assert Stepper()(x, [(state.conv, state.ssm.as_subclass(Other))], [weights]) is None
 
 
+def test_a_weight_of_another_shape_in_the_same_memory_is_seen():
+    mixer, x = block(), torch.zeros(1, 24)
+    state, weights, step = mixer.init_state(1), mixer.weights(), Stepper()
+    with torch.inference_mode():
+        assert step(x, [state], [weights]) is not None
+        turned = weights._replace(out=weights.out.data.view(weights.out.shape[::-1]))
+        with pytest.raises(ValueError, match="mamba_step: out is"):
+            step(x, [state], [turned])
+
+
 def test_states_and_norms_that_do_not_fit_are_refused():
     mixer, x = block(), torch.zeros(1, 24)
     state, weights = mixer.init_state(1), mixer.weights()
