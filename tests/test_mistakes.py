@@ -233,7 +233,7 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         "answers of a text": Mistake(
             "train text-mamba data.path=corpus objective.kind=answers train.steps=1",
             "objective.kind: 'answers' asks for the answers of a task, and data.kind is 'text'; choose from induction, selective_copying, "
-            "parity, modular_arithmetic",
+            "mqar, parity, modular_arithmetic, needles, babilong, diary",
         ),
         "vocabulary of a task": Mistake("cost parity --vocab 100", "--vocab: the task of parity has its own vocabulary"),
         "vocabulary of a trained model": Mistake("cost model --vocab 100", "--vocab: model has its own vocabulary"),

@@ -25,6 +25,8 @@ CASES = {
     "mamba3": {"kind": "mamba3", "state": 8, "head_dim": 8},
     "mamba3-mimo": {"kind": "mamba3", "state": 6, "head_dim": 4, "rank": 2},
     "gated-delta": {"kind": "gated_delta", "heads": 2},
+    "lmm": {"kind": "lmm", "heads": 2, "chunk": 4},
+    "lmm-persistent": {"kind": "lmm", "heads": 1, "depth": 3, "persistent": 3, "bias": "huber"},
 }
 
 
@@ -52,6 +54,10 @@ def test_every_mixer_has_a_case():
         ({"kind": "attention", "persistent": -1}, "persistent=-1 at least 0"),
         ({"kind": "attention", "rope_base": 0.0}, "rope_base=0.0"),
         ({"kind": "mamba", "state": 0}, "state=0"),
+        ({"kind": "lmm", "chunk": 0}, "chunk=0"),
+        ({"kind": "lmm", "depth": 0}, "depth=0"),
+        ({"kind": "lmm", "persistent": -1}, "persistent=-1"),
+        ({"kind": "lmm", "rate": 0.0}, "rate=0.0 must be above 0"),
         ({"kind": "mamba", "expand": 0}, "expand=0"),
         ({"kind": "mamba", "conv": 0}, "conv=0"),
         ({"kind": "mamba", "rank": -1}, "rank=-1"),
@@ -173,6 +179,7 @@ def kept_as(case: str, dtype: torch.dtype) -> dict[str, torch.dtype]:
         "mamba2": {"conv": dtype, "ssm": wide},
         "mamba3": {"angle": wide, "ssm": wide, "B": wide, "x": wide},
         "gated_delta": {"conv": dtype, "memory": wide},
+        "lmm": {"conv": dtype, "start": wide, "now": wide, "surprise": wide, "seen": torch.int64},
     }[CASES[case]["kind"]]
 
 
@@ -187,7 +194,7 @@ def test_bf16_activations_with_fp32_parameters(case):
     (y.float().sum() + z.float().sum()).backward()
     assert {p.dtype for p in m.parameters()} == {p.grad.dtype for p in m.parameters()} == {torch.float32}
     assert float((y.float() - exact).detach().abs().max()) < 0.05 * float(exact.detach().abs().max()) + 0.02
-    kinds = {name: leaf.dtype for name, leaf in states.leaves(after)}
+    kinds = {name.partition(".")[0]: leaf.dtype for name, leaf in states.leaves(after)}
     assert kinds == kept_as(case, torch.bfloat16)
 
 
@@ -199,7 +206,7 @@ def test_a_model_of_one_dtype(case, dtype):
     with torch.no_grad():
         y, state = m(torch.randn(1, 6, DIM, dtype=dtype), m.init_state(1))
     assert y.dtype == dtype
-    kinds = {name: leaf.dtype for name, leaf in states.leaves(state)}
+    kinds = {name.partition(".")[0]: leaf.dtype for name, leaf in states.leaves(state)}
     assert kinds == kept_as(case, dtype)
     assert states.nbytes(state) == m.state_bytes(6, dtype.itemsize)
 
