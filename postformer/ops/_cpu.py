@@ -58,7 +58,7 @@ def load(level: str) -> Any:
     return library
 
 
-VERSION = 23
+VERSION = 24
 """Of csrc/version.cpp."""
 SIGNATURES = {
     "conv_forward": (6, 7),
@@ -67,6 +67,8 @@ SIGNATURES = {
     "cross_entropy_backward": (6, 2),
     "mamba_steps": (2, 11),
     "matvec": (3, 4),
+    "memory_forward": (15, 9),
+    "memory_backward": (24, 9),
     "norm_backward": (7, 10),
     "norm_forward": (4, 9),
     "scan_forward": (12, 7),

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from postformer.ops import memory_kernel
 from postformer.ops.fast_weights import Bias, Map, Net, Outer
 from postformer.ops.rules import LINEAR, Gates, Mix, Rule, between
 
@@ -154,8 +155,39 @@ def memory(
     places: Places,
     rule: Rule = LINEAR,
 ) -> tuple[Float[Tensor, "b t h d"], Memory]:
-    """The same in matrix products, a run of pieces of the text after the other: no chunk begins inside a piece in any row. For gradients
-    only the memories between runs are kept, and a run is read again: memory grows with the square root of the length."""
+    """The same in matrix products, by the kernel where it serves."""
+    if memory_kernel.serves(net, bias, rule, gates, places.begins, q, k, v, *memory.now):
+        fresh_too = None if places.starts is None else _packed(fresh)
+        y, after = memory_kernel.read(net, bias, (q, k, v), gates, _packed(memory), fresh_too, *places)
+        return y, _unpacked(after, memory)
+    return memory_in_torch(net, bias, q, k, v, gates, memory, fresh, places, rule)
+
+
+def _packed(memory: Memory) -> Float[Tensor, "b h parts weights"]:
+    return torch.stack([torch.cat([w.flatten(2) for w in part], -1) for part in memory if part], 2)
+
+
+def _unpacked(packed: Float[Tensor, "b h parts weights"], like: Memory) -> Memory:
+    """As views."""
+    sizes = [w[0, 0].numel() for w in like.now]
+    parts = [m.split(sizes, -1) for m in packed.unbind(2)]
+    return Memory(*(tuple(w.view(x.shape) for w, x in zip(part, like.now, strict=True)) for part in parts), *[()] * (3 - len(parts)))
+
+
+def memory_in_torch(
+    net: Net,
+    bias: Bias,
+    q: Float[Tensor, "b t h d"],
+    k: Float[Tensor, "b t h d"],
+    v: Float[Tensor, "b t h d"],
+    gates: Gates,
+    memory: Memory,
+    fresh: Memory,
+    places: Places,
+    rule: Rule = LINEAR,
+) -> tuple[Float[Tensor, "b t h d"], Memory]:
+    """The same by torch, a run of pieces of the text after the other: no chunk begins inside a piece in any row. For gradients only the
+    memories between runs are kept, and a run is read again: memory grows with the square root of the length."""
     b, _, h, _ = q.shape
     text = _Text(*(m.transpose(1, 2).flatten(0, 1) for m in (q, k, v)), gates.by_head(), places, h)  # type: ignore[call-arg]
     held = Memory(*(tuple(w.flatten(0, 1) for w in part) for part in memory))

@@ -1,0 +1,124 @@
+"""The kernel of the memory in weights against one token after the other in float64: answers, the memory afterwards and all gradients."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from postformer.ops import _cpu, memory, memory_kernel, rules
+from postformer.ops.fast_weights import BIASES, MLP
+from postformer.ops.memory import Memory, Places
+
+pytestmark = pytest.mark.skipif(not _cpu.BUILT, reason="the kernels are not built")
+CLOSE = {"rtol": 2e-4, "atol": 2e-5}
+IN_TORCH = memory.memory_in_torch
+NETS = {"matrix": (5, 1, 0), "two": (16, 2, 32), "two odd": (6, 2, 9), "three": (4, 3, 17), "four": (3, 4, 2)}
+
+
+class Case:
+    """Inputs in float64, of rows that have read `phases` tokens of a chunk and in which documents start and padding lies as told."""
+
+    def __init__(self, net: str, bias: str, t: int, chunk: int, phases=(0, 0), starts=(), ends=None, momentum=True, seed=0):
+        source = torch.Generator().manual_seed(seed)
+        d, depth, hidden = NETS[net]
+        self.net, self.bias, (b, h) = MLP(d, depth, hidden), BIASES[bias](), (len(phases), 2)
+
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, dtype=torch.double, generator=source)
+
+        def held() -> Memory:
+            now = [[0.7 * draw(b, h, *s) for s in self.net.shapes] for _ in range(2)]
+            return Memory(tuple(now[0]), tuple(now[1]), tuple(0.1 * draw(b, h, *s) for s in self.net.shapes) if momentum else ())
+
+        q, k = (torch.nn.functional.normalize(draw(b, t, h, d), dim=-1) for _ in "qk")
+        keep, carry = (torch.nn.functional.logsigmoid(2 + draw(b, t, h)) for _ in "kc")
+        limit = draw(b, t, h).exp() if self.bias.takes_limit else None
+        gates = rules.Gates(0.02 * draw(b, t, h).sigmoid(), keep, carry if momentum else None, limit)
+        self.inputs = (q, k, draw(b, t, h, d)), gates, held(), held()
+        self.places = self._places(t, chunk, phases, starts, ends)
+
+    @staticmethod
+    def _places(t, chunk, phases, starts, ends) -> Places:
+        seen, begun = torch.tensor(phases)[:, None] + torch.arange(t), torch.zeros(len(phases), t, dtype=torch.bool)
+        for row, at, read in starts:
+            if ends is None or at < ends[row]:
+                begun[row, at], seen[row, at:] = True, read + torch.arange(t - at)
+        real = None if ends is None else torch.arange(t) < torch.tensor(ends)[:, None]
+        begins = seen % chunk == 0
+        return Places(begins if real is None else begins & real, begun if starts else None, real)
+
+    def all_of(self, form, dtype: torch.dtype):
+        def cast(x):
+            return None if x is None else x.to(dtype).requires_grad_()
+
+        vectors, gates, *memories = self.inputs
+        vectors, gates = [cast(x) for x in vectors], rules.Gates(*map(cast, gates))
+        memories = [Memory(*(tuple(map(cast, part)) for part in m)) for m in memories]
+        y, after = form(self.net, self.bias, *vectors, gates, *memories, self.places)
+        real = self.places.real
+        out = [y if real is None else y[real], *(w for part in after for w in part)]
+        number = sum((o * torch.linspace(0.5, 1.5, o.numel()).to(dtype).view_as(o).cos()).sum() for o in out)
+        leaves = [x for x in (*vectors, *gates, *(w for m in memories for part in m for w in part)) if x is not None]
+        found = torch.autograd.grad(number, leaves, allow_unused=True)
+        return [x.detach() for x in out], [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
+
+    def check(self, form=memory.memory_reference) -> None:
+        wanted, got = self.all_of(form, torch.double), self.all_of(memory.memory, torch.float32)
+        for a, b in zip([*got[0], *got[1]], [*wanted[0], *wanted[1]], strict=True):
+            scale = float(b.abs().amax()) + 1e-3 if b.numel() else 1.0
+            torch.testing.assert_close(a.double() / scale, b / scale, **CLOSE)
+
+
+@pytest.fixture(autouse=True)
+def the_kernel_is_used(monkeypatch):
+    def never(*arguments):
+        raise AssertionError("torch's form was taken for float32")
+
+    monkeypatch.setattr(memory, "memory_in_torch", never)
+
+
+@pytest.mark.parametrize("momentum", [True, False], ids=["momentum", "none"])
+@pytest.mark.parametrize("bias", ["l2", "dot", "huber"])
+@pytest.mark.parametrize("net", NETS)
+def test_equals_the_token_loop(net, bias, momentum):
+    Case(net, bias, 21, 4, momentum=momentum).check()
+
+
+@settings(max_examples=30)
+@given(
+    net=st.sampled_from(["two odd", "three"]),
+    t=st.integers(1, 40),
+    chunk=st.integers(1, 40),
+    phases=st.lists(st.integers(0, 7), min_size=1, max_size=3),
+    data=st.data(),
+)
+def test_phases_documents_and_padding(net, t, chunk, phases, data):
+    rows, at = st.integers(0, len(phases) - 1), st.integers(0, t - 1)
+    starts = data.draw(st.lists(st.tuples(rows, at, st.integers(0, 3)), max_size=3, unique_by=lambda s: s[:2]))
+    ends = data.draw(st.none() | st.lists(st.integers(0, t), min_size=len(phases), max_size=len(phases)))
+    Case(net, "l2", t, chunk, phases, sorted(starts), ends, data.draw(st.booleans())).check()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 16, 33, 64])
+def test_long_texts_are_read_again_in_runs(chunk):
+    """Several runs of pieces, which backward goes through from memories that forward kept; beside torch's form, itself tested elsewhere."""
+    Case("two", "l2", 12 * chunk + 5, chunk, (0,), [(0, 7 * chunk + 2, 0)]).check(IN_TORCH)
+
+
+def test_padding_is_not_answered():
+    case = Case("two odd", "l2", 9, 4, ends=[9, 4])
+    vectors, gates, *memories = case.inputs
+    single = [x.float() for x in vectors]
+    small = [Memory(*(tuple(w.float() for w in part) for part in m)) for m in memories]
+    y, _ = memory.memory(case.net, case.bias, *single, rules.Gates(*(None if g is None else g.float() for g in gates)), *small, case.places)
+    assert not y[1, 4:].any() and y[0].all()
+
+
+def test_a_chunk_too_long_for_the_kernel_goes_to_torch():
+    begins = torch.zeros(1, memory_kernel.LONGEST_CHUNK + 1, dtype=torch.bool)
+    begins[0, 0] = True
+    gates = rules.Gates(torch.ones(1), torch.ones(1))
+    arguments = MLP(4, 2, 4), BIASES["l2"](), rules.LINEAR, gates
+    assert not memory_kernel.serves(*arguments, begins, torch.ones(1))
+    begins[0, 7] = True
+    assert memory_kernel.serves(*arguments, begins, torch.ones(1))
