@@ -19,7 +19,7 @@ enum Bias { L2, DOT, HUBER };
 constexpr int64_t DEEPEST = 8;
 
 struct Sizes {
-    int64_t b, t, h, d, hidden, depth, bias;
+    int64_t b, t, h, d, hidden, depth, bias, residual;
 
     int64_t in(int64_t l) const { return l ? hidden : d; }
     int64_t out(int64_t l) const { return l < depth - 1 ? hidden : d; }
@@ -83,13 +83,24 @@ struct Plan {
     }
 };
 
-// Floats of one task.
+// Floats of one task, zero at first. A thread goes on with the same ones unless they are many: fresh memory costs more than its filling.
 class Room {
-    Floats all;
+    static constexpr int64_t KEPT = int64_t(1) << 22;
+    Floats own;
     float* next;
 
+    static Floats& shared() {
+        static thread_local Floats floats;
+        return floats;
+    }
+
    public:
-    explicit Room(int64_t count) : all(count), next(all.data()) {}
+    explicit Room(int64_t count) {
+        Floats& floats = count <= KEPT ? shared() : own;
+        if (static_cast<int64_t>(floats.size()) < count) floats.resize(count);
+        next = floats.data();
+        std::fill(next, next + count, 0.0f);
+    }
     float* take(int64_t count) {
         float* p = next;
         next += padded(count);
@@ -128,6 +139,36 @@ static inline void turn(int64_t rows, int64_t columns, const float* from, int64_
 static inline Vec slope(Vec z, Vec s) { return s * (1.0f + z * (1.0f - s)); }
 static inline Vec bend(Vec z, Vec s) { return s * (1.0f - s) * (2.0f + z * (1.0f - 2.0f * s)); }
 
+constexpr float NORM_EPS = 1e-5f;
+
+// Columns of `from` [d, n] without their mean and with length sqrt(d), and what they were multiplied with.
+static inline void norm_columns(int64_t d, int64_t n, const float* from, float* unit, float* scale) {
+    each(n, [&](int64_t j) INLINE {
+        Vec mean = {}, square = {};
+        for (int64_t i = 0; i < d; i++) mean += load(from + i * n + j);
+        mean /= static_cast<float>(d);
+        for (int64_t i = 0; i < d; i++) {
+            const Vec centred = load(from + i * n + j) - mean;
+            square += centred * centred;
+            store(unit + i * n + j, centred);
+        }
+        store(scale + j, square / static_cast<float>(d) + NORM_EPS);
+    });
+    for (int64_t j = 0; j < n; j++) scale[j] = 1 / sqrtf(scale[j]);
+    for (int64_t i = 0; i < d; i++) each(n, [&](int64_t j) INLINE { store(unit + i * n + j, load(unit + i * n + j) * load(scale + j)); });
+}
+
+// Gradients `dy` by what norm_columns makes, as those by what it took. The matrix is symmetric.
+static inline void norm_back(int64_t d, int64_t n, const float* unit, const float* scale, const float* dy, float* to) {
+    each(n, [&](int64_t j) INLINE {
+        Vec mean = {}, along = {};
+        for (int64_t i = 0; i < d; i++) mean += load(dy + i * n + j), along += load(dy + i * n + j) * load(unit + i * n + j);
+        mean /= static_cast<float>(d), along /= static_cast<float>(d);
+        for (int64_t i = 0; i < d; i++)
+            store(to + i * n + j, load(scale + j) * (load(dy + i * n + j) - mean - load(unit + i * n + j) * along));
+    });
+}
+
 // One row's text in one head, a piece at a time.
 struct Task {
     const Inputs& in;
@@ -141,12 +182,13 @@ struct Task {
     float *a[DEEPEST], *z[DEEPEST];         // keys and activations, and what each matrix makes of them
     float *delta[DEEPEST], *back[DEEPEST];  // gradients by z, and before the slope
     float* a_rows[DEEPEST];
-    float* v;
+    float *v, *missed;  // values, and the gradients by the answers to the keys
+    float *unit, *scale, *p_unit, *p_scale, *reply;  // with `residual`: of the last z and p, and the answers
     float *x[DEEPEST], *p[DEEPEST], *seen[DEEPEST];  // queries and activations, and what each matrix makes of them; a^T x
     float *wide, *square;
 
     static int64_t floats(const Sizes& s, int64_t n) {
-        return n * (n * (4 + s.depth) + padded(s.widest()) * (8 * s.depth + 2)) + (8 + n) * LANES + 5 * n;
+        return n * (n * (4 + s.depth) + padded(s.widest()) * (8 * s.depth + 6)) + (8 + n) * LANES + 7 * n;
     }
 
     Task(const Inputs& in, const Sizes& s, const Plan& plan, int64_t row, int64_t head, Room& room)
@@ -158,6 +200,8 @@ struct Task {
             delta[l] = room.take(s.out(l) * most), back[l] = room.take(s.out(l) * most);
             seen[l] = room.take(most * most);
         }
+        for (float** some : {&missed, &unit, &p_unit, &reply}) *some = room.take(s.d * most);
+        scale = room.take(most), p_scale = room.take(most);
         v = room.take(s.d * most), wide = room.take(padded(s.widest()) * most), square = room.take(most * most);
     }
 
@@ -240,7 +284,9 @@ struct Task {
             product(s.out(l), n, s.in(l), {W + s.place(l), s.apart(l), 1}, a[l], n, {Into::PUT, z[l], n});
             if (l < s.depth - 1) activate(s.out(l), z[l], a[l + 1]);
         }
+        if (s.residual) norm_columns(s.d, n, z[s.depth - 1], unit, scale);
         miss();
+        if (s.residual) norm_back(s.d, n, unit, scale, missed, delta[s.depth - 1]);
         for (int64_t l = s.depth - 2; l >= 0; l--) {
             product(s.out(l), n, s.out(l + 1), {W + s.place(l + 1), 1, s.apart(l + 1)}, delta[l + 1], n, {Into::PUT, back[l], n});
             each(s.out(l) * n, [&](int64_t i) INLINE {
@@ -262,7 +308,13 @@ struct Task {
             product(o, n, c, {delta[l], n, 1}, square, n, {Into::TAKE, p[l], n});
             if (l < s.depth - 1) activate(o, p[l], x[l + 1]);
         }
+        if (s.residual) {
+            norm_columns(s.d, n, p[s.depth - 1], p_unit, p_scale);
+            each(s.d * n, [&](int64_t i) INLINE { store(reply + i, load(x[0] + i) + load(p_unit + i)); });
+        }
     }
+
+    const float* answers() const { return s.residual ? reply : p[s.depth - 1]; }
 
     // M and S after the piece, which lie apart from those before it.
     void update(const float* M, const float* S, float* M_after, float* S_after) {
@@ -297,14 +349,14 @@ struct Task {
 
     // The gradients by the answers to the keys.
     void miss() {
-        const float* y = z[s.depth - 1];
-        float* to = delta[s.depth - 1];
+        float* to = s.residual ? missed : delta[s.depth - 1];
         if (s.bias == DOT) {
             each(s.d * n, [&](int64_t i) INLINE { store(to + i, -load(v + i)); });
         } else if (s.bias == L2) {
-            each(s.d * n, [&](int64_t i) INLINE { store(to + i, 2.0f * (load(y + i) - load(v + i))); });
+            errors(to);
+            each(s.d * n, [&](int64_t i) INLINE { store(to + i, 2.0f * load(to + i)); });
         } else {
-            each(s.d * n, [&](int64_t i) INLINE { store(to + i, load(y + i) - load(v + i)); });
+            errors(to);
             for (int64_t j = 0; j < c; j++) {
                 const float size = length(to, j), limit = in.limit[gate(j)];
                 for (int64_t i = 0; size > limit && i < s.d; i++) to[i * n + j] *= limit / size;
@@ -318,6 +370,15 @@ struct Task {
     }
 
    protected:
+    // What the answers to the keys are more than the values.
+    void errors(float* to) {
+        const float* y = z[s.depth - 1];
+        if (s.residual)
+            each(s.d * n, [&](int64_t i) INLINE { store(to + i, load(a[0] + i) + load(unit + i) - load(v + i)); });
+        else
+            each(s.d * n, [&](int64_t i) INLINE { store(to + i, load(y + i) - load(v + i)); });
+    }
+
     // Of a column of d floats.
     float length(const float* from, int64_t column) const {
         float square = 0;

@@ -14,7 +14,7 @@ struct Gradients {
 struct Back : Task {
     const Gradients& by;
     float *da[DEEPEST], *ddelta[DEEPEST], *dz[DEEPEST];
-    float *dp, *dx, *first, *second, *rows;  // first, second, rows: for a moment
+    float *dp, *dx, *dy, *first, *rows;  // first, rows: for a moment
     float *dturned, *other, *turned_other;   // squares
     float *share, *share_S, *dG_last, *dN_last, *dbeta, *df, *gG, *gN;
     float dfade = 0;
@@ -28,7 +28,7 @@ struct Back : Task {
         const int64_t most = padded(plan.longest), widest = padded(s.widest());
         for (int64_t l = 0; l < s.depth; l++)
             da[l] = room.take(s.in(l) * most), ddelta[l] = room.take(s.out(l) * most), dz[l] = room.take(s.out(l) * most);
-        for (float** some : {&dp, &dx, &first, &second, &rows}) *some = room.take(widest * most);
+        for (float** some : {&dp, &dx, &dy, &first, &rows}) *some = room.take(widest * most);
         for (float** some : {&dturned, &other, &turned_other}) *some = room.take(most * most);
         for (float** some : {&share, &share_S, &dG_last, &dN_last, &dbeta, &df, &gG, &gN}) *some = room.take(most);
     }
@@ -86,6 +86,10 @@ struct Back : Task {
 
     void answer_back(const float* M, const float* S, float* dM, float* dS) {
         load_columns(by.y, dp);
+        if (s.residual) {
+            std::copy_n(dp, s.d * n, dy);
+            norm_back(s.d, n, p_unit, p_scale, dy, dp);
+        }
         for (int64_t l = s.depth - 1; l >= 0; l--) {
             const int64_t o = s.out(l), i = s.in(l), at = s.place(l), apart = s.apart(l);
             to_rows(x[l], i, rows);
@@ -112,6 +116,7 @@ struct Back : Task {
                 store(dp + j, load(dx + j) * slope(was, sigmoid(was)));
             });
         }
+        if (s.residual) add(s.d * n, dy, dx);
         store_columns(dx, by.q);
     }
 
@@ -142,6 +147,7 @@ struct Back : Task {
             to_rows(first, i, rows);
             product(o, apart, c, {delta[l + 1], n, 1}, rows, apart, {Into::ADD, dW + at, apart});
         }
+        if (s.residual) delta_back();
         miss_back();
         for (int64_t l = s.depth - 1; l >= 0; l--) {
             const int64_t o = s.out(l), i = s.in(l), at = s.place(l), apart = s.apart(l);
@@ -153,27 +159,51 @@ struct Back : Task {
                 store(dz[l - 1] + j, load(dz[l - 1] + j) + load(da[l] + j) * slope(was, sigmoid(was)));
             });
         }
+        if (s.residual) add(s.d * n, dy, da[0]);
         store_columns(da[0], by.k);
     }
 
+    // Through delta = J e, J that of norm_columns at the last z: ddelta becomes the gradient by e, and dz what comes through J.
+    void delta_back() {
+        const int64_t last = s.depth - 1;
+        const float *g = ddelta[last], *e = missed, d = static_cast<float>(s.d);
+        norm_back(s.d, n, unit, scale, g, first);
+        each(n, [&](int64_t j) INLINE {
+            Vec ge = {}, sum_g = {}, sum_e = {}, of_g = {}, of_e = {};
+            for (int64_t i = 0; i < s.d; i++) {
+                const Vec gi = load(g + i * n + j), ei = load(e + i * n + j), ui = load(unit + i * n + j);
+                ge += gi * ei, sum_g += gi, sum_e += ei, of_g += ui * gi, of_e += ui * ei;
+            }
+            const Vec r = load(scale + j), both = (ge - sum_g * sum_e / d - of_g * of_e / d) * r * r / d;
+            for (int64_t i = 0; i < s.d; i++)
+                store(dz[last] + i * n + j, -both * load(unit + i * n + j) -
+                                                r / d * (of_e * load(first + i * n + j) + of_g * load(delta[last] + i * n + j)));
+        });
+        std::copy_n(first, s.d * n, ddelta[last]);
+    }
+
+    // Through the gradients by the answers to the keys, to those answers (dy, or dz where they are z) and the values.
     void miss_back() {
-        const float *of = ddelta[s.depth - 1], *y = z[s.depth - 1];
-        float* to = dz[s.depth - 1];
+        const float* of = ddelta[s.depth - 1];
+        float* to = s.residual ? dy : dz[s.depth - 1];
+        const float slope = s.bias == L2 ? 2.0f : 1.0f;
         if (s.bias == DOT) {
             std::fill(to, to + s.d * n, 0.0f);
             each(s.d * n, [&](int64_t i) INLINE { store(first + i, -load(of + i)); });
         } else {
-            const float slope = s.bias == L2 ? 2.0f : 1.0f;
             each(s.d * n, [&](int64_t i) INLINE { store(to + i, load(of + i) * slope); });
-            if (s.bias == HUBER) limit_back(y, to);
+            if (s.bias == HUBER) limit_back(to);
             each(s.d * n, [&](int64_t i) INLINE { store(first + i, -load(to + i)); });
         }
         store_columns(first, by.v);
+        if (!s.residual) return;
+        norm_back(s.d, n, unit, scale, dy, first);
+        add(s.d * n, first, dz[s.depth - 1]);
     }
 
     // Through e limit / |e| of the errors e beyond their limit.
-    void limit_back(const float* y, float* to) {
-        each(s.d * n, [&](int64_t i) INLINE { store(first + i, load(y + i) - load(v + i)); });
+    void limit_back(float* to) {
+        errors(first);
         for (int64_t j = 0; j < c; j++) {
             const float size = length(first, j), limit = in.limit[gate(j)];
             float along = 0;
@@ -207,6 +237,10 @@ struct Back : Task {
             by.keep[at] = keep * (sum(of_keep) + gbeta * (t ? mix.beta[t - 1] : 1) + gf * (t ? mix.f[t - 1] : 0));
             if (in.carry) by.carry[at] = carry * (sum(of_carry) + gfade * (t ? mix.fade[t - 1] : 1));
         }
+    }
+
+    static void add(int64_t count, const float* from, float* to) {
+        each(count, [&](int64_t i) INLINE { store(to + i, load(to + i) + load(from + i)); });
     }
 
     // to += sign * the sums of a * b [rows, n] over rows.
@@ -291,9 +325,9 @@ extern "C" KERNEL int32_t memory_backward(ParallelFor pool, const float* q, cons
                                           const uint8_t* starts, const uint8_t* real, const float* dy, const float* dafter, const float* kept,
                                           float* dq, float* dk, float* dv, float* drate, float* dkeep, float* dcarry, float* dlimit, float* dheld,
                                           float* dfresh, int64_t b, int64_t t, int64_t h, int64_t d, int64_t hidden, int64_t depth, int64_t bias,
-                                          int64_t runs, int64_t run) {
+                                          int64_t residual, int64_t runs, int64_t run) {
     const Inputs in{q, k, v, rate, keep, carry, limit, held, fresh, begins, starts, real};
-    const Sizes s{b, t, h, d, hidden, depth, bias};
+    const Sizes s{b, t, h, d, hidden, depth, bias, residual};
     const Gradients by{dy, dafter, kept, dq, dk, dv, drate, dkeep, dcarry, dlimit, dheld, dfresh, runs, run};
     auto task = [&](int64_t i) { read_back(in, s, by, i / h, i % h); };
     return parallel(pool, b * h, task);

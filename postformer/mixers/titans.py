@@ -73,7 +73,7 @@ class LMM(nn.Module):
             raise ValueError(f"rate={rate} must be above 0")
         self.dim, self.heads, self.width, self.chunk = dim, heads, e, chunk
         self.net: Net = SwiGLU(e, expand * e) if memory == "swiglu" else MLP(e, depth, expand * e, activation, residual)
-        self.bias, self.rate = BIASES[bias](), rate or 1 / chunk
+        self.bias, self.rate = BIASES[bias](), rate or 0.5 / chunk
         self.momentum, self.forgetting = momentum, forgetting
         inner = heads * e
         self.sizes = [3 * inner, inner, *[heads] * (1 + momentum + forgetting + self.bias.takes_limit)]
@@ -141,10 +141,13 @@ class LMM(nn.Module):
     def _gates(self, x: Tensor) -> Gates:
         wide = torch.promote_types(x.dtype, torch.float32)
         theta, *more = self.gates(x).to(wide).split(self.sizes[2:], -1)
-        carry = F.logsigmoid(more.pop(0)) if self.momentum else None
+        rate, carry = self.rate * theta.sigmoid(), None
+        if self.momentum:
+            eta = more.pop(0)
+            rate, carry = rate * torch.sigmoid(-eta), F.logsigmoid(eta)
         keep = F.logsigmoid(-more.pop(0)) if self.forgetting else torch.zeros_like(theta)
         limit = F.softplus(more.pop(0)) if self.bias.takes_limit else None
-        return Gates(self.rate * theta.sigmoid(), keep, carry, limit)
+        return Gates(rate, keep, carry, limit)
 
     def _fresh(self, dtype: torch.dtype, batch: int) -> Memory:
         """The memory before a document's first token: the learned one, after the persistent tokens."""

@@ -10,7 +10,7 @@ momentum, the surprise.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -29,9 +29,9 @@ LEAST_RUN = 8
 """Pieces between two memories that are kept."""
 
 
-def serves(net: Net, bias: Bias, rule: Rule, gates: Gates, begins: Tensor, *tensors: Tensor) -> bool:
+def serves(net: Net, bias: Bias, rule: Rule, gates: Gates, begins: Tensor, *tensors: Tensor) -> TypeGuard[MLP]:
     """Whether the kernel can take this memory, its gates and chunks."""
-    known = isinstance(net, MLP) and net.plain and len(net.shapes) <= DEEPEST and type(bias) in KINDS and rule == LINEAR
+    known = isinstance(net, MLP) and net.silu and len(net.shapes) <= DEEPEST and type(bias) in KINDS and rule == LINEAR
     return known and gates.step is None and _cpu.serves(*tensors) and _longest(begins) <= LONGEST_CHUNK
 
 
@@ -45,7 +45,7 @@ def _longest(begins: Tensor) -> int:
 
 
 def read(
-    net: Net,
+    net: MLP,
     bias: Bias,
     vectors: Sequence[Tensor],
     gates: Gates,
@@ -58,7 +58,7 @@ def read(
     """The answers [b, t, h, d] to the queries, and the memory after the text. `vectors`: queries, keys and values, [b, t, h, d]."""
     inputs = *vectors, gates.rate, gates.keep, gates.carry, gates.limit, held, fresh
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    sizes = [net.shapes[0][0] if len(net.shapes) > 1 else net.shapes[0][1], len(net.shapes), KINDS.index(type(bias))]
+    sizes = [net.shapes[0][0] if len(net.shapes) > 1 else net.shapes[0][1], len(net.shapes), KINDS.index(type(bias)), int(net.residual)]
     pieces = int((begins if starts is None else begins | starts).sum(1).max()) + 1
     run = max(LEAST_RUN, math.isqrt(pieces))
     y, after, _ = torch.ops.postformer.memory(*inputs, begins, starts, real, [*sizes, pieces // run + 1, run], keep)
@@ -121,7 +121,7 @@ def _memory_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The answers, the memory after the text, and the memories from which backward goes on."""
     q, held, sizes, grad = inputs[0], inputs[7], inputs[-2], inputs[-1]
     b, _, h, d = q.shape
-    kept = q.new_empty(b, h, sizes[3] if grad else 0, _kept_floats(d, sizes))
+    kept = q.new_empty(b, h, sizes[4] if grad else 0, _kept_floats(d, sizes))
     return q.new_empty(q.shape), held.new_empty(held.shape), kept
 
 
@@ -131,7 +131,7 @@ def _memory_backward_cpu(*inputs: Any) -> tuple[Tensor, ...]:
     _check("memory_backward", inputs[:-3])
     q, held = tensors[0], tensors[7]
     _cpu.check("memory_backward", dy=(dy, tuple(q.shape)), dafter=(dafter, tuple(held.shape)))
-    _cpu.check("memory_backward", kept=(kept, (*held.shape[:2], sizes[3], _kept_floats(q.shape[3], sizes))))
+    _cpu.check("memory_backward", kept=(kept, (*held.shape[:2], sizes[4], _kept_floats(q.shape[3], sizes))))
     grads = [m.zero_() for m in _memory_backward_fake(*inputs)]
     given = [None if x is None else g for x, g in zip(tensors[:9], grads, strict=True)]
     arguments = _cpu.contiguous(*tensors, dy, dafter, kept)

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.skipif(not _cpu.BUILT, reason="the kernels are not buil
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}
 IN_TORCH = memory.memory_in_torch
 NETS = {"matrix": (5, 1, 0), "two": (16, 2, 32), "two odd": (6, 2, 9), "three": (4, 3, 17), "four": (3, 4, 2)}
+RESIDUAL = {"matrix residual": (7, 1, 0), "two residual": (16, 2, 8), "three residual": (5, 3, 6)}
 
 
 class Case:
@@ -20,8 +21,8 @@ class Case:
 
     def __init__(self, net: str, bias: str, t: int, chunk: int, phases=(0, 0), starts=(), ends=None, momentum=True, seed=0):
         source = torch.Generator().manual_seed(seed)
-        d, depth, hidden = NETS[net]
-        self.net, self.bias, (b, h) = MLP(d, depth, hidden), BIASES[bias](), (len(phases), 2)
+        d, depth, hidden = (NETS | RESIDUAL)[net]
+        self.net, self.bias, (b, h) = MLP(d, depth, hidden, residual=net in RESIDUAL), BIASES[bias](), (len(phases), 2)
 
         def draw(*shape: int) -> torch.Tensor:
             return torch.randn(*shape, dtype=torch.double, generator=source)
@@ -79,7 +80,7 @@ def the_kernel_is_used(monkeypatch):
 
 @pytest.mark.parametrize("momentum", [True, False], ids=["momentum", "none"])
 @pytest.mark.parametrize("bias", ["l2", "dot", "huber"])
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", [*NETS, *RESIDUAL])
 def test_equals_the_token_loop(net, bias, momentum):
     Case(net, bias, 21, 4, momentum=momentum).check()
 
