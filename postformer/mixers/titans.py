@@ -40,7 +40,8 @@ class LMMState(NamedTuple):
 
 class LMM(nn.Module):
     """`memory` is a network of `depth` matrices, `expand` times as wide inside as a head; `chunk` tokens share the weights at which their
-    gradients are taken. `rate` bounds theta (default: 1 / chunk). Without `momentum` and `forgetting`, eta is 0 and alpha is 0."""
+    gradients are taken. With `residual` (default: where the depth is above 1) a memory answers x + LN(y). theta is 1 - eta times at
+    most `rate` (default: 0.5 / chunk). Without `momentum` and `forgetting`, eta is 0 and alpha is 0."""
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class LMM(nn.Module):
         depth: int = 2,
         expand: int = 2,
         activation: Literal["silu", "gelu"] = "silu",
-        residual: bool = False,
+        residual: bool | None = None,
         bias: Literal["l2", "dot", "lp", "huber"] = "l2",
         chunk: int = 16,
         momentum: bool = True,
@@ -72,7 +73,11 @@ class LMM(nn.Module):
         if rate is not None and rate <= 0:
             raise ValueError(f"rate={rate} must be above 0")
         self.dim, self.heads, self.width, self.chunk = dim, heads, e, chunk
-        self.net: Net = SwiGLU(e, expand * e) if memory == "swiglu" else MLP(e, depth, expand * e, activation, residual)
+        self.net: Net = (
+            SwiGLU(e, expand * e)
+            if memory == "swiglu"
+            else MLP(e, depth, expand * e, activation, depth > 1 if residual is None else residual)
+        )
         self.bias, self.rate = BIASES[bias](), rate or 0.5 / chunk
         self.momentum, self.forgetting = momentum, forgetting
         inner = heads * e
@@ -88,7 +93,7 @@ class LMM(nn.Module):
 
     @torch.no_grad()
     def _open_gates(self) -> None:
-        """At first theta is half of its bound, eta 0.9, alpha 0.01 and a limit 1."""
+        """At first theta is half of what it may be, eta 0.9, alpha 0.01 and a limit 1."""
         firsts = [0.0] + [math.log(9)] * self.momentum + [-math.log(99)] * self.forgetting
         firsts += [math.log(math.e - 1)] * self.bias.takes_limit
         self.gates.bias.copy_(torch.tensor(firsts).repeat_interleave(self.heads))

@@ -171,7 +171,9 @@ def _unpacked(packed: Float[Tensor, "b h parts weights"], like: Memory) -> Memor
     """As views."""
     sizes = [w[0, 0].numel() for w in like.now]
     parts = [m.split(sizes, -1) for m in packed.unbind(2)]
-    return Memory(*(tuple(w.view(x.shape) for w, x in zip(part, like.now, strict=True)) for part in parts), *[()] * (3 - len(parts)))
+    return Memory(
+        *(tuple(w.view(x.shape) for w, x in zip(part, like.now, strict=True)) for part in parts), *[()] * (3 - len(parts))
+    )
 
 
 def memory_in_torch(

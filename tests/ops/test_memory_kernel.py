@@ -29,7 +29,9 @@ class Case:
 
         def held() -> Memory:
             now = [[0.7 * draw(b, h, *s) for s in self.net.shapes] for _ in range(2)]
-            return Memory(tuple(now[0]), tuple(now[1]), tuple(0.1 * draw(b, h, *s) for s in self.net.shapes) if momentum else ())
+            return Memory(
+                tuple(now[0]), tuple(now[1]), tuple(0.1 * draw(b, h, *s) for s in self.net.shapes) if momentum else ()
+            )
 
         q, k = (torch.nn.functional.normalize(draw(b, t, h, d), dim=-1) for _ in "qk")
         keep, carry = (torch.nn.functional.logsigmoid(2 + draw(b, t, h)) for _ in "kc")
@@ -111,7 +113,9 @@ def test_padding_is_not_answered():
     vectors, gates, *memories = case.inputs
     single = [x.float() for x in vectors]
     small = [Memory(*(tuple(w.float() for w in part) for part in m)) for m in memories]
-    y, _ = memory.memory(case.net, case.bias, *single, rules.Gates(*(None if g is None else g.float() for g in gates)), *small, case.places)
+    y, _ = memory.memory(
+        case.net, case.bias, *single, rules.Gates(*(None if g is None else g.float() for g in gates)), *small, case.places
+    )
     assert not y[1, 4:].any() and y[0].all()
 
 
