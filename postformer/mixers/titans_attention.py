@@ -44,7 +44,7 @@ class JoinedState(NamedTuple):
 
 class MACState(NamedTuple):
     """The memory of what attention answered; what is recalled from, the weights with which the segment began; and of each of the
-    segment's tokens so far the keys (rotated) and values of what was recalled, and of itself. Slots not yet filled are zeros."""
+    segment's tokens so far the keys (rotated) and values of what was recalled, and of itself: slot j holds the segment's token j."""
 
     memory: Any
     recall: Any
@@ -127,15 +127,11 @@ class MAC(nn.Module):
         """Attention's answers, and the segment's keys and values so far. A token shares its position with what it recalled."""
         now = place[:, None] + torch.arange(x.shape[1], device=x.device)
         new = [torch.stack(pair, 2) for pair in zip(self.attention.keys(h, now), self.attention.keys(x, now), strict=True)]
-        most = int(place.max())
-        slots = torch.arange(most, device=x.device).expand(len(x), -1)
-        past = torch.where(
-            slots < place[:, None], slots, now[:, -1:] + 1
-        )  # a slot that is not yet filled lies after all tokens
-        k, v = (torch.cat([old[:, :most].to(m.dtype), m], 1).flatten(1, 2) for old, m in zip(held[2:], new, strict=True))
-        where = torch.cat([past, now], 1).repeat_interleave(2, 1)
-        y = self.attention.attend(self.attention.queries(x, now), k, v, now, where)
         k, v = (_kept(old.to(m.dtype), m, place, packing) for old, m in zip(held[2:], new, strict=True))
+        most = min(int(place.max()) + x.shape[1], self.segment)
+        slots = torch.arange(most, device=x.device).repeat_interleave(2).expand(len(x), -1)
+        q = self.attention.queries(x, now)
+        y = self.attention.attend(q, k[:, :most].flatten(1, 2), v[:, :most].flatten(1, 2), now, slots)
         return self.attention.out(y.flatten(2)), k, v
 
     def flops(self, length: int, past: int = 0) -> int:
@@ -260,6 +256,9 @@ def _kept(
     """The slots of the segment, of which a row's real tokens take those from its place on: the earlier ones stay, the later are emptied.
     A row without any keeps all."""
     (b, s), n = old.shape[:2], new.shape[1]
+    first = int(place[0])
+    if packing.lengths is None and bool((place == first).all()):
+        return torch.cat([old[:, :first], new, torch.zeros_like(old[:, first + n :])], 1)
     slots = torch.arange(s, device=old.device)
     count = torch.full_like(place, n) if packing.lengths is None else packing.lengths
     written = slots - place[:, None]

@@ -154,6 +154,17 @@ def test_one_token_of_a_recurrence_costs_what_torch_counts_and_the_elementwise_r
     assert counted(m, 1, 3) == m.flops(1, 3) - elementwise
 
 
+@pytest.mark.parametrize("past", [1, 3, 4, 9])
+@pytest.mark.parametrize("case", ["mac", "mag", "mal"])
+def test_what_joins_memory_and_attention_costs_what_torch_counts(case, past):
+    """Keys and values of the persistent tokens are computed once a call."""
+    m = make(case)
+    parts = [m.memory] if case == "mac" else [m.memory, m.attention]
+    prefix = 4 * DIM * m.attention.groups * m.attention.width * m.attention.persistent if case == "mac" else 0
+    rest = counted(m, 1, past) - sum(counted(part, 1, past) for part in parts)
+    assert rest == m.flops(1, past) - sum(part.flops(1, past) for part in parts) + prefix
+
+
 @pytest.mark.parametrize("case", CASES)
 @given(cuts=st.lists(st.integers(1, 9), min_size=1, max_size=5))
 def test_costs_add_up(case, cuts):
