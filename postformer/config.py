@@ -199,7 +199,8 @@ def _show(data: Any) -> str:
 def complete(spec: Mapping[str, Any], table: Mapping[str, Any], where: str, *given: str) -> Spec:
     """The spec with every default written out, checked against the signature of its class.
 
-    `given` names the arguments that the caller supplies itself. Raises ConfigError.
+    `given` names the arguments that the caller supplies itself. A `Spec` in the signature is a part of the same table, to which
+    the same is given. Raises ConfigError.
     """
     cls, kind = _resolve(spec, table, where)
     takes = {n: p for n, p in inspect.signature(cls).parameters.items() if n not in given}
@@ -208,7 +209,11 @@ def complete(spec: Mapping[str, Any], table: Mapping[str, Any], where: str, *giv
     hints = typing.get_type_hints(cls.__init__ if isinstance(cls, type) else cls)
     out: Spec = {"kind": kind}
     for name, p in takes.items():
-        if name in words:
+        if hints.get(name) == Spec and (name in words or p.default is not inspect.Parameter.empty):
+            part = _parse(Spec, words.get(name, {}), f"{where}.{name}")
+            default = {} if p.default is inspect.Parameter.empty else p.default
+            out[name] = complete(amended(part, default), table, f"{where}.{name}", *given)
+        elif name in words:
             out[name] = plain(_parse(hints.get(name, Any), words[name], f"{where}.{name}"))
         elif p.default is inspect.Parameter.empty:
             raise ConfigError(f"{where}: '{name}' is missing; {kind} takes {', '.join(takes)}")
@@ -217,11 +222,17 @@ def complete(spec: Mapping[str, Any], table: Mapping[str, Any], where: str, *giv
     return out
 
 
+def amended(spec: Spec, default: Spec) -> Spec:
+    """A table that names its kind stands by itself; one that does not changes words of the default."""
+    return spec if "kind" in spec else {**default, **spec}
+
+
 def build(spec: Mapping[str, Any], table: Mapping[str, Any], where: str, **given: Any) -> Any:
     """Build the object of an open part: `build({"kind": "mamba", "state": 16}, MIXERS, "model.mixers[0]", dim=512)`.
 
-    A kind may also be an import path, `"their.package:Mixer"`. Raises ConfigError, also for what the constructor
-    refuses with a ValueError, and for sizes that torch cannot hold (a RuntimeError).
+    A kind may also be an import path, `"their.package:Mixer"`. A part builds its own parts at `".name"`, which is relative to its
+    place. Raises ConfigError, also for what the constructor refuses with a ValueError, and for sizes that torch cannot hold (a
+    RuntimeError).
     """
     words = complete(spec, table, where, *given)
     cls, _ = _resolve(spec, table, where)
@@ -229,6 +240,10 @@ def build(spec: Mapping[str, Any], table: Mapping[str, Any], where: str, **given
     values = {k: _parse(hints.get(k, Any), v, f"{where}.{k}") for k, v in words.items() if k != "kind"}
     try:
         return cls(**given, **values)
+    except ConfigError as e:
+        if not str(e).startswith("."):
+            raise
+        raise ConfigError(f"{where}{e}") from e
     except ValueError as e:
         raise ConfigError(f"{where}: {str(e).partition(chr(10))[0]}") from e
     except RuntimeError as e:

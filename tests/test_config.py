@@ -14,6 +14,7 @@ from postformer.config import (
     OptimConfig,
     Run,
     TrainConfig,
+    amended,
     build,
     complete,
     foreign_kinds,
@@ -170,6 +171,30 @@ def test_open_parts_that_are_refused(spec, says):
 def test_a_missing_argument_is_named():
     with pytest.raises(ConfigError, match="here: 'dim' is missing; part takes dim, size"):
         complete({"kind": "part"}, TABLE, "here")
+
+
+SMALL: dict[str, Any] = {"kind": "part", "size": 1}
+
+
+class Whole:
+    def __init__(self, dim: int, *, part: dict[str, Any] = SMALL):
+        self.part = build(amended(part, SMALL), TABLE, ".part", dim=dim)
+
+
+def test_parts_inside_of_parts():
+    table = TABLE | {"whole": Whole}
+    full = complete({"kind": "whole"}, table, "here", "dim")
+    assert full["part"] == {"kind": "part", "size": 1, "ratio": 0.5, "inner": None}
+    assert build({"kind": "whole", "part": {"ratio": 2}}, table, "here", dim=8).part.size == 1
+    assert build({"kind": "whole", "part": {"kind": "part"}}, table, "here", dim=8).part.size == 3
+    for part, says in [
+        ({"sise": 1}, "here[0].part: unknown 'sise' (did you mean 'size'?); part takes size, ratio, inner"),
+        ({"size": -1}, "here[0].part: size=-1 must not be negative"),
+        ({"kind": "parts"}, "here[0].part.kind: unknown 'parts' (did you mean 'part'?)"),
+        (3, "here[0].part: expected a table, got 3"),
+    ]:
+        with pytest.raises(ConfigError, match=f"^{re.escape(says)}"):
+            build({"kind": "whole", "part": part}, table, "here[0]", dim=8)
 
 
 def test_an_import_path_is_a_kind():

@@ -33,8 +33,26 @@ CASES = {
     "lmm-matrix": {"kind": "lmm", "heads": 2, "depth": 1, "chunk": 3, "momentum": False, "forgetting": False, "conv": 1},
     "lmm-persistent": {"kind": "lmm", "heads": 1, "depth": 3, "expand": 1, "chunk": 5, "persistent": 3, "bias": "huber"},
     "lmm-swiglu": {"kind": "lmm", "heads": 2, "memory": "swiglu", "chunk": 2, "bias": "lp"},
+    "mac": {"kind": "mac", "memory": {"heads": 1, "chunk": 4, "rate": 0.02}, "attention": {"heads": 2}, "segment": 8},
+    "mac-persistent": {
+        "kind": "mac",
+        "memory": {"heads": 2, "depth": 1, "chunk": 5, "rate": 0.03, "conv": 2, "persistent": 2},
+        "attention": {"heads": 4, "kv_heads": 2, "qk_norm": True},
+        "segment": 7,
+        "persistent": 3,
+        "gate": "both",
+    },
+    "mag": {
+        "kind": "mag",
+        "memory": {"heads": 1, "depth": 1, "chunk": 4},
+        "attention": {"heads": 2, "window": 5},
+        "persistent": 2,
+    },
+    "mag-growing": {"kind": "mag", "memory": {"kind": "gated_delta", "heads": 1}, "attention": {"kind": "attention"}},
+    "mal": {"kind": "mal", "memory": {"heads": 1, "depth": 1, "chunk": 4}, "attention": {"heads": 2, "window": 5}},
 }
-RECURRENT = [c for c in CASES if "window" in c or not c.startswith("attention")]
+GROWING = ["attention", "attention-grouped-qknorm", "attention-persistent", "mag-growing"]
+RECURRENT = [c for c in CASES if c not in GROWING]
 DIM = 16
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 

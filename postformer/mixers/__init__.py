@@ -11,6 +11,7 @@ from postformer.mixers.mamba import Mamba
 from postformer.mixers.mamba2 import Mamba2
 from postformer.mixers.mamba3 import Mamba3
 from postformer.mixers.titans import LMM
+from postformer.mixers.titans_attention import MAC, MAG, MAL
 from postformer.ops.packing import Packing
 
 
@@ -49,4 +50,7 @@ MIXERS: dict[str, Any] = {
     "mamba3": Mamba3,
     "gated_delta": GatedDelta,
     "lmm": LMM,
+    "mac": MAC,
+    "mag": MAG,
+    "mal": MAL,
 }

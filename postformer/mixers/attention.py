@@ -107,14 +107,27 @@ class Attention(nn.Module):
         y, keys, values = read(q, k, v, position, state)
         return self.out(y.flatten(2)), type(state)(keys, values, seen + t)
 
+    def queries(self, x: Float[Tensor, "b t d"], position: Int[Tensor, "b t"]) -> Float[Tensor, "b t h e"]:
+        """The tokens' queries, rotated to their positions."""
+        q = self.q_norm(self.q(x).unflatten(-1, (self.heads, self.width)))
+        return rotate(q, position, self.rope_base)
+
+    def keys(
+        self, x: Float[Tensor, "b t d"], position: Int[Tensor, "b t"]
+    ) -> tuple[Float[Tensor, "b t g e"], Float[Tensor, "b t g e"]]:
+        """The tokens' keys, rotated to their positions, and values."""
+        k, v = (m(x).unflatten(-1, (self.groups, self.width)) for m in (self.k, self.v))
+        return rotate(self.k_norm(k), position, self.rope_base), v
+
     def _fresh(self, q: Tensor, k: Tensor, v: Tensor, position: Tensor) -> Tensor:
         if self.prefix is None and (self.window is None or k.shape[1] <= self.window):
             return causal_attention(q, k, v)
-        return self._attend(q, k, v, position, position, fresh=k.shape[1])
+        return self.attend(q, k, v, position, position, fresh=k.shape[1])
 
-    def _attend(
+    def attend(
         self, q: Tensor, k: Tensor, v: Tensor, position: Tensor, key_position: Tensor, fresh: int = 0, window: int | None = None
-    ) -> Tensor:
+    ) -> Float[Tensor, "b t h e"]:
+        """What the queries read from the persistent tokens and the keys that they see; see `postformer.ops.attention`."""
         if self.prefix is not None:
             b = k.shape[0]
             x = self.prefix.to(k.dtype)
@@ -139,7 +152,7 @@ class Attention(nn.Module):
         if t == 1 and aligned and self.prefix is None:
             return read_all(q, k, v), keys, values
         slots = torch.arange(most + t, device=k.device).expand(len(k), -1)
-        return self._attend(q, k, v, position, slots), keys, values
+        return self.attend(q, k, v, position, slots), keys, values
 
     def _read_ring(
         self, q: Tensor, k: Tensor, v: Tensor, position: Tensor, state: AttentionState | RingState
@@ -151,10 +164,10 @@ class Attention(nn.Module):
         if t == 1:
             keys, values = _write(old_k, k, slot, False), _write(old_v, v, slot, False)
             ring = _ring_positions(state.seen + 1, w)
-            return self._attend(q, keys.transpose(1, 2), values.transpose(1, 2), position, ring), keys, values
+            return self.attend(q, keys.transpose(1, 2), values.transpose(1, 2), position, ring), keys, values
         both_k, both_v = torch.cat([old_k.transpose(1, 2), k], 1), torch.cat([old_v.transpose(1, 2), v], 1)
         key_position = torch.cat([_ring_positions(state.seen, w), position], 1)
-        y = self._attend(q, both_k, both_v, position, key_position, fresh=t)
+        y = self.attend(q, both_k, both_v, position, key_position, fresh=t)
         return y, _write(old_k, k[:, -w:], slot, False), _write(old_v, v[:, -w:], slot, False)
 
     def _read_packed(
@@ -169,7 +182,7 @@ class Attention(nn.Module):
         document = packing.documents(t)
         both_k, both_v = torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
         apart = position + document * APART, torch.cat([old, position + document * APART], 1)
-        y = self._attend(q, both_k, both_v, *apart, fresh=t, window=self.window or APART // 2)
+        y = self.attend(q, both_k, both_v, *apart, fresh=t, window=self.window or APART // 2)
 
         first = packing.last(position - torch.arange(t, device=k.device), state.seen)  # the position that the row's token 0 has
         seen = packing.last(position + 1, state.seen)

@@ -15,12 +15,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from postformer.ops.conv import causal_conv
 from postformer.ops.fast_weights import BIASES, MLP, Net, SwiGLU
 from postformer.ops.layers import Linear, RMSNorm
+from postformer.ops.matvec import project
 from postformer.ops.memory import Gates, Memory, Places, memory
 from postformer.ops.norm import rms_norm
 from postformer.ops.packing import WHOLE, Packing
@@ -36,6 +37,13 @@ class LMMState(NamedTuple):
     now: tuple[Tensor, ...]
     surprise: tuple[Tensor, ...]
     seen: Int[Tensor, " b"]
+
+
+class Recall(NamedTuple):
+    """What reading from weights that stand still keeps: the last inputs of the queries' convolution, and the weights."""
+
+    conv: Float[Tensor, "b past c"]
+    weights: tuple[Tensor, ...]
 
 
 class LMM(nn.Module):
@@ -117,18 +125,48 @@ class LMM(nn.Module):
             return x, state
         past, start, now, surprise, seen = state if state is not None else self.init_state(b)
         position = packing.positions(seen, t)
-        fresh = self._fresh(x.dtype, b)
-        held = Memory(start, now, surprise)
-        if bool((seen == 0).any()):
+        held = fresh = Memory(start, now, surprise)
+        unread = bool((seen == 0).any())
+        if unread or packing.starts is not None:
+            fresh = self._fresh(x.dtype, b)
+        if unread:
             held = _where(seen == 0, fresh, held)
         real = packing.real(t)
         begins = (position + (0 if self.prefix is None else len(self.prefix))) % self.chunk == 0
         places = Places(begins if real is None else begins & real, packing.starts, real)
         y, z, held, past = self._read(x, held, fresh, places, past, packing)
-        y = rms_norm(y.flatten(2).to(x.dtype), self.norm.weight.repeat(self.heads), self.norm.eps, z, self.heads, after=True)
-        if state is None:
-            return self.out(y), None
-        return self.out(y), LMMState(past, *held, packing.last(position + 1, seen))
+        y = self._answer(y, z)
+        return y, None if state is None else LMMState(past, *held, packing.last(position + 1, seen))
+
+    def init_recall(self, batch: int) -> Recall:
+        """Zeros, for `recall`."""
+        conv = self.conv_weight.new_zeros(batch, self.conv_weight.shape[1] - 1, self.sizes[1])
+        wide = torch.promote_types(conv.dtype, torch.float32)
+        return Recall(conv, tuple(torch.zeros(batch, self.heads, *s, device=conv.device, dtype=wide) for s in self.net.shapes))
+
+    def standing(self, state: LMMState, starts: Bool[Tensor, " b"] | None, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """The weights that the next tokens find, of which those in the rows `starts` begin a document."""
+        new = state.seen == 0 if starts is None else (state.seen == 0) | starts
+        if not bool(new.any()):
+            return state.now
+        fresh = self._fresh(dtype, len(new)).now
+        return tuple(torch.where(new[:, None, None, None], a, b) for a, b in zip(fresh, state.now, strict=True))
+
+    def recall(
+        self, x: Float[Tensor, "b t d"], held: Recall, packing: Packing = WHOLE
+    ) -> tuple[Float[Tensor, "b t d"], Recall]:
+        """What the weights answer to the tokens' queries; nothing is learned."""
+        inner = self.sizes[1]
+        q, z = project(x, self.inp.weight[:inner]), project(x, self.inp.weight[-inner:])
+        q, past = causal_conv(q, self.conv_weight[:inner], None, held.conv, *packing, silu=True)
+        q = F.normalize(q.to(held.weights[0].dtype).unflatten(-1, (self.heads, -1)), dim=-1)
+        y = self.net.read(q.transpose(1, 2), [lambda m, w=w: m @ w.mT for w in held.weights])
+        return self._answer(y.transpose(1, 2), z), Recall(past, held.weights)
+
+    def _answer(self, y: Float[Tensor, "b t h e"], z: Float[Tensor, "b t c"]) -> Float[Tensor, "b t d"]:
+        """out(RMSNorm(y) * SiLU(z)), the norm of each head by itself."""
+        gain = self.norm.weight.repeat(self.heads)
+        return self.out(rms_norm(y.flatten(2).to(z.dtype), gain, self.norm.eps, z, self.heads, after=True))
 
     def _read(
         self, x: Tensor, held: Memory, fresh: Memory, places: Places, past: Tensor, packing: Packing
@@ -175,6 +213,16 @@ class LMM(nn.Module):
         first = self.heads * self.net.shapes[0][0] * self.net.shapes[0][1]
         learned = (2 * weights + 2 * (weights - first) + 2 * weights) + 2 * weights
         return length * (projections + 2 * self.conv_weight.numel() + learned + (2 + self.momentum * 2) * weights)
+
+    def recall_flops(self, length: int) -> int:
+        """Floating-point operations of `recall` for `length` tokens."""
+        inner, weights = self.heads * self.width, self.heads * sum(o * i for o, i in self.net.shapes)
+        return length * (2 * self.dim * 3 * inner + 2 * inner * self.conv_weight.shape[1] + 2 * weights)
+
+    def recall_bytes(self, itemsize: int = 4) -> int:
+        """Bytes of one row's `Recall`."""
+        weights = self.heads * sum(o * i for o, i in self.net.shapes)
+        return self.sizes[1] * (self.conv_weight.shape[1] - 1) * itemsize + weights * max(itemsize, 4)
 
     def state_bytes(self, length: int, itemsize: int = 4) -> int:
         """Bytes of one row's state, the same after any number of tokens. The memory is kept in fp32 at least."""

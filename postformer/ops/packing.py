@@ -39,6 +39,11 @@ class Packing(NamedTuple):
         found = x[torch.arange(len(x), device=x.device), at]
         return torch.where((self.lengths > 0).reshape(-1, *[1] * (before.ndim - 1)), found, before)
 
+    def between(self, i: int, j: int) -> "Packing":
+        """Of the tokens i ... j - 1."""
+        starts = None if self.starts is None else self.starts[:, i:j]
+        return Packing(starts, None if self.lengths is None else (self.lengths - i).clamp(0, j - i))
+
     def begun(self, t: int) -> Int[Tensor, "b t"] | None:
         """The place in the row of the last start at or before each token; -1 before the first start. None without starts."""
         if self.starts is None:

@@ -27,6 +27,9 @@ CASES = {
     "gated-delta": {"kind": "gated_delta", "heads": 2},
     "lmm": {"kind": "lmm", "heads": 2, "chunk": 4},
     "lmm-persistent": {"kind": "lmm", "heads": 1, "depth": 3, "persistent": 3, "bias": "huber"},
+    "mac": {"kind": "mac", "memory": {"heads": 2, "chunk": 3}, "attention": {"heads": 2}, "segment": 4, "persistent": 2},
+    "mag": {"kind": "mag", "memory": {"heads": 2, "chunk": 4}, "attention": {"heads": 2, "window": 5}, "gate": "product"},
+    "mal": {"kind": "mal", "memory": {"heads": 2, "chunk": 4}, "attention": {"heads": 2, "window": 5}, "persistent": 2},
 }
 
 
@@ -58,6 +61,19 @@ def test_every_mixer_has_a_case():
         ({"kind": "lmm", "depth": 0}, "depth=0"),
         ({"kind": "lmm", "persistent": -1}, "persistent=-1"),
         ({"kind": "lmm", "rate": 0.0}, "rate=0.0 must be above 0"),
+        ({"kind": "mac", "segment": 0}, "here: segment=0"),
+        ({"kind": "mac", "gate": "or"}, "here.gate: 'or' is not a choice; choose from memory, both, product"),
+        ({"kind": "mac", "memory": 3}, "here.memory: expected a table, got 3"),
+        ({"kind": "mac", "memory": {"kind": "mamba"}}, "here.memory: mac needs a memory that can be recalled from; choose lmm"),
+        ({"kind": "mac", "attention": {"kind": "mamba"}}, "here.attention: mac needs attention without a window"),
+        ({"kind": "mac", "attention": {"window": 4}}, "here.attention: mac needs attention without a window"),
+        ({"kind": "mac", "persistent": -1}, "here.attention: window=None must be 1 to 1048576 and persistent=-1"),
+        ({"kind": "mag", "memory": {"chunks": 3}}, "here.memory: unknown 'chunks' (did you mean 'chunk'?); lmm takes heads"),
+        ({"kind": "mag", "memory": {"chunk": 0}}, "here.memory: heads=4, head_dim=4, depth=2, expand=2, chunk=0"),
+        ({"kind": "mag", "memory": {"kind": "lm"}}, "here.memory.kind: unknown 'lm' (did you mean 'lmm'?)"),
+        ({"kind": "mag", "attention": {"heads": "2"}}, "here.attention.heads: expected a whole number, got '2'"),
+        ({"kind": "mag", "memory": {"kind": "mamba"}, "persistent": 2}, "here.memory: unknown 'persistent'; mamba takes"),
+        ({"kind": "mal", "attention": {"kind": "mag", "memory": {"chunk": -1}}}, "here.attention.memory: heads=4"),
         ({"kind": "mamba", "expand": 0}, "expand=0"),
         ({"kind": "mamba", "conv": 0}, "conv=0"),
         ({"kind": "mamba", "rank": -1}, "rank=-1"),
@@ -138,6 +154,17 @@ def test_one_token_of_a_recurrence_costs_what_torch_counts_and_the_elementwise_r
     assert counted(m, 1, 3) == m.flops(1, 3) - elementwise
 
 
+@pytest.mark.parametrize("past", [1, 3, 4, 9])
+@pytest.mark.parametrize("case", ["mac", "mag", "mal"])
+def test_what_joins_memory_and_attention_costs_what_torch_counts(case, past):
+    """Keys and values of the persistent tokens are computed once a call."""
+    m = make(case)
+    parts = [m.memory] if case == "mac" else [m.memory, m.attention]
+    prefix = 4 * DIM * m.attention.groups * m.attention.width * m.attention.persistent if case == "mac" else 0
+    rest = counted(m, 1, past) - sum(counted(part, 1, past) for part in parts)
+    assert rest == m.flops(1, past) - sum(part.flops(1, past) for part in parts) + prefix
+
+
 @pytest.mark.parametrize("case", CASES)
 @given(cuts=st.lists(st.integers(1, 9), min_size=1, max_size=5))
 def test_costs_add_up(case, cuts):
@@ -173,14 +200,25 @@ def test_formulas_answer_at_once_at_any_length():
 def kept_as(case: str, dtype: torch.dtype) -> dict[str, torch.dtype]:
     """In which dtypes a mixer that computes in `dtype` remembers: what is added up over time in fp32 at least."""
     wide = torch.promote_types(dtype, torch.float32)
+    memory = {"conv": dtype, "start": wide, "now": wide, "surprise": wide, "seen": torch.int64}
+    nested = {f"memory.{name}": kind for name, kind in memory.items()}
+    cache = {"k": dtype, "v": dtype, "seen": torch.int64}
+    joined = nested | {f"attention.{name}": kind for name, kind in cache.items()}
     return {
-        "attention": {"k": dtype, "v": dtype, "seen": torch.int64},
+        "attention": cache,
         "mamba": {"conv": dtype, "ssm": wide},
         "mamba2": {"conv": dtype, "ssm": wide},
         "mamba3": {"angle": wide, "ssm": wide, "B": wide, "x": wide},
         "gated_delta": {"conv": dtype, "memory": wide},
-        "lmm": {"conv": dtype, "start": wide, "now": wide, "surprise": wide, "seen": torch.int64},
+        "lmm": memory,
+        "mac": nested | {"recall.conv": dtype, "recall.weights": wide, "k": dtype, "v": dtype},
+        "mag": joined,
+        "mal": joined,
     }[CASES[case]["kind"]]
+
+
+def kinds_of(state) -> dict[str, torch.dtype]:
+    return {name.rstrip(".0123456789"): leaf.dtype for name, leaf in states.leaves(state)}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -194,8 +232,7 @@ def test_bf16_activations_with_fp32_parameters(case):
     (y.float().sum() + z.float().sum()).backward()
     assert {p.dtype for p in m.parameters()} == {p.grad.dtype for p in m.parameters()} == {torch.float32}
     assert float((y.float() - exact).detach().abs().max()) < 0.05 * float(exact.detach().abs().max()) + 0.02
-    kinds = {name.partition(".")[0]: leaf.dtype for name, leaf in states.leaves(after)}
-    assert kinds == kept_as(case, torch.bfloat16)
+    assert kinds_of(after) == kept_as(case, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
@@ -206,8 +243,7 @@ def test_a_model_of_one_dtype(case, dtype):
     with torch.no_grad():
         y, state = m(torch.randn(1, 6, DIM, dtype=dtype), m.init_state(1))
     assert y.dtype == dtype
-    kinds = {name.partition(".")[0]: leaf.dtype for name, leaf in states.leaves(state)}
-    assert kinds == kept_as(case, dtype)
+    assert kinds_of(state) == kept_as(case, dtype)
     assert states.nbytes(state) == m.state_bytes(6, dtype.itemsize)
 
 
