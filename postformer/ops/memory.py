@@ -43,6 +43,9 @@ class Memory(NamedTuple):
     now: Weights
     surprise: Weights
     """S; empty where the rule needs none."""
+    recent: tuple[Tensor, ...] = ()
+    """With a window: keys and values [b, h, window - 1, d] of the tokens before, and their shares [b, h, window - 1, 1], 0 where there
+    was none."""
 
 
 class Places(NamedTuple):
@@ -75,7 +78,7 @@ def memory_reference(
         token = q[:, t, :, None], k[:, t, :, None], v[:, t, :, None]
         y, after = _reference_step(net, bias, rule, token, here, held, fresh, places.begins[:, t])
         if places.real is not None:
-            kept = [_where(places.real[:, t], a, b) for a, b in zip(after[1:], held[1:], strict=True)]
+            kept = (_where(places.real[:, t], a, b) for a, b in zip(after[1:], held[1:], strict=True))
             after = Memory(after.start, *kept)
         held = after
         out.append(y.squeeze(2))
@@ -94,7 +97,11 @@ def _reference_step(
 ) -> tuple[Float[Tensor, "b h 1 d"], Memory]:
     """The answer to one token, and the memory after it."""
     q, k, v = token
-    now, surprise = held.now, held.surprise
+    now, surprise, recent = held.now, held.surprise, ()
+    share = torch.ones_like(gates.rate) if gates.share is None else gates.share
+    if held.recent:
+        seen = [torch.cat(pair, 2) for pair in zip(held.recent, (k, v, share[..., None]), strict=True)]
+        recent, (k, v, share) = tuple(m[:, :, 1:] for m in seen), (*seen[:2], seen[2][..., 0])
     if rule.at_ends:
         written, emptied = _ended(rule, now, surprise, fresh)
         now, surprise = _where(begins, written, now), _where(begins, emptied, surprise)
@@ -102,7 +109,7 @@ def _reference_step(
     with torch.enable_grad():
         W = [w if w.requires_grad else w.detach().requires_grad_() for w in map(rule.weights, start)]
         y = net.read(k, _plain(W))
-        u = torch.autograd.grad(y, W, bias.gradient(y, v, gates.limit), create_graph=torch.is_grad_enabled())
+        u = torch.autograd.grad(y, W, share[..., None] * bias.gradient(y, v, gates.limit), create_graph=torch.is_grad_enabled())
     theta, keep, step = gates.rate[..., None], gates.keep.exp()[..., None], gates.step_or_one()[..., None]
     if rule.at_ends:
         after = Memory(start, now, tuple(s - theta * g for s, g in zip(surprise, u, strict=True)))
@@ -110,7 +117,7 @@ def _reference_step(
         eta = 0 if gates.carry is None else gates.carry.exp()[..., None]
         S = [eta * s - theta * g for s, g in zip(surprise or now, u, strict=True)]
         M = tuple(keep * m + step * rule.polished(s) for m, s in zip(now, S, strict=True))
-        after = Memory(start, M, tuple(S) if surprise else ())
+        after = Memory(start, M, tuple(S) if surprise else (), recent)
     return net.read(q, _plain([rule.weights(w) for w in after.now])), after
 
 
@@ -156,7 +163,7 @@ def memory(
     rule: Rule = LINEAR,
 ) -> tuple[Float[Tensor, "b t h d"], Memory]:
     """The same in matrix products, by the kernel where it serves."""
-    if memory_kernel.serves(net, bias, rule, gates, places.begins, q, k, v, *memory.now):
+    if not memory.recent and memory_kernel.serves(net, bias, rule, gates, places.begins, q, k, v, *memory.now):
         fresh_too = None if places.starts is None else _packed(fresh)
         y, after = memory_kernel.read(net, bias, (q, k, v), gates, _packed(memory), fresh_too, *places)
         return y, _unpacked(after, memory)
@@ -270,33 +277,59 @@ def _read(
     out = []
     for piece, mix in enumerate(_mixes(text.gates.between(i, j), real, count)):
         begin = i + piece * run.size
-        y, held = _read_piece(net, bias, rule, text.between(begin, begin + run.size), held, fresh, begins, mix)
+        here = None if real is None else real[:, piece * run.size : (piece + 1) * run.size]
+        y, held = _read_piece(net, bias, rule, text.between(begin, begin + run.size), held, fresh, begins, mix, here)
         out.append(y)
     return torch.cat(out, 1), held
 
 
 def _read_piece(
-    net: Net, bias: Bias, rule: Rule, text: _Text, held: Memory, fresh: Memory, begins: Bool[Tensor, " n"] | None, mix: Mix
+    net: Net,
+    bias: Bias,
+    rule: Rule,
+    text: _Text,
+    held: Memory,
+    fresh: Memory,
+    begins: Bool[Tensor, " n"] | None,
+    mix: Mix,
+    real: Bool[Tensor, "n c"] | None,
 ) -> tuple[Float[Tensor, "n c d"], Memory]:
     """The answers to the tokens of a piece, with which a chunk begins in the rows `begins` (None: in all), and the memory after them."""
-    start, now, surprise = held
+    start, now, surprise, _ = held
     if rule.at_ends:
         written, emptied = _ended(rule, now, surprise, fresh)
         now = written if begins is None else _where(begins, written, now)
         surprise = emptied if begins is None else _where(begins, emptied, surprise)
     start = now if begins is None else _where(begins, now, start)
     W = [rule.weights(w) for w in start]
-    y, tape = net.forward(text.k, _plain(W))
-    u = net.gradients(tape, bias.gradient(y, text.v, text.gates.limit), W)
+    k, v, recent = text.k, text.v, ()
+    if held.recent:
+        k, v, share, recent = _with_recent(text, held.recent, real)
+        mix = mix.over_windows(rule.window, share)
+    y, tape = net.forward(k, _plain(W))
+    u = net.gradients(tape, bias.gradient(y, v, text.gates.limit), W)
     if rule.at_ends:
-        S = tuple(s - (mix.theta[..., None] * g.delta).mT @ g.a for s, g in zip(surprise, u, strict=True))
+        S = tuple(s - (mix.N.diagonal(dim1=1, dim2=2)[..., None] * g.delta).mT @ g.a for s, g in zip(surprise, u, strict=True))
         return net.read(text.q, _plain([rule.weights(w) for w in now])), Memory(start, now, S)
     if rule.linear:
-        return net.read(text.q, _reads(mix, now, surprise, u)), Memory(start, *_after(mix, now, surprise, u))
+        return net.read(text.q, _reads(mix, now, surprise, u)), Memory(start, *_after(mix, now, surprise, u), recent)
     every = [rule.every(mix, M, S, g) for M, S, g in zip(now, surprise or [None] * len(now), u, strict=True)]
     y = net.read(text.q, [_one_each(rule.weights(A)) for A, _ in every])
     last = tuple(S[:, -1] for _, S in every) if surprise else ()
-    return y, Memory(start, tuple(A[:, -1] for A, _ in every), last)
+    return y, Memory(start, tuple(A[:, -1] for A, _ in every), last, recent)
+
+
+def _with_recent(
+    text: _Text, recent: tuple[Tensor, ...], real: Bool[Tensor, "n c"] | None
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+    """Keys, values and shares of a piece and of the tokens before it, and what is recent after it."""
+    share = torch.ones_like(text.gates.rate) if text.gates.share is None else text.gates.share
+    k, v, g = (torch.cat(pair, 1) for pair in zip(recent, (text.k, text.v, share[..., None]), strict=True))
+    window, count = recent[0].shape[1], text.k.shape[1]
+    if real is None:
+        return k, v, g[..., 0], tuple(m[:, count:] for m in (k, v, g))
+    at = real.sum(1)[:, None] + torch.arange(window, device=real.device)
+    return k, v, g[..., 0], tuple(m.gather(1, at[..., None].expand(-1, -1, m.shape[2])) for m in (k, v, g))
 
 
 def _mixes(gates: Gates, real: Bool[Tensor, "n t"] | None, count: int) -> list[Mix]:
@@ -313,11 +346,10 @@ def _mixes(gates: Gates, real: Bool[Tensor, "n t"] | None, count: int) -> list[M
     if step is not None:
         L = L * step[..., None, :]
     if carry is None:
-        whole = Mix(L, None, L * theta[..., None, :], beta, None, theta, None)
+        whole = Mix(L, torch.diag_embed(theta), L * theta[..., None, :], beta, None, None)
     else:
-        N, fade = between(carry), carry.cumsum(-1).exp()
-        G = L @ (N * theta[..., None, :])
-        whole = Mix(L, N, G, beta, (L @ fade[..., None])[..., 0], theta, fade)
+        N, fade = between(carry) * theta[..., None, :], carry.cumsum(-1).exp()
+        whole = Mix(L, N, L @ N, beta, (L @ fade[..., None])[..., 0], fade)
     return [whole.piece(p) for p in range(count)]
 
 
@@ -340,9 +372,9 @@ def _reads(mix: Mix, now: Weights, surprise: Weights, u: Sequence[Outer]) -> lis
 def _after(mix: Mix, now: Weights, surprise: Weights, u: Sequence[Outer]) -> tuple[Weights, Weights]:
     """The weights and S after the piece."""
     beta, share = mix.beta[:, -1, None, None], mix.G[:, -1, :, None]
-    if mix.f is None or mix.fade is None or mix.N is None:
+    if mix.f is None or mix.fade is None:
         return tuple(torch.baddbmm(beta * m, g.delta.mT, share * g.a, alpha=-1) for m, g in zip(now, u, strict=True)), ()
-    f, fade, last = mix.f[:, -1, None, None], mix.fade[:, -1, None, None], (mix.N[:, -1] * mix.theta)[..., None]
+    f, fade, last = mix.f[:, -1, None, None], mix.fade[:, -1, None, None], mix.N[:, -1, :, None]
     M, S = [], []
     for m, s, g in zip(now, surprise, u, strict=True):
         M.append(torch.baddbmm(torch.addcmul(beta * m, f, s), g.delta.mT, share * g.a, alpha=-1))

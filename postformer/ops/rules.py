@@ -5,6 +5,7 @@
                 W = softmax(A) over the inputs          MIRAS's Memora: A = alpha A - eta u is W = softmax(alpha log W - eta u), equation 27
     polished    NS5(S)                                  ATLAS (Behrouz et al. 2025, arXiv 2505.23735, section 5): Muon in the memory
     at_ends     W = |W_0| norm(W + NS5(S))              LaCT (Zhang et al. 2025, arXiv 2505.23884, section 3.1): S of a whole chunk at once
+    window      S_t = eta S_{t-1} - theta sum_i g_i u_i  ATLAS's Omega rule (equation 9): over the last tokens, each with a share g_i
 
 n rows and heads, c tokens of a chunk, o outputs and i inputs of a matrix.
 """
@@ -33,6 +34,8 @@ class Gates(NamedTuple):
     """For a bias that takes one."""
     step: Tensor | None = None
     """How much of S is added to the memory; 1 without it."""
+    share: Tensor | None = None
+    """g: of the token's gradient in each window that it is in; 1 without it."""
 
     def step_or_one(self) -> Tensor:
         """The step of each token."""
@@ -52,18 +55,25 @@ class Mix(NamedTuple):
 
     L: Float[Tensor, "n *p c c"]
     """What of each token's S is in M_t."""
-    N: Float[Tensor, "n *p c c"] | None
-    """What of each token's -theta u is in S_t; only its own where None."""
-    G: Float[Tensor, "n *p c c"]
+    N: Float[Tensor, "n *p c k"]
+    """What of each gradient -u is in S_t: of the piece's tokens, with a window also of those before it."""
+    G: Float[Tensor, "n *p c k"]
     beta: Float[Tensor, "n *p c"]
     f: Float[Tensor, "n *p c"] | None
-    theta: Float[Tensor, "n *p c"]
+    """Of S_0 in M_t; None without momentum."""
     fade: Float[Tensor, "n *p c"] | None
     """Of S_0 in S_t."""
 
     def piece(self, p: int) -> "Mix":
         """The p-th of several [n, p, ...]."""
         return Mix(*(None if m is None else m[:, p] for m in self))  # type: ignore[arg-type]
+
+    def over_windows(self, window: int, share: Float[Tensor, "n k"]) -> "Mix":
+        """The same where each token takes in the last `window` gradients of k = window - 1 + c, each times its share."""
+        c, k = self.G.shape[-1], share.shape[-1]
+        place = torch.arange(k, device=share.device) - torch.arange(c, device=share.device)[:, None]
+        band = ((place >= 0) & (place < window)) * share[:, None]
+        return self._replace(N=self.N @ band, G=self.G @ band)
 
 
 def between(log: Float[Tensor, "*n c"]) -> Float[Tensor, "*n c c"]:
@@ -82,6 +92,8 @@ class Rule(NamedTuple):
     """What is added to the memory for S; S itself where None."""
     at_ends: bool = False
     """Whether a chunk is written when it has ended, and read with the weights before it."""
+    window: int = 1
+    """Tokens whose gradients each token takes in, its own with them."""
 
     @property
     def linear(self) -> bool:
@@ -96,11 +108,9 @@ class Rule(NamedTuple):
         self, mix: Mix, M: Tensor, S: Tensor | None, u: Outer
     ) -> tuple[Float[Tensor, "n c o i"], Float[Tensor, "n c o i"]]:
         """The accumulator and S after each token."""
-        gradients = (mix.theta[..., None] * u.delta)[..., None] * u.a[..., None, :]
-        if mix.N is None or mix.fade is None or S is None:
-            each = -gradients
-        else:
-            each = mix.fade[..., None, None] * S[:, None] - _over_tokens(mix.N, gradients)
+        each = -_over_tokens(mix.N, u.delta[..., None] * u.a[..., None, :])
+        if mix.fade is not None and S is not None:
+            each = mix.fade[..., None, None] * S[:, None] + each
         return mix.beta[..., None, None] * M[:, None] + _over_tokens(mix.L, self.polished(each)), each
 
     def end(self, W: Tensor, S: Tensor, fresh: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,8 +121,8 @@ class Rule(NamedTuple):
         return torch.where(read, written, W), torch.zeros_like(S)
 
 
-def _over_tokens(mix: Float[Tensor, "n c c"], of: Float[Tensor, "n c o i"]) -> Float[Tensor, "n c o i"]:
-    return (mix @ of.flatten(2)).view_as(of)
+def _over_tokens(mix: Float[Tensor, "n c k"], of: Float[Tensor, "n k o i"]) -> Float[Tensor, "n c o i"]:
+    return (mix @ of.flatten(2)).unflatten(2, of.shape[2:])
 
 
 IDENTITY = Rule().weights

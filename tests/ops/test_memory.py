@@ -44,24 +44,31 @@ def places(t: int, chunk: int, phases: list[int], starts: list[tuple[int, int]] 
 class Case:
     """Inputs that require gradients."""
 
-    def __init__(self, net: fast_weights.Net, bias: str, t: int, momentum: bool, seed: int = 0):
+    def __init__(self, net: fast_weights.Net, bias: str, t: int, momentum: bool, seed: int = 0, rule: rules.Rule = rules.LINEAR):
         SOURCE.manual_seed(seed)
-        self.net, self.bias, self.t = net, BIASES[bias](), t
+        self.net, self.bias, self.t, self.rule = net, BIASES[bias](), t, rule
         self.qkv = [draw(B, t, H, D) for _ in range(3)]
         self.qkv[:2] = [torch.nn.functional.normalize(m, dim=-1) for m in self.qkv[:2]]
         rate = 0.02 * draw(B, t, H).sigmoid()
         keep, carry = (torch.nn.functional.logsigmoid(2 + draw(B, t, H)) for _ in range(2))
         limit = draw(B, t, H).exp() if self.bias.takes_limit else None
-        self.gates = memory.Gates(rate, keep, carry if momentum else None, limit)
-        self.memory = memory.Memory(weights(net), weights(net), weights(net, 0.1) if momentum else ())
-        self.fresh = memory.Memory(weights(net), weights(net), weights(net, 0.1) if momentum else ())
+        share = draw(B, t, H).sigmoid() if rule.window > 1 else None
+        self.gates = memory.Gates(rate, keep, carry if momentum else None, limit, share=share)
+        self.memory, self.fresh = (
+            memory.Memory(weights(net), weights(net), weights(net, 0.1) if momentum else (), self.recent(read)) for read in (2, 0)
+        )
         self.leaves = [x.requires_grad_() for x in self.tensors()]
 
     def tensors(self) -> list[torch.Tensor]:
         states = [w for m in (self.memory, self.fresh) for part in m for w in part]
         return [x for x in (*self.qkv, *self.gates, *states) if x is not None]
 
-    rule = rules.LINEAR
+    def recent(self, read: int) -> tuple[torch.Tensor, ...]:
+        """Keys, values and shares of the last tokens, of which `read` are there."""
+        size = self.rule.window - 1
+        share = draw(B, H, size, 1).sigmoid()
+        share[:, :, : max(0, size - read)] = 0
+        return (draw(B, H, size, D), draw(B, H, size, D), share) if size else ()
 
     def run(self, form, places: memory.Places):
         return form(self.net, self.bias, *self.qkv, self.gates, self.memory, self.fresh, places, self.rule)
@@ -99,15 +106,21 @@ RULES = {
     "softmax": rules.Rule(rules.softmax),
     "muon": rules.Rule(rules.IDENTITY, rules.newton_schulz),
     "ends": rules.Rule(rules.IDENTITY, rules.newton_schulz, at_ends=True),
+    "omega": rules.Rule(rules.IDENTITY, window=3),
+    "omega-muon": rules.Rule(rules.IDENTITY, rules.newton_schulz, window=4),
+    "omega-wide": rules.Rule(rules.IDENTITY, window=12),
 }
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("chunk", [1, 4, 64])
 def test_rules_in_chunks_are_the_token_loop(rule: str, chunk: int):
-    case = Case(NETS["mlp-2"], "l2", 9, True)
-    case.rule = RULES[rule]
-    agree(case, places(9, chunk, [0, 3], [(1, 5)]))
+    agree(Case(NETS["mlp-2"], "l2", 9, True, rule=RULES[rule]), places(9, chunk, [0, 3], [(1, 5)]))
+
+
+@pytest.mark.parametrize("rule", [r for r in RULES if r.startswith("omega")])
+def test_windows_end_with_documents_and_leave_padding_out(rule: str):
+    agree(Case(NETS["mlp-2"], "l2", 9, False, rule=RULES[rule]), places(9, 4, [2, 1], [(0, 3), (1, 2)], [9, 6]))
 
 
 @settings(max_examples=20)
