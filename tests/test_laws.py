@@ -32,7 +32,11 @@ CASES = {
     "lmm": {"kind": "lmm", "heads": 2, "chunk": 4},
     "lmm-matrix": {"kind": "lmm", "heads": 2, "depth": 1, "chunk": 3, "momentum": False, "forgetting": False, "conv": 1},
     "lmm-persistent": {"kind": "lmm", "heads": 1, "depth": 3, "expand": 1, "chunk": 5, "persistent": 3, "bias": "huber"},
-    "lmm-swiglu": {"kind": "lmm", "heads": 2, "memory": "swiglu", "chunk": 2, "bias": "lp"},
+    "lmm-moneta": {"kind": "lmm", "heads": 1, "head_dim": 4, "preset": "moneta", "chunk": 3},
+    "lmm-memora": {"kind": "lmm", "heads": 1, "head_dim": 4, "preset": "memora", "chunk": 3},
+    "lmm-lact": {"kind": "lmm", "heads": 1, "head_dim": 4, "preset": "lact", "chunk": 3, "conv": 2},
+    "lmm-atlas": {"kind": "lmm", "heads": 1, "head_dim": 4, "preset": "atlas", "chunk": 4, "window": 3},
+    "lmm-swiglu": {"kind": "lmm", "heads": 2, "network": "swiglu", "chunk": 2, "bias": "lp"},
     "mac": {"kind": "mac", "memory": {"heads": 1, "chunk": 4, "rate": 0.02}, "attention": {"heads": 2}, "segment": 8},
     "mac-persistent": {
         "kind": "mac",

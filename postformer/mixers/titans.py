@@ -11,7 +11,7 @@ b batch, t time, d model width, h heads, e head width, p persistent tokens; W of
 """
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from postformer.ops.conv import causal_conv
-from postformer.ops.fast_weights import BIASES, MLP, Net, SwiGLU
+from postformer.ops.family import Activation, BiasName, Network, Preset, Retention, Step, Write, learner
 from postformer.ops.layers import Linear, RMSNorm
 from postformer.ops.matvec import project
 from postformer.ops.memory import Gates, Memory, Places, memory
@@ -36,6 +36,8 @@ class LMMState(NamedTuple):
     """The weights with which the chunk began."""
     now: tuple[Tensor, ...]
     surprise: tuple[Tensor, ...]
+    recent: tuple[Tensor, ...]
+    """With a window the keys, values and shares of the last tokens."""
     seen: Int[Tensor, " b"]
 
 
@@ -47,9 +49,11 @@ class Recall(NamedTuple):
 
 
 class LMM(nn.Module):
-    """`memory` is a network of `depth` matrices, `expand` times as wide inside as a head; `chunk` tokens share the weights at which their
-    gradients are taken. With `residual` (default: where the depth is above 1) a memory answers x + LN(y). theta is 1 - eta times at
-    most `rate` (default: 0.5 / chunk). Without `momentum` and `forgetting`, eta is 0 and alpha is 0."""
+    """`preset` names the choices of one paper (postformer/ops/family.py); what is given besides changes them. The network has `depth`
+    matrices, `expand` times as wide inside as a head, and with `residual` (default: where the depth is above 1) answers x + LN(y).
+    `chunk` tokens share the weights at which their gradients are taken, and `window` tokens take part in each step. theta is 1 - eta
+    times at most `rate` (default: 0.5 / chunk), which bounds the step instead where that is Muon's. Without `momentum` eta is 0, without
+    `forgetting` alpha is 0."""
 
     def __init__(
         self,
@@ -57,15 +61,22 @@ class LMM(nn.Module):
         *,
         heads: int = 4,
         head_dim: int | None = None,
-        memory: Literal["mlp", "swiglu"] = "mlp",
-        depth: int = 2,
-        expand: int = 2,
-        activation: Literal["silu", "gelu"] = "silu",
+        preset: Preset = "titans",
+        network: Network | None = None,
+        depth: int | None = None,
+        expand: int | None = None,
+        activation: Activation | None = None,
         residual: bool | None = None,
-        bias: Literal["l2", "dot", "lp", "huber"] = "l2",
-        chunk: int = 16,
-        momentum: bool = True,
-        forgetting: bool = True,
+        bias: BiasName | None = None,
+        p: float | None = None,
+        retention: Retention | None = None,
+        q: float | None = None,
+        step: Step | None = None,
+        write: Write | None = None,
+        window: int | None = None,
+        chunk: int | None = None,
+        momentum: bool | None = None,
+        forgetting: bool | None = None,
         rate: float | None = None,
         conv: int = 4,
         persistent: int = 0,
@@ -73,23 +84,33 @@ class LMM(nn.Module):
     ):
         super().__init__()
         e = dim // max(heads, 1) if head_dim is None else head_dim
-        sizes = {"heads": heads, "head_dim": e, "depth": depth, "expand": expand, "chunk": chunk, "conv": conv}
-        if min(sizes.values()) < 1 or persistent < 0:
-            raise ValueError(
-                f"{', '.join(f'{k}={v}' for k, v in sizes.items())} must be at least 1 and persistent={persistent} 0"
-            )
+        if min(heads, e, conv) < 1 or persistent < 0:
+            raise ValueError(f"heads={heads}, head_dim={e}, conv={conv} must be at least 1 and persistent={persistent} 0")
         if rate is not None and rate <= 0:
             raise ValueError(f"rate={rate} must be above 0")
-        self.dim, self.heads, self.width, self.chunk = dim, heads, e, chunk
-        self.net: Net = (
-            SwiGLU(e, expand * e)
-            if memory == "swiglu"
-            else MLP(e, depth, expand * e, activation, depth > 1 if residual is None else residual)
-        )
-        self.bias, self.rate = BIASES[bias](), rate or 0.5 / chunk
-        self.momentum, self.forgetting = momentum, forgetting
+        given = {
+            "network": network,
+            "depth": depth,
+            "expand": expand,
+            "activation": activation,
+            "residual": residual,
+            "bias": bias,
+            "p": p,
+            "retention": retention,
+            "q": q,
+            "step": step,
+            "write": write,
+            "window": window,
+            "chunk": chunk,
+            "momentum": momentum,
+            "forgetting": forgetting,
+        }
+        self.learner = learner(e, preset, given)
+        self.net, self.bias, self.rule, self.momentum, self.forgetting, self.chunk = self.learner
+        self.dim, self.heads, self.width = dim, heads, e
+        self.rate = rate or 0.5 / self.chunk
         inner = heads * e
-        self.sizes = [3 * inner, inner, *[heads] * (1 + momentum + forgetting + self.bias.takes_limit)]
+        self.sizes = [3 * inner, inner, *[heads] * len(self._gate_names())]
         self.inp = Linear(dim, sum(self.sizes[:2]), bias=False)
         self.gates = Linear(dim, sum(self.sizes[2:]))
         self.conv_weight = nn.Parameter(torch.empty(3 * inner, conv).uniform_(-(conv**-0.5), conv**-0.5))
@@ -99,12 +120,18 @@ class LMM(nn.Module):
         self.out = Linear(inner, dim, bias=False)
         self._open_gates()
 
+    def _gate_names(self) -> list[str]:
+        """Of one number a head and token each, beside theta those that the learner has."""
+        has = {"eta": self.momentum, "alpha": self.forgetting, "limit": self.bias.takes_limit}
+        has |= {"step": self.learner.steps, "share": self.rule.window > 1}
+        return ["theta", *(name for name, there in has.items() if there)]
+
     @torch.no_grad()
     def _open_gates(self) -> None:
-        """At first theta is half of what it may be, eta 0.9, alpha 0.01 and a limit 1."""
-        firsts = [0.0] + [math.log(9)] * self.momentum + [-math.log(99)] * self.forgetting
-        firsts += [math.log(math.e - 1)] * self.bias.takes_limit
-        self.gates.bias.copy_(torch.tensor(firsts).repeat_interleave(self.heads))
+        """At first theta and a step are half of what they may be, eta is 0.9, alpha 0.01, a limit 1 and a share in a window half."""
+        firsts = {"eta": math.log(9), "alpha": -math.log(99), "limit": math.log(math.e - 1)}
+        first = torch.tensor([firsts.get(name, 0.0) for name in self._gate_names()])
+        self.gates.bias.copy_(first.repeat_interleave(self.heads))
         self.gates.weight.mul_(0.1)
 
     def init_state(self, batch: int) -> LMMState:
@@ -114,7 +141,10 @@ class LMM(nn.Module):
         like["dtype"] = torch.promote_types(like["dtype"], torch.float32)
         start, now, surprise = (tuple(torch.zeros(batch, self.heads, *s, **like) for s in self.net.shapes) for _ in range(3))
         seen = torch.zeros(batch, dtype=torch.long, device=like["device"])
-        return LMMState(conv, start, now, surprise if self.momentum else (), seen)
+        recent = ()
+        if past := self.rule.window - 1:
+            recent = tuple(torch.zeros(batch, self.heads, past, wide, **like) for wide in (self.width, self.width, 1))
+        return LMMState(conv, start, now, surprise if self.learner.surprise else (), recent, seen)
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: LMMState | None = None, packing: Packing = WHOLE
@@ -123,11 +153,11 @@ class LMM(nn.Module):
         b, t, _ = x.shape
         if not b * t:
             return x, state
-        past, start, now, surprise, seen = state if state is not None else self.init_state(b)
+        past, start, now, surprise, recent, seen = state if state is not None else self.init_state(b)
         position = packing.positions(seen, t)
-        held = fresh = Memory(start, now, surprise)
+        held = fresh = Memory(start, now, surprise, recent)
         unread = bool((seen == 0).any())
-        if unread or packing.starts is not None:
+        if unread or packing.starts is not None or self.rule.at_ends:
             fresh = self._fresh(x.dtype, b)
         if unread:
             held = _where(seen == 0, fresh, held)
@@ -160,7 +190,8 @@ class LMM(nn.Module):
         q, z = project(x, self.inp.weight[:inner]), project(x, self.inp.weight[-inner:])
         q, past = causal_conv(q, self.conv_weight[:inner], None, held.conv, *packing, silu=True)
         q = F.normalize(q.to(held.weights[0].dtype).unflatten(-1, (self.heads, -1)), dim=-1)
-        y = self.net.read(q.transpose(1, 2), [lambda m, w=w: m @ w.mT for w in held.weights])
+        W = [self.rule.weights(w) for w in held.weights]
+        y = self.net.read(q.transpose(1, 2), [lambda m, w=w: m @ w.mT for w in W])
         return self._answer(y.transpose(1, 2), z), Recall(past, held.weights)
 
     def _answer(self, y: Float[Tensor, "b t h e"], z: Float[Tensor, "b t c"]) -> Float[Tensor, "b t d"]:
@@ -176,27 +207,29 @@ class LMM(nn.Module):
         mixed, z = self.inp(x).split(self.sizes[:2], -1)
         mixed, past = causal_conv(mixed, self.conv_weight, None, past, *packing, silu=True)
         q, k, v = mixed.to(wide).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        y, held = memory(
-            self.net, self.bias, F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, self._gates(x), held, fresh, places
-        )
+        q, k, gates = F.normalize(q, dim=-1), F.normalize(k, dim=-1), self._gates(x)
+        y, held = memory(self.net, self.bias, q, k, v, gates, held, fresh, places, self.rule)
         return y, z, held, past
 
     def _gates(self, x: Tensor) -> Gates:
         wide = torch.promote_types(x.dtype, torch.float32)
-        theta, *more = self.gates(x).to(wide).split(self.sizes[2:], -1)
-        rate, carry = self.rate * theta.sigmoid(), None
+        values = self.gates(x).to(wide).split(self.sizes[2:], -1)
+        gate = dict(zip(self._gate_names(), values, strict=True))
+        bound = 1.0 if self.learner.steps else self.rate
+        rate, carry = bound * gate["theta"].sigmoid(), None
         if self.momentum:
-            eta = more.pop(0)
-            rate, carry = rate * torch.sigmoid(-eta), F.logsigmoid(eta)
-        keep = F.logsigmoid(-more.pop(0)) if self.forgetting else torch.zeros_like(theta)
-        limit = F.softplus(more.pop(0)) if self.bias.takes_limit else None
-        return Gates(rate, keep, carry, limit)
+            rate, carry = rate * torch.sigmoid(-gate["eta"]), F.logsigmoid(gate["eta"])
+        keep = F.logsigmoid(-gate["alpha"]) if self.forgetting else torch.zeros_like(rate)
+        limit = F.softplus(gate["limit"]) if "limit" in gate else None
+        step = self.rate * gate["step"].sigmoid() if "step" in gate else None
+        return Gates(rate, keep, carry, limit, step, gate["share"].sigmoid() if "share" in gate else None)
 
     def _fresh(self, dtype: torch.dtype, batch: int) -> Memory:
         """The memory before a document's first token: the learned one, after the persistent tokens."""
         wide = torch.promote_types(self.conv_weight.dtype, torch.float32)
         W = tuple(w.to(wide).expand(1, *w.shape) for w in self.initial)
-        at = Memory(W, W, tuple(torch.zeros_like(w) for w in W) if self.momentum else ())
+        recent = tuple(m.to(wide) for m in self.init_state(1).recent)
+        at = Memory(W, W, tuple(torch.zeros_like(w) for w in W) if self.learner.surprise else (), recent)
         if self.prefix is not None:
             p = self.prefix.to(dtype)[None]
             begins = torch.arange(p.shape[1], device=p.device)[None] % self.chunk == 0
@@ -228,7 +261,8 @@ class LMM(nn.Module):
         """Bytes of one row's state, the same after any number of tokens. The memory is kept in fp32 at least."""
         channels, k = self.conv_weight.shape
         weights = self.heads * sum(o * i for o, i in self.net.shapes)
-        return channels * (k - 1) * itemsize + (2 + self.momentum) * weights * max(itemsize, 4) + 8
+        recent = self.heads * (self.rule.window - 1) * (2 * self.width + 1)
+        return channels * (k - 1) * itemsize + ((2 + self.learner.surprise) * weights + recent) * max(itemsize, 4) + 8
 
 
 def _where(rows: Tensor, a: Memory, b: Memory) -> Memory:

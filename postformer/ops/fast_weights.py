@@ -59,7 +59,7 @@ class MLP(Net):
         sizes = [width] + [hidden] * (depth - 1) + [width]
         self.shapes = tuple((o, i) for i, o in itertools.pairwise(sizes))
         self.activation, self.residual = ACTIVATIONS[activation], residual
-        self.silu = activation == "silu"
+        self.hidden, self.silu = hidden, activation == "silu"
 
     def forward(self, x: Tensor, maps: Sequence[Map]) -> tuple[Tensor, Any]:
         inputs, outputs = [x], []

@@ -58,12 +58,7 @@ def read(
     """The answers [b, t, h, d] to the queries, and the memory after the text. `vectors`: queries, keys and values, [b, t, h, d]."""
     inputs = *vectors, gates.rate, gates.keep, gates.carry, gates.limit, held, fresh
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    sizes = [
-        net.shapes[0][0] if len(net.shapes) > 1 else net.shapes[0][1],
-        len(net.shapes),
-        KINDS.index(type(bias)),
-        int(net.residual),
-    ]
+    sizes = [net.hidden, len(net.shapes), KINDS.index(type(bias)), int(net.residual)]
     pieces = int((begins if starts is None else begins | starts).sum(1).max()) + 1
     run = max(LEAST_RUN, math.isqrt(pieces))
     y, after, _ = torch.ops.postformer.memory(*inputs, begins, starts, real, [*sizes, pieces // run + 1, run], keep)

@@ -44,7 +44,9 @@ def places(t: int, chunk: int, phases: list[int], starts: list[tuple[int, int]] 
 class Case:
     """Inputs that require gradients."""
 
-    def __init__(self, net: fast_weights.Net, bias: str, t: int, momentum: bool, seed: int = 0, rule: rules.Rule = rules.LINEAR):
+    def __init__(
+        self, net: fast_weights.Net, bias: str, t: int, momentum: bool, seed: int = 0, rule: rules.Rule = rules.LINEAR
+    ):
         SOURCE.manual_seed(seed)
         self.net, self.bias, self.t, self.rule = net, BIASES[bias](), t, rule
         self.qkv = [draw(B, t, H, D) for _ in range(3)]
@@ -55,7 +57,8 @@ class Case:
         share = draw(B, t, H).sigmoid() if rule.window > 1 else None
         self.gates = memory.Gates(rate, keep, carry if momentum else None, limit, share=share)
         self.memory, self.fresh = (
-            memory.Memory(weights(net), weights(net), weights(net, 0.1) if momentum else (), self.recent(read)) for read in (2, 0)
+            memory.Memory(weights(net), weights(net), weights(net, 0.1) if momentum else (), self.recent(read))
+            for read in (2, 0)
         )
         self.leaves = [x.requires_grad_() for x in self.tensors()]
 
