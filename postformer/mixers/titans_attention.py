@@ -23,8 +23,7 @@ from postformer.config import ConfigError, Spec, amended, build
 from postformer.ops.layers import Linear, RMSNorm
 from postformer.ops.packing import WHOLE, Packing
 
-MEMORY: Spec = {"kind": "lmm", "rate": 0.005}
-"""Attention's answers are alike, and so are repeated tokens: at lmm's own rate the memory of them diverges."""
+MEMORY: Spec = {"kind": "lmm"}
 ATTENTION: Spec = {"kind": "attention"}
 WINDOWED: Spec = {"kind": "attention", "window": 128}
 GATES = {

@@ -58,7 +58,7 @@ def learned(lmm, x):
     q, both = torch.cat([queries(lmm, p) for p in parts], 1), torch.cat(parts, 1)
     k, v = (m.unflatten(2, (lmm.heads, -1)) for m in (k, v))
     theta, eta, alpha = (both @ lmm.gates.weight.mT + lmm.gates.bias).sigmoid().chunk(3, -1)
-    gates = Gates(lmm.rate * theta, (1 - alpha).log(), eta.log())
+    gates = Gates(lmm.rate * (1 - eta) * theta, (1 - alpha).log(), eta.log())
     W = tuple(w.expand(len(x), *w.shape) for w in lmm.initial)
     start = Memory(W, W, tuple(torch.zeros_like(w) for w in W))
     begins = (torch.arange(both.shape[1]) % lmm.chunk == 0).expand(len(x), -1)
@@ -68,10 +68,11 @@ def learned(lmm, x):
 
 
 def recalled(lmm, x, W, upto: int):
-    """Equation 21 for the last tokens of x, from `upto` on: two matrices with SiLU between them."""
-    y = queries(lmm, x)[:, upto:]
+    """Equation 21 for the last tokens of x, from `upto` on: x + LN of two matrices with SiLU between them."""
+    q = y = queries(lmm, x)[:, upto:]
     for i, w in enumerate(W):
         y = torch.einsum("bthi,bhoi->btho", F.silu(y) if i else y, w)
+    y = q + F.layer_norm(y, y.shape[-1:])
     return answered(lmm, y, x[:, upto:])
 
 
@@ -170,7 +171,6 @@ def test_a_mixer_is_its_equations(case):
 @pytest.mark.parametrize("kind", ["mac", "mag", "mal"])
 @pytest.mark.parametrize("token", ["same", "loud"])
 def test_at_first_a_memory_of_repeated_tokens_stays_small(kind, token):
-    """At lmm's own rate it would not: see MEMORY."""
     torch.manual_seed(0)
     m = build({"kind": kind}, MIXERS, "here", dim=64)
     x = torch.randn(1, 1, 64).expand(1, 1024, 64) * (4 if token == "loud" else 1)
@@ -182,7 +182,7 @@ def test_at_first_a_memory_of_repeated_tokens_stays_small(kind, token):
 def test_a_part_without_a_kind_changes_the_default():
     full = complete({"kind": "mag", "memory": {"chunk": 32}, "attention": {"kind": "attention"}}, MIXERS, "here", "dim")
     assert full["memory"]["kind"] == "lmm"
-    assert (full["memory"]["chunk"], full["memory"]["heads"], full["memory"]["rate"]) == (32, 4, 0.005)
+    assert (full["memory"]["chunk"], full["memory"]["heads"]) == (32, 4)
     assert full["attention"]["window"] is None
     assert complete(full, MIXERS, "here", "dim") == full
     assert build({"kind": "mal"}, MIXERS, "here", dim=8).attention.window == 128
