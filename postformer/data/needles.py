@@ -38,13 +38,14 @@ sweet swift tall tame tender thick thin tidy tiny tough vague vast warm weak wet
 """)
 NOUNS = [word for word in (*world.THINGS, *world.JOBS, *world.INSTRUMENTS) if word.isalpha()]
 
-Needle = Literal["passkey", "number", "word", "uuid"]
+Needle = Literal["passkey", "number", "word", "uuid", "mixed"]
+MIXED = ("passkey", "number", "word")
 VALUES = {"passkey": "number", "number": "number", "word": "word", "uuid": "uuid"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Needles(Reading):
-    """A needle at a random depth of the haystack, or at `depth`, a share of it.
+    """A needle at a random depth of the haystack, or at `depth`, a share of it; `mixed` draws a pass-key, number or word for each text.
 
     `text` is the running text: a file or folder; without it the books in POSTFORMER_DATA, and where there are none small talk that is
     generated. With `wording="short"` the instruction is left out and the question is short, for short lengths.
@@ -66,8 +67,9 @@ class Needles(Reading):
         return self._prose.digest if self._prose else ""
 
     def compose(self, rng: random.Random, length: int, split: str) -> Passage | None:
-        key, value, kind = word(rng), self._value(rng), VALUES[self.needle]
-        encode, separator = self.tokens.encode, "\n" if self.needle == "passkey" else " "
+        needle_kind = pick(rng, MIXED) if self.needle == "mixed" else self.needle
+        key, value, kind = word(rng), _value(rng, needle_kind), VALUES[needle_kind]
+        encode, separator = self.tokens.encode, "\n" if needle_kind == "passkey" else " "
         needle = encode(f"{separator}One of the special magic {kind}s for {key} is: {value}.")
         question = f"What is the special magic {kind} for {key} mentioned in the provided text?"
         if self.wording == "ruler":
@@ -83,22 +85,17 @@ class Needles(Reading):
         if room < 0:
             return None
         depth = rng.random() if self.depth is None else self.depth
-        straw = weave(self._haystack(rng, split), [(depth * room, needle)], room)
+        straw = weave(self._haystack(rng, split, needle_kind), [(depth * room, needle)], room)
         pieces = chain([head], (piece for piece, _ in straw), [asked])
-        return Passage(pieces, answer, question, value, {"needle": self.needle, "key": key, "depth": depth})
+        return Passage(pieces, answer, question, value, {"needle": needle_kind, "key": key, "depth": depth})
 
     @functools.cached_property
     def _prose(self) -> Prose | None:
         found = None if self.text or self.needle == "passkey" else data_folder("books")
         return prose(self.text) or (Prose(found) if found else None)
 
-    def _value(self, rng: random.Random) -> str:
-        if self.needle == "uuid":
-            return str(uuid.UUID(int=rng.getrandbits(128), version=4))
-        return word(rng) if self.needle == "word" else str(10**6 + int(rng.random() * 9 * 10**6))
-
-    def _haystack(self, rng: random.Random, split: str) -> Iterator[tuple[list[int], int]]:
-        if self.needle == "passkey":
+    def _haystack(self, rng: random.Random, split: str, needle: str) -> Iterator[tuple[list[int], int]]:
+        if needle == "passkey":
             return zip(cycle([self.tokens.encode(f"\n{NOISE}")]), repeat(FILLER))
         text = self._prose.sentences(rng, split) if self._prose else smalltalk(rng, world.people(rng, 40))
         return ((self.tokens.encode(f" {sentence}"), FILLER) for sentence in text)
@@ -107,3 +104,9 @@ class Needles(Reading):
 def word(rng: random.Random) -> str:
     """An adjective and a noun."""
     return f"{pick(rng, ADJECTIVES)}-{pick(rng, NOUNS)}"
+
+
+def _value(rng: random.Random, needle: str) -> str:
+    if needle == "uuid":
+        return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+    return word(rng) if needle == "word" else str(10**6 + int(rng.random() * 9 * 10**6))

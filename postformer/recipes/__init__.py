@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from postformer.config import Run
 from postformer.recipes.language import text_attention, text_hybrid, text_mamba
+from postformer.recipes.memory import babilong, needles
 from postformer.recipes.tasks import induction, modular_arithmetic, parity, parity_real, selective_copying
 
 RECIPES: dict[str, Callable[[], Run]] = {
@@ -15,4 +16,6 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "parity": parity,
     "parity-real": parity_real,
     "modular-arithmetic": modular_arithmetic,
+    "needles": needles,
+    "babilong": babilong,
 }

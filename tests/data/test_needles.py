@@ -114,3 +114,13 @@ def test_memory_does_not_grow_with_the_text():
         tracemalloc.stop()
         assert read > length - 100
     assert peaks[1] < 1.2 * peaks[0] + 50_000
+
+
+def test_mixed_needles_are_each_as_alone():
+    task = Needles(length=1500, needle="mixed")
+    kinds = [task.passage(i).about["needle"] for i in range(60)]
+    assert set(kinds) == {"passkey", "number", "word"}
+    for i in (kinds.index("passkey"), kinds.index("word")):
+        text, answer = read(task, i)
+        assert (NOISE in text) == (kinds[i] == "passkey")
+        assert answer.isdigit() == (kinds[i] == "passkey")

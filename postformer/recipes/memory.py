@@ -1,0 +1,76 @@
+"""Small models that must remember while they read: one needle in a haystack, and bAbI's facts in books.
+
+`METHODS` are the ways of remembering that are compared (benchmarks/needles.py, benchmarks/babilong.py), each in a model of the same
+width and depth.
+"""
+
+import dataclasses
+from typing import Any
+
+from postformer.config import OptimConfig, Run, Spec, TrainConfig
+
+WINDOW = 128
+"""Tokens of a segment or a window, where there is attention."""
+_LMM: Spec = {"kind": "lmm", "heads": 2, "persistent": 4}
+_INSIDE: Spec = {"kind": "lmm", "heads": 2}
+_WINDOWED: Spec = {"kind": "attention", "heads": 4, "window": WINDOW}
+METHODS: dict[str, Spec] = {
+    "lmm": _LMM,
+    "mac": {
+        "kind": "mac",
+        "segment": WINDOW,
+        "persistent": 4,
+        "memory": _INSIDE,
+        "attention": {"kind": "attention", "heads": 4},
+    },
+    "mag": {"kind": "mag", "persistent": 4, "memory": _INSIDE, "attention": _WINDOWED},
+    "mal": {"kind": "mal", "persistent": 4, "memory": _INSIDE, "attention": _WINDOWED},
+    "mamba2": {"kind": "mamba2", "state": 64, "head_dim": 32},
+    "gated_delta": {"kind": "gated_delta", "heads": 2},
+    "window": _WINDOWED,
+    "attention": {"kind": "attention", "heads": 4},
+}
+"""By the name of a table's column."""
+
+
+def _reading(name: str, data: Spec, *, steps: int, lr: float = 2e-3, **model: Any) -> Run:
+    return Run(
+        name=name,
+        model={
+            "kind": "language",
+            "dim": 128,
+            "depth": 4,
+            "mixers": (METHODS["lmm"],),
+            "ffns": ({"kind": "mlp", "hidden": 384},),
+        }
+        | model,
+        objective={"kind": "answers"},
+        data=data,
+        optim=OptimConfig(lr=lr, weight_decay=0.01, schedule="wsd", decay=0.4, final=0.02),
+        train=TrainConfig(steps=steps, batch=4, eval_every=500, save_every=250, log_every=50),
+    )
+
+
+def needles() -> Run:
+    """A pass-key, number or word in a haystack as in RULER, learned on up to 1,024 tokens."""
+    data = {
+        "kind": "needles",
+        "needle": "mixed",
+        "wording": "short",
+        "length": 1024,
+        "shortest": 128,
+        "start": 160,
+        "grow": 1500,
+    }
+    return _reading("needles", {**data, "fill": 4096}, steps=3000)
+
+
+def babilong() -> Run:
+    """bAbI's first question, its facts lying in a book, learned on up to 1,024 tokens (Kuratov et al. 2024)."""
+    data = {"kind": "babilong", "task": 1, "length": 1024, "shortest": 128, "start": 160, "grow": 1500, "fill": 4096}
+    return _reading("babilong", data, steps=3000)
+
+
+def remembering_by(run: Run, method: str) -> Run:
+    """The run with another of METHODS."""
+    return dataclasses.replace(run, name=f"{run.name}-{method}", model={**run.model, "mixers": (METHODS[method],)})
