@@ -1,6 +1,6 @@
 """Small models that must remember while they read: one needle in a haystack, and bAbI's facts in books.
 
-`METHODS` are the ways of remembering that are compared (benchmarks/needles.py, benchmarks/babilong.py), each in a model of the same
+`METHODS` are the ways of remembering that are compared (benchmarks/reading.py), each in a model of the same
 width and depth.
 """
 
@@ -11,8 +11,8 @@ from postformer.config import OptimConfig, Run, Spec, TrainConfig
 
 WINDOW = 128
 """Tokens of a segment or a window, where there is attention."""
-_LMM: Spec = {"kind": "lmm", "heads": 2, "persistent": 4}
-_INSIDE: Spec = {"kind": "lmm", "heads": 2}
+_LMM: Spec = {"kind": "lmm", "heads": 4, "persistent": 4}
+_INSIDE: Spec = {"kind": "lmm", "heads": 4}
 _WINDOWED: Spec = {"kind": "attention", "heads": 4, "window": WINDOW}
 METHODS: dict[str, Spec] = {
     "lmm": _LMM,

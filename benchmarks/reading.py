@@ -1,0 +1,223 @@
+"""Small models that learn to read for one answer on up to 1,024 tokens, and are asked in ever longer texts: S-NIAH and BABILong.
+
+    python benchmarks/reading.py needles --methods lmm,mag,gated_delta --seeds 0
+    python benchmarks/reading.py babilong-qa1 --lengths 4096,65536,1048576
+    python benchmarks/reading.py needles --render runs/reading
+
+In the shape of Titans' table 2 (Behrouz et al. 2024, arXiv 2501.00663) and of ARMT's table 1 (Rodkin et al. 2024, arXiv 2407.04841), whose
+figures stand beside ours: there models of 130M parameters and more were trained on language before, here models of 1M learn one task
+alone. The tokenizer is a BPE of 2,048 pieces, made once from training texts. Trained runs and measured cells stay in --out, so that an
+interrupted study goes on.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from postformer import state as states
+from postformer.claims.stamp import stamp
+from postformer.claims.stats import share_over
+from postformer.claims.tasks import shortened
+from postformer.cli import positive, seed_list
+from postformer.config import UserError, build
+from postformer.data import DATA
+from postformer.objectives.accuracy import accuracy
+from postformer.recipes import RECIPES
+from postformer.recipes.memory import METHODS, remembering_by
+from postformer.tokens import BPE
+from postformer.train.process import threads
+from postformer.train.session import open_model, train_run
+
+LENGTHS = (1024, 2048, 4096, 8192, 16384)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """What a model is trained on, what it is asked, and what papers report of other models."""
+
+    recipe: str
+    columns: dict[str, dict[str, Any]]
+    """Keywords of the data by the name of a question."""
+    words: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keywords of the data for training."""
+    paper: dict[str, dict[str, str]]
+    """In percent, by method and question."""
+
+
+_PK, _N, _W = "passkey", "number", "word"
+NIAH = {
+    "mamba2": {_PK: "98.6, 61.4, 31.0, 5.4", _N: "98.4, 55.8, 14.2, 0.0", _W: "42.2, 4.2, 0.0, 0.0"},
+    "lmm": {_PK: "99.8, 98.4, 98.2, 96.2", _N: "100.0, 99.8, 93.4, 80.2", _W: "90.4, 89.4, 85.8, 80.6"},
+    "mac": {_PK: "99.2, 98.8, 99.0, 98.4", _N: "99.6, 98.2, 97.6, 97.4", _W: "98.2, 98.2, 95.6, 95.2"},
+    "mag": {_PK: "99.4, 98.0, 97.4, 97.4", _N: "99.2, 98.8, 97.2, 98.6", _W: "98.0, 98.0, 90.2, 88.2"},
+    "mal": {_PK: "98.8, 98.6, 98.8, 97.8", _N: "99.8, 98.1, 96.8, 96.4", _W: "98.0, 97.4, 92.0, 90.4"},
+}
+"""Titans, table 2: at 2K, 4K, 8K and 16K tokens."""
+QA1 = {
+    "RMT 137M": "99.6, 99.1, 96.4, 94.2",
+    "Mamba 130M": "100, 99.5, 92.3, -",
+    "ARMT 145M": "100, 99.9, 99.3, 98.5",
+    "GPT-4": "30, 24, -, -",
+    "GPT-4 + RAG": "50, 56, -, 50",
+}
+QA2 = {"RMT 137M": "72.7, 56.3, 32.0, 25.5", "Mamba 130M": "95.0, 86.7, -, -", "ARMT 145M": "100, 99.8, 99.4, 99.4"}
+"""ARMT, table 1: at 64K, 128K, 500K and 1M tokens."""
+STUDIES = {
+    "needles": Study(recipe="needles", columns={n: {"needle": n} for n in (_PK, _N, _W)}, paper=NIAH),
+    "babilong-qa1": Study(recipe="babilong", columns={"qa1": {}}, paper={name: {"qa1": row} for name, row in QA1.items()}),
+    "babilong-qa2": Study(
+        recipe="babilong", words={"task": 2}, columns={"qa2": {}}, paper={name: {"qa2": row} for name, row in QA2.items()}
+    ),
+}
+MADE_OF = [{"kind": "needles", "needle": n} for n in (_PK, _N, _W)] + [{"kind": "babilong", "task": t} for t in (1, 2)]
+VOCAB = 2048
+CHUNK = 1024
+AT_ONCE = 1 << 15
+"""Tokens of a chunk over all rows: bounds memory."""
+
+
+def tokenizer(out: Path) -> Path:
+    """The folder of the BPE, made from texts for training where it is not there yet."""
+    folder = out / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        tasks = [build({**spec, "length": 4000}, DATA, "data") for spec in MADE_OF]
+        pieces = (task.passage(i, seed=1, split="train").chunks(4096) for task in tasks for i in range(150))
+        BPE.train([bytes(i for piece in text for i in piece.tolist() if i < 256) for text in pieces], VOCAB).save(folder)
+    return folder
+
+
+def trained(method: str, seed: int, args: argparse.Namespace) -> Any:
+    """The method's model after all of its steps, trained now or before, and the run."""
+    study = STUDIES[args.name]
+    run = remembering_by(RECIPES[study.recipe](), method)
+    if args.steps:
+        run = shortened(run, args.steps / run.train.steps, args.threads)
+    data = {**run.data, **study.words, "tokenizer": str(tokenizer(args.out))}
+    run = dataclasses.replace(run, seed=seed, data=data, train=dataclasses.replace(run.train, threads=args.threads))
+    out = args.out / f"{args.name}-{method}-{seed}"
+    summary = train_run(run, out)
+    if summary.stopped:
+        sys.exit(130)
+    print(f"{method}, seed {seed}: {summary.steps} steps in {summary.seconds:.0f} s", file=sys.stderr, flush=True)
+    return open_model(out), run
+
+
+def cells(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
+    """Question, length and rows, the shortest texts first."""
+    for length in args.lengths:
+        for column in STUDIES[args.name].columns:
+            yield column, length, max(args.least, min(args.rows, args.tokens // length))
+
+
+def measure(model: Any, run: Any, asked: dict[str, Any], length: int, rows: int) -> dict[str, Any]:
+    """Passages answered right, each from the first token to the last with the state carried on."""
+    words = {**asked, "length": length, "shortest": None, "start": None, "grow": 0, "fill": 0}
+    began = time.perf_counter()
+    batch = max(1, min(rows, AT_ONCE // min(length, CHUNK)))
+    score = accuracy(model, build({**run.data, **words}, DATA, "data"), rows=rows, batch=batch, chunk=CHUNK)
+    seconds = (time.perf_counter() - began) / (rows * length) * 1e6
+    return {"right": score.rows_right, "rows": rows, "s_per_million": seconds}
+
+
+def study(args: argparse.Namespace) -> None:
+    """Train and measure what is not there yet."""
+    path = args.out / f"{args.name}.jsonl"
+    done = {tuple(c["key"]) for c in saved(path)}
+    for seed in args.seeds:
+        for method in args.methods:
+            most = args.attention_to if method == "attention" else 1 << 40
+            keyed = {(method, seed, args.steps or 0, *cell[:2]): cell for cell in cells(args) if cell[1] <= most}
+            if keyed.keys() <= done:
+                continue
+            model, run = trained(method, seed, args)
+            about = {
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "state_bytes": states.nbytes(model.init_state(1)),
+            }
+            with threads(args.threads):
+                for key in (k for k in keyed if k not in done):
+                    column, length, rows = keyed[key]
+                    cell = {"key": key, **about, **measure(model, run, STUDIES[args.name].columns[column], length, rows)}
+                    with path.open("a") as f:
+                        f.write(json.dumps(cell) + "\n")
+                    print(f"{method:12} seed {seed} {column:8} {length:9,}: {cell['right']}/{rows}", flush=True)
+
+
+def saved(path: Path) -> list[dict[str, Any]]:
+    """The cells measured so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def render(name: str, path: Path) -> str:
+    """A table for each question: a line for each method, in percent over all seeds, with Wilson's interval or Student's over seeds."""
+    found, study = saved(path / f"{name}.jsonl"), STUDIES[name]
+    lengths = sorted({c["key"][4] for c in found})
+    lines = []
+    for column in study.columns:
+        lines += [
+            "",
+            f"| {column} | " + " | ".join(f"{n:,}" for n in lengths) + " | state bytes | s a million tokens | the paper |",
+        ]
+        lines.append("|" + "---|" * (len(lengths) + 4))
+        for method in dict.fromkeys([*METHODS, *study.paper]):
+            own = [c for c in found if c["key"][0] == method and c["key"][3] == column]
+            row = [_percent([c for c in own if c["key"][4] == n]) for n in lengths]
+            paper = study.paper.get(method, {}).get(column, "")
+            if own or method not in METHODS:
+                about = (f"{own[0]['state_bytes']:,}", f"{min(c['s_per_million'] for c in own):.0f}") if own else ("", "")
+                lines.append(f"| {method} | " + " | ".join([*row, *about]) + f" | {paper} |")
+    return "\n".join(lines[1:])
+
+
+def _percent(group: list[dict[str, Any]]) -> str:
+    if not group:
+        return ""
+    share = share_over([(c["right"], c["rows"]) for c in group])
+    mean = sum(c["right"] for c in group) / sum(c["rows"] for c in group)
+    low, high = share.low or 0.0, 1.0 if share.high is None else share.high
+    each = "/".join(f"{100 * c['right'] / c['rows']:.0f}" for c in group)
+    return f"{100 * mean:.1f} [{100 * low:.0f}, {100 * high:.0f}] ({each})"
+
+
+def main() -> int:
+    """Train, measure, and print the tables. Raises UserError."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=STUDIES)
+    parser.add_argument("--methods", default=",".join(METHODS), help="of %(default)s")
+    parser.add_argument("--seeds", type=seed_list, default=(0, 1, 2), help="default: 0,1,2")
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--steps", type=positive, help="train for fewer steps than the recipe says")
+    parser.add_argument("--lengths", type=seed_list, default=LENGTHS, help=f"tokens; default {','.join(map(str, LENGTHS))}")
+    parser.add_argument("--rows", type=positive, default=200, help="passages of a cell, at most")
+    parser.add_argument("--tokens", type=positive, default=1 << 20, help="tokens of a cell, at most, but for --least passages")
+    parser.add_argument("--least", type=positive, default=20)
+    parser.add_argument("--attention-to", type=positive, default=16384, help="longest text of full attention")
+    parser.add_argument("--out", type=Path, default=Path("runs/reading"))
+    parser.add_argument("--render", type=Path, metavar="FOLDER", help="print a study's tables, and measure nothing")
+    args = parser.parse_args()
+    if args.render:
+        print(render(args.name, args.render))
+        return 0
+    args.methods = args.methods.split(",")
+    if unknown := [m for m in args.methods if m not in METHODS]:
+        raise UserError(f"--methods: unknown '{unknown[0]}'; choose from {', '.join(METHODS)}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    about = stamp(command=["python", *sys.argv], seeds=list(args.seeds), threads=args.threads)
+    (args.out / f"{args.name}-stamp.json").write_text(json.dumps(about, indent=1) + "\n")
+    study(args)
+    print(render(args.name, args.out))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as e:
+        print(f"reading: {e}", file=sys.stderr)
+        sys.exit(2)
