@@ -145,7 +145,7 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256(json.dumps(getattr(model, "config", {}), sort_keys=True).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(_bytes(value.detach().cpu().contiguous()).numpy())
+        digest.update(_bytes(value.detach().cpu().contiguous()).numpy().data)
     return digest.hexdigest()
 
 
