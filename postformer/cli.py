@@ -277,7 +277,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Callable[[Pa
     "train": (commands.train, "train a recipe or a run from a file", _train_arguments),
     "generate": (commands.generate, "continue a text, as it comes", _generate_arguments),
     "evaluate": (
-        commands.evaluate,
+        commands_memory.evaluate,
         "bits per byte of a model on text, or how often its answers are right",
         _evaluate_arguments,
     ),

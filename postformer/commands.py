@@ -149,12 +149,6 @@ def evaluate(args: argparse.Namespace) -> int:
     from postformer.objectives.likelihood import streamed_nats, windowed_nats
     from postformer.train.session import open_model
 
-    if args.questions:
-        from postformer.commands_memory import measure
-
-        return measure(args)
-    if args.length or args.seed:
-        raise UserError(f"--{'length' if args.length else 'seed'}: belongs to --questions, which was not given")
     model = open_model(args.checkpoint)
     if model.tokens is None:
         raise UserError(f"{args.checkpoint}: this model was saved without a tokenizer; it cannot read text")

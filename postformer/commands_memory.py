@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from postformer import commands
 from postformer.commands import progress_bars
 from postformer.config import UserError, plain
 
@@ -151,7 +152,15 @@ def _task(folder: Path, name: str) -> Any:
     return task
 
 
-def measure(args: argparse.Namespace) -> int:
+def evaluate(args: argparse.Namespace) -> int:
+    if args.questions:
+        return _measure(args)
+    if args.length or args.seed:
+        raise UserError(f"--{'length' if args.length else 'seed'}: belongs to --questions, which was not given")
+    return commands.evaluate(args)
+
+
+def _measure(args: argparse.Namespace) -> int:
     """Ask a model questions of its task, and keep how often it was right beside it."""
     from postformer.data import READINGS
     from postformer.models.hub import load_model
