@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from postformer import __version__, commands
+from postformer import __version__, commands, commands_memory
 from postformer.config import MOST_THREADS, UserError
 
 
@@ -24,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser(argv)
     args, rest = parser.parse_known_args(argv)
+    if len(rest) == 1 and getattr(args, "question", "") is None and not rest[0].startswith("-"):
+        args.question = rest.pop()  # it stands after an option
     if rest and not (hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # overrides that stand after an option
@@ -67,6 +69,16 @@ def _parser(argv: Sequence[str]) -> Parser:
     return parser
 
 
+MODEL = "a run directory, a checkpoint, a model folder or a hub's owner/name"
+MEMORY_ACTIONS = {
+    "show": "what a memory has read, its model and its size",
+    "fork": "copy a memory to one or more files that go their own way",
+    "snapshot": "keep a copy of a memory as it is now",
+    "snapshots": "list the copies",
+    "rollback": "make a memory what it was at a snapshot",
+}
+
+
 def _report_arguments(p: Parser) -> None:
     from postformer.claims import SENTENCES
 
@@ -98,7 +110,7 @@ def _train_arguments(p: Parser) -> None:
 
 
 def _generate_arguments(p: Parser) -> None:
-    p.add_argument("checkpoint", help="a run directory, a checkpoint, a model folder or a hub's owner/name")
+    p.add_argument("checkpoint", help=MODEL)
     p.add_argument("--prompt", default="", help="the text to continue; - reads it from standard input")
     p.add_argument("--max-tokens", type=_whole, default=256, metavar="N")
     p.add_argument("--temperature", type=float, default=0.8, help="0 takes the most probable token (default: 0.8)")
@@ -119,9 +131,62 @@ def _generate_arguments(p: Parser) -> None:
 
 
 def _evaluate_arguments(p: Parser) -> None:
-    p.add_argument("checkpoint", help="a run directory, a checkpoint, a model folder or a hub's owner/name")
-    p.add_argument("--text", type=Path, required=True, metavar="PATH", help="a file, a folder or a .jsonl")
+    p.add_argument("checkpoint", help=MODEL)
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", type=Path, metavar="PATH", help="a file, a folder or a .jsonl")
+    what.add_argument(
+        "--questions",
+        type=positive,
+        metavar="N",
+        help="instead ask so many questions of the task that it learned, and keep the rates beside the model, for `ask`",
+    )
     p.add_argument("--window", type=positive, metavar="N", help="tokens a prediction may see (default: all of the document)")
+    p.add_argument(
+        "--length", type=_lengths, default=(), metavar="A,B", help="lengths of the texts in tokens (default: the task's)"
+    )
+    p.add_argument("--seed", type=_whole, default=0, help="of the texts with questions (default: 0)")
+
+
+def _read_arguments(p: Parser) -> None:
+    p.add_argument("model", help=MODEL)
+    p.add_argument("texts", nargs="+", type=Path, metavar="FILE", help="texts of any length, in their order")
+    p.add_argument(
+        "--memory",
+        type=Path,
+        required=True,
+        metavar="MEMORY",
+        help="the memory's file; one that is there goes on, a text that grew too",
+    )
+    p.add_argument("--from", type=Path, metavar="OTHER", help="begin as a copy of this memory")
+    p.add_argument("--every", type=_seconds, default="30s", metavar="TIME", help="save so often meanwhile (default: 30s)")
+    p.add_argument("--again", action="store_true", help="read the files from their beginning, whatever was read before")
+    p.add_argument(
+        "--keep",
+        type=_whole,
+        default=8,
+        metavar="N",
+        help="snapshots to keep, one from before each reading (default: 8; 0 takes none)",
+    )
+
+
+def _memory_arguments(p: Parser) -> None:
+    actions = p.add_subparsers(dest="action", required=True, metavar="ACTION", title="actions", parser_class=Parser)
+    for name, summary in MEMORY_ACTIONS.items():
+        a = actions.add_parser(name, help=summary, description=summary)
+        a.add_argument("file", type=Path, metavar="FILE", help="a memory")
+        if name == "fork":
+            a.add_argument("new", nargs="+", type=Path, metavar="NEW", help="files for the copies")
+        if name == "rollback":
+            a.add_argument("number", nargs="?", type=positive, metavar="NUMBER", help="of the snapshot (default: the newest)")
+
+
+def _ask_arguments(p: Parser) -> None:
+    p.add_argument("model", help=f"{MODEL}, trained on texts with questions")
+    p.add_argument("question", nargs="?", metavar="QUESTION", help="in the words of the task")
+    p.add_argument("--memory", type=Path, required=True, metavar="MEMORY", help="the memory's file, which does not change")
+    p.add_argument(
+        "--questions", type=Path, metavar="FILE", help="many questions, one a line; answers come as a table with tabs"
+    )
 
 
 def _corpus_arguments(p: Parser) -> None:
@@ -211,7 +276,18 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Callable[[Pa
     "report": (commands.report, "measure the field's claims here and write a page", _report_arguments),
     "train": (commands.train, "train a recipe or a run from a file", _train_arguments),
     "generate": (commands.generate, "continue a text, as it comes", _generate_arguments),
-    "evaluate": (commands.evaluate, "bits per byte of a model on text", _evaluate_arguments),
+    "evaluate": (
+        commands_memory.evaluate,
+        "bits per byte of a model on text, or how often its answers are right",
+        _evaluate_arguments,
+    ),
+    "read": (commands_memory.read, "read texts into a memory, a file that goes on another day", _read_arguments),
+    "ask": (
+        commands_memory.ask,
+        "answer a question from a memory, with the rate at which such answers are right",
+        _ask_arguments,
+    ),
+    "memory": (commands_memory.memory, "show, fork, snapshot or roll back a memory's file", _memory_arguments),
     "corpus": (commands.corpus, "turn text into token shards to train on", _corpus_arguments),
     "cost": (commands.cost, "parameters, operations and state bytes of a run's model, by formula", _cost_arguments),
 }

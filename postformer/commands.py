@@ -214,16 +214,16 @@ def corpus(args: argparse.Namespace) -> int:
 def _build_corpus(paths: Sequence[Path], out: Path, vocab: Any = 4096, **options: Any) -> Any:
     from postformer.data import corpus_from, default_corpus, open_corpus
 
-    with _progress() as progress:
+    with progress_bars() as show:
         if paths:
-            corpus_from(paths, out, vocab, progress=progress, **options)
+            corpus_from(paths, out, vocab, progress=show, **options)
         else:
-            default_corpus(out, vocab, progress=progress)
+            default_corpus(out, vocab, progress=show)
     return open_corpus(out, verify=False).manifest
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     """A bar on standard error where that is a terminal, else a line for each thing that begins."""
     from rich.console import Console
     from rich.progress import Progress

@@ -19,7 +19,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool
@@ -145,7 +145,7 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256(json.dumps(getattr(model, "config", {}), sort_keys=True).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(_bytes(value.detach().cpu().contiguous()).numpy().data)
     return digest.hexdigest()
 
 
@@ -171,19 +171,49 @@ def load(path: str | Path, model: nn.Module) -> tuple[State, dict[str, Any]]:
     Raises StateError when the file cannot be read, is damaged, or belongs to another model.
     """
     path = Path(path)
+    tensors, meta, note = _checked(path)
+    if meta.get("model") != fingerprint(model):
+        raise StateError(f"{path}: this state belongs to another model ({meta.get('model', '?')[:12]}); load it with its own")
+    template = model.init_state(1)  # type: ignore[operator]
+    return _fill(template, tensors, path), note
+
+
+class Header(NamedTuple):
+    """What a state's file says of itself: the model's fingerprint, the note, the bytes and rows of the state, the content's checksum."""
+
+    model: str
+    note: dict[str, Any]
+    nbytes: int
+    rows: int | None
+    sha256: str
+
+
+def header(path: str | Path) -> Header:
+    """Of a state's file, without its model. Raises StateError when the file cannot be read or is damaged."""
+    tensors, meta, note = _checked(Path(path))
+    count = next((leaf.shape[0] for leaf in tensors.values() if leaf.ndim), None)
+    return Header(meta.get("model", "?"), note, nbytes(tuple(tensors.values())), count, meta["sha256"])
+
+
+def rewrite(path: str | Path, new: str | Path, note: dict[str, Any]) -> None:
+    """Write the state of a file to another one, under another note. Raises StateError as `header` does."""
+    tensors, meta, _ = _checked(Path(path))
+    text = json.dumps(note)
+    write_durably(new, to_bytes(tensors, metadata={**meta, "note": text, "sha256": _checksum(tensors, text)}))
+
+
+def _checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Any]]:
+    """The leaves, the metadata and the note of a file that is a whole state."""
     tensors, meta = _read(path)
     if meta.get("format") != FORMAT:
         raise StateError(f"{path}: not a postformer state ({FORMAT})")
-    if meta.get("model") != fingerprint(model):
-        raise StateError(f"{path}: this state belongs to another model ({meta.get('model', '?')[:12]}); load it with its own")
     if meta.get("sha256") != _checksum(tensors, meta.get("note", "")):
         raise StateError(f"{path}: damaged: the content does not match its checksum")
-    template = model.init_state(1)  # type: ignore[operator]
     try:
         note = json.loads(meta.get("note", ""))
     except (ValueError, RecursionError) as e:
         raise StateError(f"{path}: damaged: its note is not JSON") from e
-    return _fill(template, tensors, path), note
+    return tensors, meta, note
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -199,10 +229,15 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise StateError(f"{path}: not a readable safetensors file: {e}") from e
 
 
+def _bytes(t: Tensor) -> Tensor:
+    """A contiguous tensor as bytes; one of a single element may have any stride."""
+    return t.reshape(-1).as_strided((t.numel(),), (1,)).view(torch.uint8)
+
+
 def _checksum(tensors: dict[str, Tensor], note: str) -> str:
     parts = [note]
     for name, t in sorted(tensors.items()):
-        parts.append(f"{name} {t.dtype} {tuple(t.shape)} {sha256_bytes(t.reshape(-1).view(torch.uint8).numpy().data)}")
+        parts.append(f"{name} {t.dtype} {tuple(t.shape)} {sha256_bytes(_bytes(t).numpy().data)}")
     return sha256_bytes("\n".join(parts).encode())
 
 

@@ -23,7 +23,8 @@ LAYERS = {
     "recipes": 7,
     "claims": 8,
     "commands": 9,
-    "cli": 10,
+    "commands_memory": 10,
+    "cli": 11,
 }
 """A part imports parts of lower layers, and itself. `postformer/__init__.py` stands above all and imports lazily."""
 BESIDE = {("recipes", "train"), ("data", "state"), ("data", "ops"), ("tokens", "state"), ("serve", "objectives")}

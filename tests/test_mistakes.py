@@ -383,6 +383,61 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
             edit_tensors(lambda t: t["embed.weight"].fill_(float("nan"))),
         ),
     },
+    "memory": {
+        "missing text": Mistake("read model no.txt --memory m", "no.txt: no such file; name files of text to read"),
+        "a folder to read": Mistake("read model notes --memory m", "notes: is no file"),
+        "nothing to read": Mistake("read model text.txt --memory m", "text.txt: holds nothing", write("text.txt", "")),
+        "no folder for it": Mistake("read model text.txt --memory no/m", "--memory no/m: the folder no does not exist"),
+        "a folder in its place": Mistake("read model text.txt --memory notes", "--memory notes: is a folder"),
+        "no state": Mistake("read model text.txt --memory rows.jsonl", "rows.jsonl: not a"),
+        "other model": Mistake("read model text.txt --memory state", "state: this state belongs to another model", other_model),
+        "other origin": Mistake(
+            "read model text.txt --memory state --from state", "--memory state: is there and was not begun from"
+        ),
+        "no origin": Mistake("read model text.txt --memory m --from no", "no: No such file"),
+        "odd interval": Mistake("read model text.txt --memory m --every soon", "--every: 'soon' is not a time"),
+        "no action": Mistake("memory", "ACTION"),
+        "unknown action": Mistake("memory burn state", "invalid choice: 'burn' (choose from"),
+        "no memory": Mistake("memory show no", "no: No such file"),
+        "not a memory": Mistake("memory fork text.txt new", "text.txt: not a"),
+        "fork over a file": Mistake("memory fork state new text.txt", "text.txt: is there already"),
+        "no snapshot": Mistake("memory rollback state", "state: has no snapshot"),
+        "odd snapshot": Mistake("memory rollback state first", "NUMBER: 'first' is not a whole number above 0"),
+        "no question": Mistake("ask model --memory state", "ask: give a question, or --questions FILE"),
+        "two questions": Mistake("ask model why --memory state --questions text.txt", "ask: give a question, or --questions"),
+        "no questions": Mistake("ask model --memory state --questions no", "no: No such file"),
+        "empty questions": Mistake(
+            "ask model --memory state --questions q", "--questions q: holds no question", write("q", "\n")
+        ),
+        "odd questions": Mistake(
+            "ask model --memory state --questions q", "--questions q: not UTF-8 text", write("q", b"\xff")
+        ),
+        "no memory to ask": Mistake("ask model why --memory no", "--memory no: no such file"),
+        "no task": Mistake(
+            "ask model why --memory state", "model: was not trained on texts with questions (data.kind needles, "
+        ),
+        "no task to measure": Mistake("evaluate run --questions 3", "run: was not trained on texts with questions"),
+        "nothing to evaluate": Mistake("evaluate model", "one of the arguments --text --questions is required"),
+        "length of a text": Mistake("evaluate model --text text.txt --length 5", "--length: belongs to --questions"),
+        "unknown words": Mistake(
+            "ask model 'Where does Zork Abel live?' --memory state",
+            "ask: the question's 'Zork' stands in no question of diaries",
+            write("model/run.json", '{"data": {"kind": "diary"}}'),
+        ),
+        "unknown words in a file": Mistake(
+            "ask model --memory state --questions q",
+            "q:2: the question's 'Zork' stands in no question",
+            lambda w: [
+                write("model/run.json", '{"data": {"kind": "diary"}}')(w),
+                write("q", "Where does Ada Abel live?\nWhere Zork?\n")(w),
+            ],
+        ),
+        "too short to measure": Mistake(
+            "evaluate model --questions 3 --length 20",
+            "20 bytes tokens are too few",
+            write("model/run.json", '{"data": {"kind": "diary"}}'),
+        ),
+    },
     "sampling": {
         name: Mistake(f"{GENERATE} {words}", says)
         for name, words, says in (

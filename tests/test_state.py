@@ -79,6 +79,29 @@ def test_take_and_cat():
     assert joined[0].b is None
 
 
+def test_a_leaf_of_one_element_may_have_any_stride(tmp_path):
+    one, model = torch.arange(64).view(1, 64)[:, -1], small.model()
+    model.init_state = lambda batch: (torch.zeros(1, dtype=torch.long),)
+    S.save((one,), tmp_path / "s", model)
+    assert S.load(tmp_path / "s", model)[0][0].tolist() == [63]
+
+
+def test_the_header_says_what_a_file_is(tmp_path):
+    model = small.model()
+    S.save(model.init_state(3), tmp_path / "s", model, {"a": 1})
+    found = S.header(tmp_path / "s")
+    assert (found.model, found.note, found.rows) == (S.fingerprint(model), {"a": 1}, 3)
+    assert found.nbytes == S.nbytes(model.init_state(3))
+    S.rewrite(tmp_path / "s", tmp_path / "t", {"b": 2})
+    assert S.load(tmp_path / "t", model)[1] == {"b": 2}
+    assert S.header(tmp_path / "t").sha256 != found.sha256
+    data = bytearray((tmp_path / "s").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "s").write_bytes(data)
+    with pytest.raises(S.StateError, match="damaged"):
+        S.header(tmp_path / "s")
+
+
 def test_the_fingerprint_is_of_the_weights_and_the_configuration():
     model = small.model()
     first = S.fingerprint(model)

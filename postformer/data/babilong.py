@@ -67,6 +67,9 @@ class Babilong(Reading):
             facts = (sha256_file(path) for path in sorted(self._folder.glob(f"qa{self.task}_*.txt")))
             return " ".join([*facts, self._prose.digest])
 
+    def wordings(self) -> Iterator[str]:
+        return (sample.question for split in ("train", "test") for sample in self.samples(split))
+
     def compose(self, rng: random.Random, length: int, split: str) -> Passage | None:
         samples = self.samples(split)
         sample = samples[int(rng.random() * len(samples))]

@@ -23,12 +23,13 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
+from postformer.data.facts import LINKS, RELATIONS
 from postformer.data.prose import Prose, data_folder
 from postformer.data.reading import FILLER, Passage, Piece, Reading, asking, weave
 from postformer.data.smalltalk import smalltalk
 from postformer.data.sources import DataError
 from postformer.data.statements import KINDS, MOST_FACTS, Kind, Plan, Question, plan
-from postformer.data.world import MONTHS
+from postformer.data.world import FAMILY, GIVEN, MONTHS
 
 PEPYS = "pepys"
 """The text that stands for Pepys' diary in POSTFORMER_DATA."""
@@ -140,6 +141,15 @@ class Diaries(Reading):
 
     def files(self) -> str:
         return source(self.text).digest if self.text else ""
+
+    def wordings(self) -> Iterator[str]:
+        yield from (question.format(w="") for relation in RELATIONS for question in relation.asked)
+        yield from (f"the {link.noun} of" for link in LINKS)
+        yield from (*GIVEN, *FAMILY)
+
+    def sort(self, question: str) -> str:
+        """Whether two statements must be combined. What was changed or struck out a question does not tell."""
+        return "combined" if any(f"the {link.noun} of" in question for link in LINKS) else "direct"
 
     def compose(self, rng: random.Random, length: int, split: str) -> Passage | None:
         count = self._fewest + int(rng.random() * (self.facts - self._fewest + 1))

@@ -16,6 +16,7 @@ haystack's last sentence, where RULER stays below it and keeps 128 tokens for th
 import dataclasses
 import functools
 import random
+import re
 import uuid
 from collections.abc import Iterator
 from itertools import chain, cycle, repeat
@@ -25,8 +26,10 @@ from postformer.data import world
 from postformer.data.prose import Prose, data_folder
 from postformer.data.reading import FILLER, Passage, Reading, prose, weave
 from postformer.data.smalltalk import smalltalk
+from postformer.data.sources import DataError
 from postformer.data.world import pick, words
 
+QUESTION = "What is the special magic {kind} for {key} mentioned in the provided text?"
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 ADJECTIVES = words("""
 able ample brave brief bright broad calm clean clear clever close cold cool curly damp dark deep eager early easy even fair
@@ -66,20 +69,33 @@ class Needles(Reading):
     def files(self) -> str:
         return self._prose.digest if self._prose else ""
 
+    def asked(self, question: str) -> str:
+        kind, question = VALUES[self.needle], self.checked(question)
+        found = re.fullmatch(QUESTION.format(kind=kind, key="(.+)").replace("?", r"\?"), question)
+        if not found:
+            raise DataError(f"a question about a needle is worded '{QUESTION.format(kind=kind, key='KEY')}'")
+        if self.wording == "ruler":
+            return f"\n{question} The special magic {kind} for {found[1]} mentioned in the provided text is"
+        return f"\nThe special magic {kind} for {found[1]} is:"
+
+    def wordings(self) -> Iterator[str]:
+        yield QUESTION.format(kind=VALUES[self.needle], key="")
+        yield from (f"{adjective}-{noun}" for adjective in ADJECTIVES for noun in NOUNS)
+
     def compose(self, rng: random.Random, length: int, split: str) -> Passage | None:
         needle_kind = pick(rng, MIXED) if self.needle == "mixed" else self.needle
         key, value, kind = word(rng), _value(rng, needle_kind), VALUES[needle_kind]
         encode, separator = self.tokens.encode, "\n" if needle_kind == "passkey" else " "
         needle = encode(f"{separator}One of the special magic {kind}s for {key} is: {value}.")
-        question = f"What is the special magic {kind} for {key} mentioned in the provided text?"
+        question = QUESTION.format(kind=kind, key=key)
         if self.wording == "ruler":
             head = encode(
                 f"A special magic {kind} is hidden within the following text. Make sure to memorize it. "
                 f"I will quiz you about the {kind} afterwards."
             )
-            asked = encode(f"\n{question} The special magic {kind} for {key} mentioned in the provided text is")
         else:
-            head, asked = [], encode(f"\nThe special magic {kind} for {key} is:")
+            head = []
+        asked = encode(self.asked(question))
         answer = self._answer(value)
         room = length - len(head) - len(needle) - len(asked) - len(answer)
         if room < 0:

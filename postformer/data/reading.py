@@ -7,8 +7,10 @@ All of it together is `length` tokens. Sentences are encoded one by one, so that
 """
 
 import dataclasses
+import difflib
 import functools
 import random
+import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -28,6 +30,8 @@ TRIES = 100
 FILLER = -1
 """The label of a piece that is no fact."""
 
+WORD = re.compile(r"\w+(?:[-'\u2019]\w+)*")
+
 T = TypeVar("T")
 Piece = tuple[Sequence[T], int]
 """Tokens or words that stay together, and the number of the fact that they are, or FILLER."""
@@ -46,17 +50,17 @@ class Passage:
     answer: str
     about: dict[str, Any]
 
+    def text(self) -> Iterator[Sequence[int]]:
+        """The pieces without the last one, which is the question."""
+        last: Sequence[int] | None = None
+        for piece in self.pieces:
+            if last is not None:
+                yield last
+            last = piece
+
     def chunks(self, size: int) -> Iterator[np.ndarray]:
         """The ids of text and question as int64 arrays of `size`, the last one shorter: no more than one and a piece are held."""
-        held: list[int] = []
-        for piece in self.pieces:
-            held += piece
-            whole = len(held) - len(held) % size
-            for start in range(0, whole, size):
-                yield np.array(held[start : start + size], np.int64)
-            held = held[whole:]
-        if held:
-            yield np.array(held, np.int64)
+        return chunks(self.pieces, size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,43 @@ class Reading(Task):
     @abstractmethod
     def compose(self, rng: random.Random, length: int, split: str) -> Passage | None:
         """A passage of `length` tokens, or None where what was drawn does not fit into them."""
+
+    def asked(self, question: str) -> str:
+        """What follows a text to ask a question of this kind; the answer comes after a space.
+
+        Raises DataError for words that no question of this kind has.
+        """
+        return asking(self.checked(question))
+
+    @abstractmethod
+    def wordings(self) -> Iterator[str]:
+        """Texts that hold every word which its questions can have."""
+
+    @functools.cached_property
+    def words(self) -> frozenset[str]:
+        """All words that its questions can have."""
+        return frozenset(word for text in self.wordings() for word in WORD.findall(text))
+
+    def sort(self, question: str) -> str:
+        """What can be told of a question's kind from the question alone: how often it is answered rightly is told by it."""
+        return "all"
+
+    def checked(self, question: str) -> str:
+        """The question with single spaces. Raises DataError that names the words which no question of this kind has."""
+        found = WORD.findall(question)
+        unknown = [word for word in dict.fromkeys(found) if word not in self.words]
+        if not found:
+            raise DataError("the question has no words")
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], self.words, 1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise DataError(f"the question's {', '.join(map(repr, unknown))} stands in no question of {self.kind}{hint}")
+        return " ".join(question.split())
+
+    @property
+    def kind(self) -> str:
+        """Its name in messages."""
+        return type(self).__name__.lower()
 
     def files(self) -> str:
         """A digest of the texts that passages are made of, "" when they are generated. Raises DataError."""
@@ -139,6 +180,19 @@ class Reading(Task):
 
     def _answer(self, answer: str) -> list[int]:
         return [*self.tokens.encode(f" {answer}"), self.tokens.end]
+
+
+def chunks(pieces: Iterable[Sequence[int]], size: int) -> Iterator[np.ndarray]:
+    """The ids of pieces as int64 arrays of `size`, the last one shorter: no more than one and a piece are held."""
+    held: list[int] = []
+    for piece in pieces:
+        held += piece
+        whole = len(held) - len(held) % size
+        for start in range(0, whole, size):
+            yield np.array(held[start : start + size], np.int64)
+        held = held[whole:]
+    if held:
+        yield np.array(held, np.int64)
 
 
 def asking(question: str) -> str:

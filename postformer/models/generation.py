@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from postformer import state as states
 from postformer.config import UserError
 from postformer.models.language import LanguageModel
+from postformer.models.memory import Memory, torch_generator
 from postformer.tokens.text import StreamDecoder, Tokens
 
 
@@ -77,47 +77,13 @@ def choose(logits: Float[Tensor, " v"], sampling: Sampling, occurred: set[int], 
     return int(order[torch.multinomial((ranked * keep).cpu(), 1, generator=generator)])
 
 
-@dataclasses.dataclass
-class Memory:
-    """All that continues a text: the state, the newest token (which the state has not read), the tokens that occurred, and the
-    random generator's state."""
-
-    state: Any
-    last: int
-    occurred: set[int] = dataclasses.field(default_factory=set)
-    generator: bytes | None = None
-
-    def save(self, path: str | Path, model: LanguageModel) -> None:
-        """Write one file that names its model."""
-        generator = None if self.generator is None else self.generator.hex()
-        states.save(self.state, path, model, {"last": self.last, "occurred": sorted(self.occurred), "generator": generator})
-
-    @staticmethod
-    def load(path: str | Path, model: LanguageModel) -> "Memory":
-        """Read the file. Raises StateError when it is damaged, belongs to another model, or holds no text to continue."""
-        state, note = states.load(path, model)
-        try:
-            ids = [note["last"], *note["occurred"]]
-            generator = None if note["generator"] is None else bytes.fromhex(note["generator"])
-            _generator(0, generator)
-        except (KeyError, TypeError, ValueError, RuntimeError):
-            ids, generator = [], None
-        valid = all(isinstance(i, int) and 0 <= i < model.vocab for i in ids)
-        if not ids or not valid or states.rows(state) != 1:
-            raise states.StateError(f"{path}: holds a state, but not the one text that `generate` continues")
-        return Memory(state, ids[0], set(ids[1:]), generator)
-
-
-def _generator(seed: int, state: bytes | None) -> torch.Generator:
-    generator = torch.Generator().manual_seed(seed)
-    return generator if state is None else generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
-
-
 class Row:
     """One text of a batch: its sampling, the tokens it produced, and why it ended (None while it goes on)."""
 
-    def __init__(self, sampling: Sampling, last: int, occurred: set[int], generator: torch.Generator):
+    def __init__(self, sampling: Sampling, last: int, occurred: set[int], generator: torch.Generator, before: Memory):
         self.sampling, self.last, self.occurred, self.generator = sampling, last, occurred, generator
+        self.before = before
+        """What was read before it began to write, without the state."""
         self.produced: list[int] = []
         self.ending: Literal["end", "length", "stop"] | None = None if sampling.max_tokens else "length"
         self.memory: Memory | None = None
@@ -140,17 +106,18 @@ class Batch:
     @torch.inference_mode()
     def join(self, prompt: list[int], sampling: Sampling, memory: Memory | None = None) -> Row:
         """Add a text that goes on with `prompt`, after `memory` if given, or else from the beginning of a document."""
-        generator = _generator(sampling.seed, memory.generator if memory is not None else None)
+        generator = torch_generator(sampling.seed, memory.generator if memory is not None else None)
         if memory is None:
-            memory = Memory(self.model.init_state(1), self.end)
-        ids = [memory.last, *prompt]
-        if min(ids) < 0 or max(ids) >= self.model.vocab:
+            memory = Memory.fresh(self.model)
+        ids = [*([] if memory.last is None else [memory.last]), *prompt]
+        if not ids or min(ids) < 0 or max(ids) >= self.model.vocab:
             raise UserError(f"the prompt's token ids must lie in 0 ... {self.model.vocab - 1}")
         state = states.clone(memory.state)
-        if prompt:
+        if len(ids) > 1:
             device = self.model.embed.weight.device
             _, state = self.model.read(torch.tensor([ids[:-1]], device=device), state)
-        row = Row(sampling, ids[-1], memory.occurred | set(prompt), generator)
+        before = dataclasses.replace(memory, state=None, tokens=memory.tokens + len(prompt))
+        row = Row(sampling, ids[-1], memory.occurred | set(prompt), generator, before)
         self.state = state if not self.rows else states.cat([self.state, state])
         self.rows.append(row)
         return row
@@ -192,7 +159,15 @@ class Batch:
         if row.memory is not None:
             return row.memory
         at = self.rows.index(row) if index is None else index
-        return Memory(states.take(self.state, [at]), row.last, set(row.occurred), row.generator.get_state().numpy().tobytes())
+        return dataclasses.replace(
+            row.before,
+            state=states.take(self.state, [at]),
+            last=row.last,
+            occurred=set(row.occurred),
+            generator=row.generator.get_state().numpy().tobytes(),
+            tokens=row.before.tokens + len(row.produced),
+            sources=list(row.before.sources),
+        )
 
 
 class Text:

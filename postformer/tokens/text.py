@@ -62,6 +62,11 @@ class Tokens(Protocol):
         """The text of any ids; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
+    def stream(self, blocks: Iterable[bytes]) -> Iterator[tuple[bytes, list[int]]]:
+        """The ids of a text that comes in blocks, piece by piece, each beside its bytes: the same as of the whole, whatever the blocks."""
+        for piece in pieces(blocks):
+            yield piece.encode("utf-8", "surrogateescape"), self.encode(piece)
+
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` into the folder, durably."""
         ...
@@ -245,19 +250,34 @@ def _as_bytes(text: str | bytes) -> bytes:
 
 
 def _chunks(text: str | bytes) -> Iterator[str]:
-    """The text in pieces of CHUNK characters or a little more; runs of bytes that are not UTF-8 stand alone."""
-    whole = _as_bytes(text).decode("utf-8", "surrogateescape")
-    at = 0
-    for bad in [*_ESCAPED.finditer(whole), None]:
-        stop = bad.start() if bad else len(whole)
-        while at < stop:
-            cut = _CUT.search(whole, at + CHUNK, min(at + 2 * CHUNK, stop))
-            upto = cut.end() if cut else min(at + 2 * CHUNK, stop)
-            yield whole[at:upto]
-            at = upto
-        if bad:
-            yield bad[0]
-            at = bad.end()
+    return pieces([_as_bytes(text)])
+
+
+def pieces(blocks: Iterable[bytes]) -> Iterator[str]:
+    """A text that comes in blocks, in pieces of CHUNK characters or a little more, whatever the blocks are.
+
+    Each piece is encoded by itself, and a piece is one piece again. Runs of bytes that are not UTF-8 stand alone.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    held, at = "", 0
+    for block in blocks:
+        held, at = held[at:] + decoder.decode(block), 0
+        while len(held) - at >= 2 * CHUNK:
+            yield held[at : (at := _piece_end(held, at))]
+    held, at = held[at:] + decoder.decode(b"", final=True), 0
+    while at < len(held):
+        yield held[at : (at := _piece_end(held, at))]
+
+
+def _piece_end(text: str, at: int) -> int:
+    """Where the piece that begins at `at` ends: 2 * CHUNK characters decide it."""
+    stop = min(at + 2 * CHUNK, len(text))
+    bad = _ESCAPED.search(text, at, stop)
+    if bad and bad.start() == at:
+        return bad.end()
+    stop = bad.start() if bad else stop
+    cut = _CUT.search(text, at + CHUNK, stop)
+    return cut.end() if cut else stop
 
 
 @contextmanager

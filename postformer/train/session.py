@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from postformer.config import ConfigError, Run, build, complete
-from postformer.data import ASKED, DATA
+from postformer.config import ConfigError, Run, build, complete, read
+from postformer.data import ASKED, DATA, READINGS
+from postformer.data.reading import Reading
 from postformer.models import MODELS
 from postformer.models.hub import ModelError, fetch, load_model, save_model
 from postformer.objectives import OBJECTIVES
+from postformer.objectives.rates import FILE as RATES
 from postformer.train import checkpoint, loop
 from postformer.train.log import Log, Progress
 from postformer.train.loop import Summary, to_stderr, train
@@ -78,16 +80,30 @@ def open_model(path: str | Path, *, trust_kinds: bool = False, warn: Callable[[s
 
     Raises ModelError, CheckpointError or ConfigError.
     """
+    return load_model(model_folder(path, warn=warn), trust_kinds=trust_kinds)
+
+
+def model_folder(path: str | Path, *, warn: Callable[[str], None] = to_stderr) -> Path:
+    """The folder in which the model lies that `open_model` opens; a checkpoint is whole. Raises as that does."""
     folder = Path(path)
     if (folder / "checkpoints").is_dir():
         last = checkpoint.latest(folder, warn)
         if last is None:
             raise ModelError(f"{folder}: this run has no checkpoint yet")
-        return load_model(last, trust_kinds=trust_kinds)
+        return last
     if folder.is_dir():
         if (folder / "train.json").exists():
             checkpoint.verify(folder)
-        return load_model(folder, trust_kinds=trust_kinds)
+        return folder
     if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/")):
         raise ModelError(f"{path}: no such folder; name a run, a checkpoint, a model folder, or a hub's owner/name")
-    return load_model(fetch(str(path)), trust_kinds=trust_kinds)
+    return fetch(str(path))
+
+
+def reading_of(folder: Path) -> Reading | None:
+    """The texts with questions that the model of a folder was trained on, as its run.json or rates.json says; else None."""
+    for file, key in (("run.json", "data"), (RATES, "data")):
+        spec = read(folder / file).get(key) if (folder / file).exists() else None
+        if isinstance(spec, dict) and spec.get("kind") in READINGS:
+            return build(spec, READINGS, f"{folder / file}: data")
+    return None

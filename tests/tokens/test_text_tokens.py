@@ -89,6 +89,23 @@ def test_long_text_goes_in_pieces(bpe: BPE, monkeypatch: pytest.MonkeyPatch, chu
     assert bpe.decode_bytes(bpe.encode(text)) == text
 
 
+@given(st.binary(max_size=80), st.lists(st.integers(0, 30), max_size=12), st.integers(1, 40))
+def test_a_stream_of_any_blocks_is_the_whole(bpe: BPE, odd: bytes, lengths: list[int], chunk: int):
+    text = TEXTS[1].encode() + odd + b"x \n  \n\ty\r\n\r\nz\n" + odd + TEXTS[0].encode()
+    rest, blocks = text, []
+    for length in lengths:
+        blocks.append(rest[:length])
+        rest = rest[length:]
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(module, "CHUNK", chunk)
+        pieces = list(bpe.stream([*blocks, rest]))
+        assert b"".join(raw for raw, _ in pieces) == text
+        assert [i for _, ids in pieces for i in ids] == bpe.encode(text)
+        for raw, ids in pieces:
+            assert [again for again, _ in bpe.stream([raw])] == [raw]
+            assert bpe.encode(raw) == ids
+
+
 @given(text=st.text(alphabet="aé1_.) \t\r\n", max_size=60).map(lambda text: TEXTS[0] + text + TEXTS[1]))
 @settings(max_examples=200)
 def test_cuts_at_line_ends_change_no_token(bpe: BPE, text: str):
