@@ -76,14 +76,14 @@ _cpu.LIBRARY.define(
 )
 
 
-def _shapes(d: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """(outputs, inputs) of each matrix."""
+def _shapes(d: Any, sizes: Sequence[int]) -> list[tuple[Any, Any]]:
+    """(outputs, inputs) of each matrix; d may be symbolic."""
     hidden, depth = sizes[:2]
     widths = [d, *[hidden] * (depth - 1), d]
     return list(zip(widths[1:], widths[:-1], strict=True))
 
 
-def _kept_floats(d: int, sizes: Sequence[int]) -> int:
+def _kept_floats(d: Any, sizes: Sequence[int]) -> Any:
     """Of a memory as the kernel keeps it: rows of weights are filled up to lines of the cache."""
     return 2 * sum(o * (-(-i // 16) * 16) for o, i in _shapes(d, sizes))
 
@@ -106,6 +106,9 @@ def _memory_cpu(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     *tensors, sizes, grad = inputs
     _check("memory", inputs[:-1])
     y, after, kept = _memory_fake(*inputs)
+    if not y.numel():  # addresses of nothing are null, as are those of what was not given
+        return y, tensors[7].clone(memory_format=torch.contiguous_format), kept.zero_()
+    kept.zero_()  # rows have different numbers of runs
     if tensors[-1] is not None:
         y.zero_()  # padding is not answered
     _cpu.call("memory_forward", *_cpu.contiguous(*tensors), y, after, kept if grad else None, *_dims(tensors[0]), *sizes)
@@ -133,6 +136,9 @@ def _memory_backward_cpu(*inputs: Any) -> tuple[Tensor, ...]:
     _cpu.check("memory_backward", dy=(dy, tuple(q.shape)), dafter=(dafter, tuple(held.shape)))
     _cpu.check("memory_backward", kept=(kept, (*held.shape[:2], sizes[4], _kept_floats(q.shape[3], sizes))))
     grads = [m.zero_() for m in _memory_backward_fake(*inputs)]
+    if not q.numel():
+        grads[7].copy_(dafter)
+        return tuple(grads)
     given = [None if x is None else g for x, g in zip(tensors[:9], grads, strict=True)]
     arguments = _cpu.contiguous(*tensors, dy, dafter, kept)
     _cpu.call("memory_backward", *arguments, *given, *_dims(q), *sizes)

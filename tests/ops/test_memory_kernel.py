@@ -127,3 +127,76 @@ def test_a_chunk_too_long_for_the_kernel_goes_to_torch():
     assert not memory_kernel.serves(*arguments, begins, torch.ones(1))
     begins[0, 7] = True
     assert memory_kernel.serves(*arguments, begins, torch.ones(1))
+
+
+def operands(b=2, t=23, h=3, d=9, hidden=17, grad=True):
+    """Inputs of the operator, with documents and padding."""
+    source = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=source).requires_grad_(grad)
+
+    rate, keep, carry = (draw(b, t, h).detach().mul(0.1).sub(3).exp().requires_grad_(grad) for _ in range(3))
+    memories = [draw(b, h, 3, 2 * d * hidden).detach().mul(0.3).requires_grad_(grad) for _ in range(2)]
+    begins = (torch.arange(t) % 5 == 0).expand(b, t).clone()
+    starts = torch.zeros(b, t, dtype=torch.bool)
+    starts[0, 7], starts[1, 10] = True, True
+    real = torch.arange(t) < torch.tensor([t, t - 6])[:b, None]
+    vectors = [draw(b, t, h, d) for _ in range(3)]
+    keep, carry = (-m.detach() for m in (keep, carry))
+    return [*vectors, rate, keep.requires_grad_(grad), carry.requires_grad_(grad), None, *memories, begins, starts, real, [hidden, 2, 0, 1, 3, 2]]
+
+
+def everything(inputs):
+    y, after, _ = torch.ops.postformer.memory(*inputs, True)
+    leaves = [x for x in inputs[:9] if x is not None]
+    return y, after, *torch.autograd.grad((y.square().sum() + after.square().sum()), leaves)
+
+
+@pytest.mark.parametrize("level", ["v2", "v3", "v4", "plain"])
+def test_each_build_of_the_kernel(level, monkeypatch):
+    runs_here = (*_cpu.LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("v2",)), "plain")
+    if level not in runs_here or not _cpu.path(level).exists():
+        pytest.skip(f"{level} is not built for this processor")
+    inputs = operands()
+    expected = everything(inputs)
+    monkeypatch.setattr(_cpu, "kernels", lambda: _cpu.load(level))
+    for mine, other in zip(everything(inputs), expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=5e-4)
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    threads, inputs = torch.get_num_threads(), operands()
+    try:
+        torch.set_num_threads(1)
+        one = everything(inputs)
+        torch.set_num_threads(4)
+        assert all(torch.equal(a, b) for a, b in zip(everything(inputs), one, strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("sizes", [(0, 5), (2, 0), (1, 1)], ids=str)
+def test_no_rows_and_no_time(sizes):
+    b, t = sizes
+    inputs = [x[:b].detach() if isinstance(x, torch.Tensor) else x for x in operands()]
+    inputs = [x[:, :t] if isinstance(x, torch.Tensor) and i not in (7, 8) else x for i, x in enumerate(inputs)]
+    inputs[10] = None
+    y, after, _ = torch.ops.postformer.memory(*inputs, False)
+    assert y.shape == inputs[0].shape
+    if not t:
+        assert torch.equal(after, inputs[7])
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["gradients", "inference"])
+def test_the_operator_keeps_torchs_rules(keep):
+    torch.library.opcheck(torch.ops.postformer.memory.default, (*operands(grad=keep), keep))
+
+
+def test_the_operator_refuses_what_it_cannot_read():
+    inputs = operands(grad=False)
+    for i, spoiled in ((0, inputs[0][:1]), (1, inputs[1].double()), (3, inputs[3][:, :2]), (7, inputs[7][..., 1:]), (8, None)):
+        with pytest.raises(ValueError, match="memory: "):
+            torch.ops.postformer.memory(*inputs[:i], spoiled, *inputs[i + 1 :], False)
+    with pytest.raises(ValueError, match="memory: begins is"):
+        torch.ops.postformer.memory(*inputs[:9], inputs[9].float(), *inputs[10:], False)
