@@ -120,7 +120,9 @@ def _generate_arguments(p: Parser) -> None:
 
 def _evaluate_arguments(p: Parser) -> None:
     p.add_argument("checkpoint", help="a run directory, a checkpoint, a model folder or a hub's owner/name")
-    p.add_argument("--text", type=Path, required=True, metavar="PATH", help="a file, a folder or a .jsonl")
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", type=Path, metavar="PATH", help="a file, a folder or a .jsonl")
+    what.add_argument("--series", metavar="PATH", help="a .csv or such as ETTh1: a forecaster's errors on its test part")
     p.add_argument("--window", type=positive, metavar="N", help="tokens a prediction may see (default: all of the document)")
 
 
@@ -211,7 +213,11 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Callable[[Pa
     "report": (commands.report, "measure the field's claims here and write a page", _report_arguments),
     "train": (commands.train, "train a recipe or a run from a file", _train_arguments),
     "generate": (commands.generate, "continue a text, as it comes", _generate_arguments),
-    "evaluate": (commands.evaluate, "bits per byte of a model on text", _evaluate_arguments),
+    "evaluate": (
+        commands.evaluate,
+        "bits per byte of a model on text, or the errors of a forecaster on a series",
+        _evaluate_arguments,
+    ),
     "corpus": (commands.corpus, "turn text into token shards to train on", _corpus_arguments),
     "cost": (commands.cost, "parameters, operations and state bytes of a run's model, by formula", _cost_arguments),
 }

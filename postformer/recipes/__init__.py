@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from postformer.config import Run
+from postformer.recipes.forecast import forecast_dlinear, forecast_lmm, forecast_mamba2
 from postformer.recipes.language import text_attention, text_hybrid, text_mamba
 from postformer.recipes.tasks import induction, modular_arithmetic, parity, parity_real, selective_copying
 
@@ -15,4 +16,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "parity": parity,
     "parity-real": parity_real,
     "modular-arithmetic": modular_arithmetic,
+    "forecast-lmm": forecast_lmm,
+    "forecast-mamba2": forecast_mamba2,
+    "forecast-dlinear": forecast_dlinear,
 }
