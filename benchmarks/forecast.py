@@ -60,8 +60,8 @@ def main() -> None:
         raise UserError(f"--recipes: unknown '{unknown[0]}'; choose from {choices}")
     args.out.mkdir(parents=True, exist_ok=True)
     lines, began = [], time.monotonic()
-    for name in series:
-        for seed in args.seeds:
+    for seed in args.seeds:
+        for name in series:
             for horizon in args.horizons:
                 for recipe in recipes:
                     run = asked(recipe, name, horizon, seed, args.threads, args.steps)

@@ -87,6 +87,7 @@ def train(args: argparse.Namespace) -> int:
 
 def generate(args: argparse.Namespace) -> int:
     from postformer.models.generation import Memory, Sampling, Stream
+    from postformer.models.language import LanguageModel
     from postformer.train.session import open_model
 
     sampling = Sampling(
@@ -109,6 +110,8 @@ def generate(args: argparse.Namespace) -> int:
         raise UserError(f"--load-state {args.load_state}: {'is no file' if args.load_state.exists() else 'no such file'}")
     prompt = _prompt(args.prompt)
     model = open_model(args.checkpoint)
+    if not isinstance(model, LanguageModel):
+        raise UserError(f"{args.checkpoint}: is no language model; give a forecaster to evaluate --series")
     memory = Memory.load(args.load_state, model) if args.load_state else None
     if memory and args.seed is not None:
         memory.generator = None

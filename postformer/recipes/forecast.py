@@ -8,39 +8,39 @@ from typing import Any
 from postformer.config import OptimConfig, Run, Spec, TrainConfig
 
 
-def _forecast(name: str, model: Spec, *, lr: float, steps: int, batch: int) -> Run:
+def _forecast(name: str, model: Spec, *, lr: float, steps: int, every: int) -> Run:
     return Run(
         name=name,
         model=model,
         objective={"kind": "forecast"},
         data={"kind": "series", "path": "ETTh1", "look_back": 96, "horizon": 96},
         optim=OptimConfig(lr=lr, weight_decay=0.0, warmup=50, final=0.02),
-        train=TrainConfig(steps=steps, batch=batch, eval_every=250, eval_batches=44, save_every=250, log_every=50),
+        train=TrainConfig(steps=steps, batch=32, eval_every=every, eval_batches=87, save_every=every, log_every=50),
     )
 
 
 def _patches(name: str, **mixer: Any) -> Run:
     model = {
         "kind": "forecast",
-        "dim": 64,
+        "dim": 32,
         "depth": 1,
         "mixers": (mixer,),
-        "ffns": ({"kind": "mlp", "hidden": 128},),
+        "ffns": ({"kind": "mlp", "hidden": 64},),
         "dropout": 0.3,
     }
-    return _forecast(name, model, lr=1e-3, steps=1500, batch=64)
+    return _forecast(name, model, lr=1e-3, steps=400, every=50)
 
 
 def forecast_lmm() -> Run:
     """Titans' neural memory over patches of each channel, as in Behrouz et al. 2024, table 3, in PatchTST's frame."""
-    return _patches("forecast-lmm", kind="lmm", heads=4, chunk=8)
+    return _patches("forecast-lmm", kind="lmm", heads=2, chunk=12)
 
 
 def forecast_mamba2() -> Run:
     """The same with Mamba-2 in the memory's place."""
-    return _patches("forecast-mamba2", kind="mamba2", state=32, head_dim=32)
+    return _patches("forecast-mamba2", kind="mamba2", state=16, head_dim=16)
 
 
 def forecast_dlinear() -> Run:
     """DLinear (Zeng et al. 2023): two linear layers, the peer."""
-    return _forecast("forecast-dlinear", {"kind": "dlinear"}, lr=5e-3, steps=2600, batch=32)
+    return _forecast("forecast-dlinear", {"kind": "dlinear"}, lr=5e-3, steps=2600, every=260)

@@ -21,14 +21,14 @@ from postformer.train.optim import make_optimizer
 
 def check(run: Run) -> None:
     """Refuse a malformed run without memory and before anything is read or written. Raises ConfigError."""
-    data = complete(run.data, DATA, "data")
+    complete(run.data, DATA, "data")
     _check_series(run)
     if run.objective["kind"] == "answers" and run.data["kind"] == "text":
         raise ConfigError(
             f"objective.kind: 'answers' asks for the answers of a task, and data.kind is 'text'; choose from {', '.join(ASKED)}"
         )
     with torch.device("meta"):
-        sizes = {k: data[k] for k in ("look_back", "horizon")} if data["kind"] == "series" else {"vocab": 1}
+        sizes = build(run.data, DATA, "data").sizes if run.data["kind"] == "series" else {"vocab": 1}
         model = build({k: v for k, v in run.model.items() if k not in sizes}, MODELS, "model", **sizes)
         objective = build(run.objective, OBJECTIVES, "objective", model=model)
     make_optimizer(dict(objective.named_parameters()), run.optim)
