@@ -102,7 +102,7 @@ def result(run: Run, recipe: str, out: Path) -> Line:
         "recipe": recipe,
         "seed": run.seed,
         "test": test._asdict(),
-        "valid": {step: e._asdict() for step, e in valid.items()},
+        "valid": {str(step): e._asdict() for step, e in valid.items()},
         "best": best,
         "steps": run.train.steps,
         "parameters": sum(p.numel() for p in models[best].parameters()),
@@ -140,7 +140,7 @@ def table(series: str, lines: Sequence[Line], horizons: Sequence[int]) -> str:
     """MSE/MAE of each recipe and horizon over seeds, their average with its standard deviation over seeds, and the papers' averages."""
     here = [line for line in lines if line["series"] == series]
     head = "".join(f"{h:>15}" for h in horizons)
-    rows = [f"{series:<18}{head}{'average':>15}   standard deviation over seeds"]
+    rows = [f"{series:<23}{head}{'average':>15}   standard deviation over seeds, valid MSE"]
     for recipe in dict.fromkeys(line["recipe"] for line in here):
         mine = [line for line in here if line["recipe"] == recipe]
         seeds = sorted({line["seed"] for line in mine})
@@ -148,10 +148,13 @@ def table(series: str, lines: Sequence[Line], horizons: Sequence[int]) -> str:
         each = {m: [_mean(mine, m, seed=s) for s in seeds] for m in ("mse", "mae")}
         cells.append(_pair(*(statistics.fmean(each[m]) for m in each)))
         spread = _pair(*(statistics.stdev(each[m]) for m in each)) if len(seeds) > 1 else "one seed"
-        rows.append(f"{recipe:<18}" + "".join(f"{c:>15}" for c in cells) + f"   {spread}, {len(seeds)} seeds")
+        valid = statistics.fmean(line["valid"][str(line["best"])]["mse"] for line in mine)
+        rows.append(
+            f"{recipe:<23}" + "".join(f"{c:>15}" for c in cells) + f"   {spread}, {len(seeds)} seeds, valid {valid:.4f}"
+        )
     for name, averages in PAPERS.items():
         if series in averages and tuple(horizons) == HORIZONS:
-            rows.append(f"{name:<18}" + " " * 15 * len(horizons) + f"{_pair(*averages[series]):>15}   published")
+            rows.append(f"{name:<23}" + " " * 15 * len(horizons) + f"{_pair(*averages[series]):>15}   published")
     return "\n".join(rows)
 
 

@@ -32,7 +32,9 @@ def normalised(x: Float[Tensor, "*b t"]) -> tuple[Float[Tensor, "*b t"], Float[T
 
 class Forecaster(nn.Module):
     """`patch` steps are a token, and one begins each `stride` steps; `patch=1, stride=1` reads step by step. As in PatchTST the last step
-    is repeated `stride` times at the end, so that no step is left out. `dropout` falls on the tokens and on what the head reads."""
+    is repeated `stride` times at the end, so that no step is left out.
+    With `returning` a learned share of the window's mean is added back, one for each step of the future: a forecast may then return to 0,
+    the mean of the training part. `dropout` falls on the tokens and on what the head reads."""
 
     tokens: Any = None
     compute_dtype: torch.dtype | None = None
@@ -48,6 +50,7 @@ class Forecaster(nn.Module):
         stride: int = 8,
         mixers: tuple[Spec, ...] = ({"kind": "lmm"},),
         ffns: tuple[Spec, ...] = ({"kind": "mlp"},),
+        returning: bool = False,
         dropout: float = 0.0,
         norm_eps: float = 1e-5,
     ):
@@ -70,6 +73,7 @@ class Forecaster(nn.Module):
             "stride": stride,
             "mixers": complete_pattern(mixers, MIXERS, "model.mixers"),
             "ffns": complete_pattern(ffns, FFNS, "model.ffns"),
+            "returning": returning,
             "dropout": dropout,
             "norm_eps": norm_eps,
         }
@@ -82,6 +86,7 @@ class Forecaster(nn.Module):
         self.places.no_weight_decay = True  # type: ignore[attr-defined]
         self.dropout = nn.Dropout(dropout)
         self.head = Linear(self.patches * dim, horizon)
+        self.kept = nn.Parameter(torch.ones(horizon)) if returning else None
 
     def forward(self, past: Float[Tensor, "b t c"]) -> Float[Tensor, "b h c"]:
         """The forecast, in the units of the past and in its dtype. Raises ValueError for a window of another length than `look_back`."""
@@ -90,7 +95,8 @@ class Forecaster(nn.Module):
         x = self.embed(x if self.compute_dtype is None else x.to(self.compute_dtype))
         x, _ = self.backbone(self.dropout(x + self.places.to(x.dtype)))
         y = self.head(self.dropout(x.flatten(1))).to(past.dtype)
-        return (y.unflatten(0, mean.shape[:2]) * deviation + mean).mT
+        y = y.unflatten(0, mean.shape[:2]) * deviation
+        return (y + (mean if self.kept is None else mean * self.kept)).mT
 
     def cost(self, length: int) -> Cost:
         """Cost formulas of one channel's window of `length` patches, for each of them: the head reads a patch once."""
@@ -106,7 +112,9 @@ class Forecaster(nn.Module):
 
 
 class DLinear(nn.Module):
-    """A linear layer from the trend, a moving average over `window` steps, to the forecast, and one from what is left."""
+    """A linear layer from the trend, a moving average over `window` steps, to the forecast, and one from what is left.
+
+    Both begin as the mean of what they read, as in the authors' program."""
 
     tokens: Any = None
     compute_dtype: torch.dtype | None = None
@@ -120,6 +128,8 @@ class DLinear(nn.Module):
         self.config: Spec = {"kind": "dlinear", "look_back": look_back, "horizon": horizon, "window": window}
         self.look_back, self.horizon, self.window = look_back, horizon, window
         self.trend, self.season = Linear(look_back, horizon), Linear(look_back, horizon)
+        for layer in (self.trend, self.season):
+            nn.init.constant_(layer.weight, 1 / look_back)
 
     def forward(self, past: Float[Tensor, "b t c"]) -> Float[Tensor, "b h c"]:
         """The forecast, in the dtype of the past. Raises ValueError for a window of another length than `look_back`."""

@@ -7,6 +7,8 @@ from typing import Any
 
 from postformer.config import OptimConfig, Run, Spec, TrainConfig
 
+MEMORY: Spec = {"kind": "lmm", "heads": 2, "chunk": 12}
+
 
 def _forecast(name: str, model: Spec, *, lr: float, steps: int, every: int) -> Run:
     return Run(
@@ -19,28 +21,34 @@ def _forecast(name: str, model: Spec, *, lr: float, steps: int, every: int) -> R
     )
 
 
-def _patches(name: str, **mixer: Any) -> Run:
+def _patches(name: str, mixer: Spec, **more: Any) -> Run:
     model = {
         "kind": "forecast",
-        "dim": 32,
+        "dim": 16,
         "depth": 1,
         "mixers": (mixer,),
-        "ffns": ({"kind": "mlp", "hidden": 64},),
+        "ffns": ({"kind": "mlp", "hidden": 32},),
         "dropout": 0.3,
+        **more,
     }
-    return _forecast(name, model, lr=1e-3, steps=400, every=50)
+    return _forecast(name, model, lr=2e-3, steps=400, every=50)
 
 
 def forecast_lmm() -> Run:
     """Titans' neural memory over patches of each channel, as in Behrouz et al. 2024, table 3, in PatchTST's frame."""
-    return _patches("forecast-lmm", kind="lmm", heads=2, chunk=12)
+    return _patches("forecast-lmm", MEMORY)
+
+
+def forecast_lmm_returning() -> Run:
+    """The same, free to return from the window's mean to that of the training part."""
+    return _patches("forecast-lmm-returning", MEMORY, returning=True)
 
 
 def forecast_mamba2() -> Run:
     """The same with Mamba-2 in the memory's place."""
-    return _patches("forecast-mamba2", kind="mamba2", state=16, head_dim=16)
+    return _patches("forecast-mamba2", {"kind": "mamba2", "state": 16, "head_dim": 8})
 
 
 def forecast_dlinear() -> Run:
     """DLinear (Zeng et al. 2023): two linear layers, the peer."""
-    return _forecast("forecast-dlinear", {"kind": "dlinear"}, lr=5e-3, steps=2600, every=260)
+    return _forecast("forecast-dlinear", {"kind": "dlinear"}, lr=1e-3, steps=2600, every=260)

@@ -87,6 +87,14 @@ def test_a_forecaster_is_saved_and_opened(model, tmp_path):
     assert torch.equal(again(x), model(x))
 
 
+def test_a_forecast_may_return_to_the_mean_of_the_training_part():
+    model, x = forecaster(returning=True).double(), torch.randn(2, 24, 3, dtype=torch.float64) + 5
+    torch.testing.assert_close(model(x), forecaster().double()(x))  # at first it does not
+    with torch.no_grad():
+        model.kept.fill_(0.25)
+    torch.testing.assert_close(model(x), forecaster().double()(x) - 0.75 * x.mean(1, keepdim=True))
+
+
 def test_dropout_is_for_training():
     model, x = forecaster(dropout=0.5), torch.randn(2, 24, 3)
     assert torch.equal(model(x), model(x))
