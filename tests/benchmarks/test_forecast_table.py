@@ -34,15 +34,9 @@ def test_a_finished_run_is_not_trained_again(own, tmp_path, monkeypatch):
 
 
 def line(horizon: int, seed: int, mse: float) -> dict:
-    return {
-        "series": "ETTh1",
-        "recipe": "r",
-        "horizon": horizon,
-        "seed": seed,
-        "test": {"mse": mse, "mae": mse / 2},
-        "best": 5,
-        "valid": {"5": {"mse": mse}},
-    }
+    error = {"mse": mse, "mae": mse / 2}
+    about = {"series": "ETTh1", "recipe": "r", "horizon": horizon, "seed": seed}
+    return {**about, "test": error, "best": 5, "valid": {"5": error}}
 
 
 def test_the_table_averages_over_horizons_and_spreads_over_seeds():
@@ -57,7 +51,9 @@ def test_the_table_averages_over_horizons_and_spreads_over_seeds():
 
 def test_an_unknown_recipe(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["forecast.py", "--recipes", "parity", "--out", str(tmp_path)])
-    with pytest.raises(forecast.UserError, match=r"--recipes: unknown 'parity'; choose from forecast-lmm, forecast-mamba2"):
+    with pytest.raises(
+        forecast.UserError, match=r"--recipes: unknown 'parity'; choose from forecast-lmm, forecast-lmm-returning"
+    ):
         forecast.main()
 
 
