@@ -15,7 +15,7 @@ READINGS: dict[str, Any] = {"needles": Needles, "babilong": Babilong, "diary": D
 """Texts with a question at their end."""
 ASKED: dict[str, Any] = {**TASKS, **READINGS}
 """Kinds of `Run.data` whose batches have targets, which the objective `answers` takes."""
-DATA: dict[str, Any] = {"text": Text, "series": Series, **ASKED}
+DATA: dict[str, Any] = {"text": Text, **ASKED, "series": Series}
 """Kinds of `Run.data`."""
 
 __all__ = [
