@@ -140,6 +140,7 @@ def _evaluate_arguments(p: Parser) -> None:
         metavar="N",
         help="instead ask so many questions of the task that it learned, and keep the rates beside the model, for `ask`",
     )
+    what.add_argument("--series", metavar="PATH", help="a .csv or such as ETTh1: a forecaster's errors on its test part")
     p.add_argument("--window", type=positive, metavar="N", help="tokens a prediction may see (default: all of the document)")
     p.add_argument(
         "--length", type=_lengths, default=(), metavar="A,B", help="lengths of the texts in tokens (default: the task's)"
@@ -278,7 +279,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Callable[[Pa
     "generate": (commands.generate, "continue a text, as it comes", _generate_arguments),
     "evaluate": (
         commands_memory.evaluate,
-        "bits per byte of a model on text, or how often its answers are right",
+        "bits per byte of a model on text, how often its answers are right, or a forecaster's errors",
         _evaluate_arguments,
     ),
     "read": (commands_memory.read, "read texts into a memory, a file that goes on another day", _read_arguments),

@@ -87,6 +87,7 @@ def train(args: argparse.Namespace) -> int:
 
 def generate(args: argparse.Namespace) -> int:
     from postformer.models.generation import Memory, Sampling, Stream
+    from postformer.models.language import LanguageModel
     from postformer.train.session import open_model
 
     sampling = Sampling(
@@ -109,6 +110,8 @@ def generate(args: argparse.Namespace) -> int:
         raise UserError(f"--load-state {args.load_state}: {'is no file' if args.load_state.exists() else 'no such file'}")
     prompt = _prompt(args.prompt)
     model = open_model(args.checkpoint)
+    if not isinstance(model, LanguageModel):
+        raise UserError(f"{args.checkpoint}: is no language model; give a forecaster to evaluate --series")
     memory = Memory.load(args.load_state, model) if args.load_state else None
     if memory and args.seed is not None:
         memory.generator = None
@@ -143,6 +146,8 @@ def _prompt(prompt: str) -> bytes:
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    if args.series:
+        return _evaluate_series(args)
     import math
 
     from postformer.data.sources import Document, Source, why_bad
@@ -170,6 +175,24 @@ def evaluate(args: argparse.Namespace) -> int:
     if not math.isfinite(nats):
         raise UserError(f"{args.checkpoint}: the model's output is not finite: its weights are damaged")
     print(f"{nats / math.log(2) / size:.4f} bits per byte over {size:,} bytes ({bad} rows left out)")
+    return 0
+
+
+def _evaluate_series(args: argparse.Namespace) -> int:
+    from postformer.data import Series
+    from postformer.models import FORECASTERS
+    from postformer.objectives.errors import errors
+    from postformer.train.session import open_model
+
+    if args.window:
+        raise UserError("--window: belongs to --text; a forecaster's window is its look_back")
+    model = open_model(args.checkpoint)
+    if not isinstance(model, tuple(FORECASTERS.values())):
+        raise UserError(f"{args.checkpoint}: is no forecaster; give --text")
+    found = errors(model, Series(path=args.series, look_back=model.look_back, horizon=model.horizon))
+    print(
+        f"mse {found.mse:.4f}, mae {found.mae:.4f} over {found.windows:,} windows of the test part, {found.channels} channels"
+    )
     return 0
 
 
@@ -264,15 +287,17 @@ def _model(recipe: str, overrides: Sequence[str], vocab: int | None) -> tuple[st
     import torch
 
     from postformer.config import build
-    from postformer.data import ASKED, DATA
+    from postformer.data import DATA
     from postformer.models import MODELS
+    from postformer.train.session import sizes_of
 
-    if run.data.get("kind") in ASKED:
+    sizes = {"vocab": vocab or 4096}
+    if run.data.get("kind") != "text":
         if vocab:
-            raise UserError(f"--vocab: the task of {recipe} has its own vocabulary")
-        vocab = build(run.data, DATA, "data").vocab
+            raise UserError(f"--vocab: the data of {recipe} has its own sizes")
+        sizes = sizes_of(build(run.data, DATA, "data"))
     with torch.device("meta"):
-        return run.name, build({k: v for k, v in run.model.items() if k != "vocab"}, MODELS, "model", vocab=vocab or 4096)
+        return run.name, build({k: v for k, v in run.model.items() if k not in sizes}, MODELS, "model", **sizes)
 
 
 def cost(args: argparse.Namespace) -> int:

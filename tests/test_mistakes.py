@@ -25,6 +25,7 @@ from postformer import state as states
 from postformer.cli import main
 from postformer.config import plain
 from postformer.models import hub
+from postformer.models.forecast import DLinear
 from postformer.models.generation import Sampling, Stream
 from postformer.train.session import train_run
 
@@ -34,6 +35,7 @@ def world(tmp_path_factory) -> Path:
     """What a user has: a text, a corpus, a run, a model, a state of it, and a run's file."""
     w = tmp_path_factory.mktemp("world")
     small.corpus(w / "corpus")
+    (w / "own.csv").write_text("date,a\n" + "d,1.5\n" * 400)
     (w / "rows.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in small.text(100).splitlines()))
     run = small.run("corpus")
     (w / "run.json").write_text(json.dumps(plain(run)))
@@ -44,6 +46,7 @@ def world(tmp_path_factory) -> Path:
         train_run(run, Path("run"))
     model = small.model("attention")
     postformer.save(model, w / "model")
+    postformer.save(DLinear(96, 24), w / "forecaster")
     stream = Stream(model, "the day", Sampling(max_tokens=5))
     list(stream)
     stream.remember().save(w / "state", model)
@@ -150,6 +153,10 @@ def config(what: str, says: str, **more: Any) -> Mistake:
     return Mistake(f"train run.json {what} --out new", says, **more)
 
 
+def series(what: str, says: str, **more: Any) -> Mistake:
+    return Mistake(f"train forecast-dlinear data.path=own.csv {what} --out new", says, **more)
+
+
 MISTAKES: dict[str, dict[str, Mistake]] = {
     "command": {
         "none": Mistake("", "COMMAND"),
@@ -235,7 +242,24 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
             "objective.kind: 'answers' asks for the answers of a task, and data.kind is 'text'; choose from induction, selective_copying, "
             "mqar, parity, modular_arithmetic, needles, babilong, diary",
         ),
-        "vocabulary of a task": Mistake("cost parity --vocab 100", "--vocab: the task of parity has its own vocabulary"),
+        "series for a language model": config(
+            '\'data={kind="series",path="own.csv"}\'',
+            "model.kind: 'language' does not fit data.kind, which is 'series'; choose from forecast, dlinear",
+        ),
+        "text for a forecaster": series(
+            '\'data={kind="text",path="corpus"}\'',
+            "model.kind: 'dlinear' does not fit data.kind, which is 'text'; choose from language",
+        ),
+        "next token of a series": series(
+            "objective.kind=next_token",
+            "objective.kind: 'next_token' does not fit data.kind, which is 'series'; choose from forecast",
+        ),
+        "odd horizon of a model": series("model.horizon=7", "model.horizon: 7, but data.horizon is 96; leave it out"),
+        "wide patches": Mistake("train forecast-lmm model.patch=97", "model: stride=8, patch=97 and look_back=96: expected 1"),
+        "even window": series("model.window=4", "model: window=4 must be an odd number"),
+        "unknown loss": series("objective.loss=mape", "objective.loss: 'mape' is not a choice; choose from mse, mae"),
+        "vocabulary of a series": Mistake("cost forecast-lmm --vocab 9", "--vocab: the data of forecast-lmm has its own sizes"),
+        "vocabulary of a task": Mistake("cost parity --vocab 100", "--vocab: the data of parity has its own sizes"),
         "vocabulary of a trained model": Mistake("cost model --vocab 100", "--vocab: model has its own vocabulary"),
         "endless depth": Mistake("cost text-mamba model.depth=10000000", "depth=10000000 from 1 to 4096"),
         "sizes beyond memory": Mistake("cost text-mamba model.dim=1000000000", "sizes are too large for this machine"),
@@ -256,6 +280,18 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
             "corpus text.txt --vocab 12 --out new", "'12' is neither 'bytes' nor a whole number from 257 to 131072"
         ),
         "someone's folder": Mistake("corpus text.txt --out notes", "notes"),
+        "missing series": series("data.path=no.csv", "data.path: no.csv: no such file; give a CSV, or ETTh1 or ETTh2"),
+        "a word in a series": series("", "own.csv:3: column 'a' holds 'x'", spoil=write("own.csv", "date,a\nd,1\nd,x\n")),
+        "short series": series("data.horizon=300", "own.csv: train has 280 of 400 rows, too few for data.look_back=96"),
+        "unknown parts": series("data.parts=ETTx", "data.parts: 'ETTx' is not a choice; choose from auto, ETTh, ETTm, shares"),
+        "no horizon": series("data.horizon=0", "data: look_back=96 and horizon=0 must be at least 1"),
+        "missing series to score": Mistake("evaluate forecaster --series no.csv", "data.path: no.csv: no such file"),
+        "series for a language model": Mistake("evaluate model --series own.csv", "model: is no forecaster; give --text"),
+        "text for a forecaster": Mistake("evaluate forecaster --text text.txt", "forecaster: this model was saved without"),
+        "text and series": Mistake("evaluate model --text text.txt --series own.csv", "--series: not allowed with"),
+        "nothing to score": Mistake("evaluate model", "one of the arguments --text --series is required"),
+        "window of a series": Mistake("evaluate forecaster --series own.csv --window 9", "--window: belongs to --text"),
+        "text from a forecaster": Mistake("generate forecaster", "forecaster: is no language model"),
         "missing corpus": config("data.path=no", "no: no such folder"),
         "no corpus": config("data.path=notes", "notes: not a corpus: no manifest.json in it"),
         "short corpus": config("data.length=100000", "corpus: train has"),

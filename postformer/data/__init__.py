@@ -6,6 +6,7 @@ from postformer.data.corpus import Corpus, Manifest, Tokenized, open_corpus, rem
 from postformer.data.diary import Diaries, Diary
 from postformer.data.embedded import corpus_from, default_corpus
 from postformer.data.needles import Needles
+from postformer.data.series import Series
 from postformer.data.sources import DataError, Document, Source
 from postformer.data.tasks import TASKS
 from postformer.data.text import Text, TextBatches
@@ -14,7 +15,7 @@ READINGS: dict[str, Any] = {"needles": Needles, "babilong": Babilong, "diary": D
 """Texts with a question at their end."""
 ASKED: dict[str, Any] = {**TASKS, **READINGS}
 """Kinds of `Run.data` whose batches have targets, which the objective `answers` takes."""
-DATA: dict[str, Any] = {"text": Text, **ASKED}
+DATA: dict[str, Any] = {"text": Text, **ASKED, "series": Series}
 """Kinds of `Run.data`."""
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Document",
     "Manifest",
     "Needles",
+    "Series",
     "Source",
     "Text",
     "TextBatches",

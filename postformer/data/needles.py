@@ -70,16 +70,18 @@ class Needles(Reading):
         return self._prose.digest if self._prose else ""
 
     def asked(self, question: str) -> str:
-        kind, question = VALUES[self.needle], self.checked(question)
-        found = re.fullmatch(QUESTION.format(kind=kind, key="(.+)").replace("?", r"\?"), question)
-        if not found:
-            raise DataError(f"a question about a needle is worded '{QUESTION.format(kind=kind, key='KEY')}'")
+        question = self.checked(question)
+        for kind in self._kinds:
+            if found := re.fullmatch(QUESTION.format(kind=kind, key="(.+)").replace("?", r"\?"), question):
+                break
+        else:
+            raise DataError(f"a question about a needle is worded '{QUESTION.format(kind=self._kinds[0], key='KEY')}'")
         if self.wording == "ruler":
             return f"\n{question} The special magic {kind} for {found[1]} mentioned in the provided text is"
         return f"\nThe special magic {kind} for {found[1]} is:"
 
     def wordings(self) -> Iterator[str]:
-        yield QUESTION.format(kind=VALUES[self.needle], key="")
+        yield from (QUESTION.format(kind=kind, key="") for kind in self._kinds)
         yield from (f"{adjective}-{noun}" for adjective in ADJECTIVES for noun in NOUNS)
 
     def compose(self, rng: random.Random, length: int, split: str) -> Passage | None:
@@ -104,6 +106,11 @@ class Needles(Reading):
         straw = weave(self._haystack(rng, split, needle_kind), [(depth * room, needle)], room)
         pieces = chain([head], (piece for piece, _ in straw), [asked])
         return Passage(pieces, answer, question, value, {"needle": needle_kind, "key": key, "depth": depth})
+
+    @property
+    def _kinds(self) -> list[str]:
+        """What values are called."""
+        return list(dict.fromkeys(VALUES[n] for n in (MIXED if self.needle == "mixed" else (self.needle,))))
 
     @functools.cached_property
     def _prose(self) -> Prose | None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from postformer.objectives.answers import Answers
+from postformer.objectives.forecast import Forecast
 from postformer.objectives.next_token import NextToken
 
-OBJECTIVES: dict[str, Any] = {"next_token": NextToken, "answers": Answers}
+OBJECTIVES: dict[str, Any] = {"next_token": NextToken, "answers": Answers, "forecast": Forecast}

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from postformer.config import ConfigError, Run, build, complete, read
-from postformer.data import ASKED, DATA, READINGS
+from postformer.data import ASKED, DATA, READINGS, Series
 from postformer.data.reading import Reading
-from postformer.models import MODELS
+from postformer.models import FORECASTERS, MODELS
 from postformer.models.hub import ModelError, fetch, load_model, save_model
 from postformer.objectives import OBJECTIVES
 from postformer.objectives.rates import FILE as RATES
@@ -24,16 +24,35 @@ from postformer.train.optim import make_optimizer
 def check(run: Run) -> None:
     """Refuse a malformed run without memory and before anything is read or written. Raises ConfigError."""
     complete(run.data, DATA, "data")
+    _check_series(run)
     if run.objective["kind"] == "answers" and run.data["kind"] == "text":
         raise ConfigError(
             f"objective.kind: 'answers' asks for the answers of a task, and data.kind is 'text'; choose from {', '.join(ASKED)}"
         )
     with torch.device("meta"):
-        model = build({k: v for k, v in run.model.items() if k != "vocab"}, MODELS, "model", vocab=1)
+        sizes = build(run.data, DATA, "data").sizes if run.data["kind"] == "series" else {"vocab": 1}
+        model = build({k: v for k, v in run.model.items() if k not in sizes}, MODELS, "model", **sizes)
         objective = build(run.objective, OBJECTIVES, "objective", model=model)
     make_optimizer(dict(objective.named_parameters()), run.optim)
     loop.check_settings(run)
     loop.device(run.train.device)
+
+
+def _check_series(run: Run) -> None:
+    """A series, a forecaster and the objective `forecast` go together."""
+    series = run.data["kind"] == "series"
+    for part, table, forecasts in (("model", MODELS, FORECASTERS), ("objective", OBJECTIVES, ("forecast",))):
+        kind = getattr(run, part).get("kind")
+        if kind in table and (kind in forecasts) != series:
+            choices = ", ".join(k for k in table if (k in forecasts) == series)
+            raise ConfigError(
+                f"{part}.kind: '{kind}' does not fit data.kind, which is '{run.data['kind']}'; choose from {choices}"
+            )
+
+
+def sizes_of(data: Any) -> dict[str, int]:
+    """What a model is told of its data: the ids that there are, or the windows of a series."""
+    return data.sizes if isinstance(data, Series) else {"vocab": data.tokens.vocab}
 
 
 def prepare(run: Run) -> tuple[Run, nn.Module, Any]:
@@ -42,10 +61,13 @@ def prepare(run: Run) -> tuple[Run, nn.Module, Any]:
     Raises ConfigError or DataError.
     """
     data = build(run.data, DATA, "data")
-    if (given := run.model.get("vocab", data.tokens.vocab)) != data.tokens.vocab:
-        raise ConfigError(f"model.vocab: {given!r}, but the data has {data.tokens.vocab} ids; leave it out")
+    sizes = sizes_of(data)
+    for name, size in sizes.items():
+        if (given := run.model.get(name, size)) != size:
+            has = f"the data has {size} ids" if name == "vocab" else f"data.{name} is {size}"
+            raise ConfigError(f"model.{name}: {given!r}, but {has}; leave it out")
     torch.manual_seed(run.seed)
-    model = build({k: v for k, v in run.model.items() if k != "vocab"}, MODELS, "model", vocab=data.tokens.vocab)
+    model = build({k: v for k, v in run.model.items() if k not in sizes}, MODELS, "model", **sizes)
     model.tokens = data.tokens
     objective = build(run.objective, OBJECTIVES, "objective", model=model)
     return dataclasses.replace(run, model=model.config, data={**run.data, **data.identity}), objective, data

@@ -144,7 +144,18 @@ def operands(b=2, t=23, h=3, d=9, hidden=17, grad=True):
     real = torch.arange(t) < torch.tensor([t, t - 6])[:b, None]
     vectors = [draw(b, t, h, d) for _ in range(3)]
     keep, carry = (-m.detach() for m in (keep, carry))
-    return [*vectors, rate, keep.requires_grad_(grad), carry.requires_grad_(grad), None, *memories, begins, starts, real, [hidden, 2, 0, 1, 3, 2]]
+    return [
+        *vectors,
+        rate,
+        keep.requires_grad_(grad),
+        carry.requires_grad_(grad),
+        None,
+        *memories,
+        begins,
+        starts,
+        real,
+        [hidden, 2, 0, 1, 3, 2],
+    ]
 
 
 def everything(inputs):

@@ -1,27 +1,29 @@
 """Recipes: complete, of one size where they are compared, and trainable."""
 
 import dataclasses
+import math
 
 import pytest
 import small
 import torch
 
 from postformer.config import Run, build, parse, plain
-from postformer.data import DATA
+from postformer.data import ASKED, DATA, READINGS
 from postformer.models import MODELS
 from postformer.recipes import RECIPES
-from postformer.train.session import check, open_model, train_run
+from postformer.train.session import check, open_model, sizes_of, train_run
 
 VOCAB = 4096
 TEXT = [name for name in RECIPES if RECIPES[name]().data["kind"] == "text"]
-TASKS = [name for name in RECIPES if name not in TEXT]
+TASKS = [name for name in RECIPES if RECIPES[name]().data["kind"] in ASKED]
+SERIES = [name for name in RECIPES if RECIPES[name]().data["kind"] == "series"]
 
 
 def parameters(name: str) -> int:
     run = RECIPES[name]()
-    vocab = VOCAB if name in TEXT else build(run.data, DATA, "data").vocab
+    sizes = {"vocab": VOCAB} if name in TEXT else sizes_of(build(run.data, DATA, "data"))
     with torch.device("meta"):
-        return build(run.model, MODELS, "model", vocab=vocab).cost(1).parameters
+        return build(run.model, MODELS, "model", **sizes).cost(1).parameters
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +56,31 @@ def test_a_text_recipe_takes_a_step(name, corpus, tmp_path):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_recipe_goes_on_where_it_stopped(name, tmp_path):
-    """The weights after three steps are those after two and one more, and a saved task model opens without a tokenizer."""
+    """The weights after three steps are those after two and one more, and a saved task model opens without a tokenizer, unless it reads."""
     run = RECIPES[name]()
     train_run(shorter(run, steps=3), tmp_path / "whole")
     train_run(shorter(run, steps=2), tmp_path / "parts")
     summary = train_run(shorter(run, steps=3, eval_every=3, eval_batches=1), tmp_path / "parts")
     whole, parts = (open_model(tmp_path / part) for part in ("whole", "parts"))
-    assert whole.tokens is None
+    assert (whole.tokens is None) == (run.data["kind"] not in READINGS)
     assert 0 <= summary.valid["valid_accuracy"] <= 1
+    for (place, a), b in zip(whole.state_dict().items(), parts.state_dict().values(), strict=True):
+        assert torch.equal(a, b), place
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_a_forecast_goes_on_where_it_stopped(name, tmp_path):
+    """The weights after three steps are those after two and one more, dropout included."""
+    lines = (f"d,{math.sin(i / 4):.4f},{i % 24}" for i in range(1200))
+    (tmp_path / "own.csv").write_text("\n".join(["date,a,b", *lines]))
+    run = RECIPES[name]()
+    run = dataclasses.replace(run, data={**run.data, "path": str(tmp_path / "own.csv"), "horizon": 10})
+    train_run(shorter(run, steps=3), tmp_path / "whole")
+    train_run(shorter(run, steps=2), tmp_path / "parts")
+    summary = train_run(shorter(run, steps=3, eval_every=3, eval_batches=1), tmp_path / "parts")
+    whole, parts = (open_model(tmp_path / part) for part in ("whole", "parts"))
+    assert (whole.look_back, whole.horizon) == (96, 10)
+    assert {"valid_mse", "valid_mae"} <= summary.valid.keys()
     for (place, a), b in zip(whole.state_dict().items(), parts.state_dict().values(), strict=True):
         assert torch.equal(a, b), place
 

@@ -1,0 +1,27 @@
+"""Forecasts: the mean squared error of the steps that follow a window."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+
+class Forecast(nn.Module):
+    """Teaches a model from windows [b, t, c] to what follows them, such as `Forecaster`. `loss` is the error that is made small."""
+
+    def __init__(self, model: nn.Module, *, loss: Literal["mse", "mae"] = "mse"):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: dict[str, object]) -> dict[str, Tensor]:
+        """`batch["past"]` is Float [b, t, c] and `batch["future"]` Float [b, h, c].
+
+        Returns the loss, the mean squared and the mean absolute error, and the values read.
+        """
+        past, future = batch["past"], batch["future"]
+        assert isinstance(past, Tensor) and isinstance(future, Tensor)
+        error = self.model(past) - future
+        errors = {"mse": error.square().mean(), "mae": error.abs().mean()}
+        return {"loss": errors[self.loss], **errors, "tokens": error.new_tensor(past.numel()).long()}
+
+    def after_step(self, step: int) -> None:
+        """Nothing follows an optimizer step."""
