@@ -1,9 +1,10 @@
-"""Small language models of different mixers: what the report compares (text-mamba and text-attention, of one size), and
-starting points for one's own."""
+"""Small language models of different mixers: what the report compares (text-mamba and text-attention, of one size; text-memory and
+text-window, of another), and starting points for one's own."""
 
+import dataclasses
 from typing import Any
 
-from postformer.config import OptimConfig, Run, TrainConfig
+from postformer.config import OptimConfig, Run, Spec, TrainConfig
 
 DIM = 192
 
@@ -39,3 +40,21 @@ def text_hybrid() -> Run:
     """Three Mamba layers for each sliding-window attention layer: a state of fixed size."""
     window = {"kind": "attention", "heads": 6, "kv_heads": 2, "window": 128, "qk_norm": True}
     return _text("text-hybrid", depth=4, mixers=({"kind": "mamba"},) * 3 + (window,), ffns=({"kind": "mlp", "hidden": 256},))
+
+
+def text_memory() -> Run:
+    """Titans' memory beside a narrow window (MAG): what lies further back is in weights that are written while reading."""
+    return _reading("text-memory", {"kind": "mag", "memory": {"kind": "lmm", "heads": 4}, "attention": _NARROW}, 256)
+
+
+def text_window() -> Run:
+    """The same without the memory, and as many parameters in wider layers: it knows the last tokens only."""
+    return _reading("text-window", _NARROW, 556)
+
+
+_NARROW: Spec = {"kind": "attention", "heads": 4, "window": 64}
+
+
+def _reading(name: str, mixer: Spec, hidden: int) -> Run:
+    run = _text(name, depth=2, mixers=(mixer,), ffns=({"kind": "mlp", "hidden": hidden},))
+    return dataclasses.replace(run, model={**run.model, "dim": 128}, data={**run.data, "length": 512})
