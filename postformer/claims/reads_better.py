@@ -55,15 +55,15 @@ def _rival(e: Evidence, t: Mapping[str, Real]) -> Finding:
     numbers["the rival's parameters differ by"] = Number(apart, "%", "counted")
     if apart > t["within"]:
         return Finding("inconclusive", f"the models' parameters differ by {apart:.1f}%", numbers)
-    because = f"against a window of attention alone the memory is worth {page.said(gain)} after {e['taken']} each"
+    because = f"against windows of attention alone the memory is worth {page.said(gain)} after {e['taken']} each"
     return _judged(gain, t["least"], because, numbers)
 
 
 RULE = Rule(
-    "A language model with Titans' memory beside a window of attention (MAG), and one with the window alone, learn from the first "
-    "part of a text, the same batches in as many steps. Both then read stretches of its later part from fresh states. A gain is bits "
-    "per byte without, less bits per byte with the memory written while it reads; its 95% interval is the bootstrap's over the "
-    "documents that are read, or Student's over the seeds where that is wider.",
+    "A language model with a layer of Titans' memory and one of attention in a window, and one with a second window for the memory, "
+    "learn from the first part of a text, the same batches in as many steps. Both then read stretches of its later part from fresh "
+    "states. A gain is bits per byte without, less bits per byte with the memory written while it reads; its 95% interval is the "
+    "bootstrap's over the documents that are read, or Student's over the seeds where that is wider.",
     (
         Criterion(
             "written against standing still",
@@ -74,7 +74,7 @@ RULE = Rule(
         ),
         Criterion(
             "written against none",
-            "The model with the window alone, which has as many parameters within {within:g}%: supported if the gain's interval lies above "
+            "The model with windows alone, which has as many parameters within {within:g}%: supported if the gain's interval lies above "
             "{least:g}; contradicted if it lies below; else inconclusive, also where the parameters differ by more.",
             _rival,
             {"least": 0, "within": 5},

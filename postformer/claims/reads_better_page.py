@@ -158,7 +158,7 @@ def limits(e: Evidence, about: Mapping[str, Any], run: Run, seeds: int) -> tuple
         f"{sum(e['units']['bytes']):,} bytes of the {read['documents']:,} after them: other text of the same hand, so that much of what "
         "there is to learn of the author is in the weights before.",
         "The model was trained to write: kept from it, it is in a case that it never met, so the gain over standing still overstates what "
-        "writing is worth. The model without a memory is the fairer rival.",
+        "writing is worth. The model without a memory is the fairer rival, but it lacks the memory's convolution over four tokens as well.",
         f"The models are small (width {run.model['dim']}) and took {e['taken']} of {run.train.batch * length:,} tokens: they still learn "
         "spelling and grammar. What a large model gains from names and events of years ago cannot be seen here.",
         f"Training reads {length} tokens from a fresh memory and never further, so that nothing teaches the memory to keep for long; "
@@ -179,7 +179,7 @@ def consequences(e: Evidence) -> tuple[str, ...]:
     size = e["costs"]["state_bytes"]
     kept = over["anew"].low is not None and over["anew"].low > 0
     return (
-        f"Writing while reading takes {slower:.1f}{TIMES} the time of a window of attention alone and a state of {size['memory']:,} "
+        f"Writing while reading takes {slower:.1f}{TIMES} the time of windows of attention alone and a state of {size['memory']:,} "
         f"instead of {size['window']:,} bytes, whatever the text's length; here it buys {said(over['window'])}.",
         f"What was written more than 512 tokens ago is worth {said(over['anew'])}"
         + (": carry the state on." if kept else ": for prediction alone, nothing here asks for carrying the state on."),

@@ -43,18 +43,18 @@ def text_hybrid() -> Run:
 
 
 def text_memory() -> Run:
-    """Titans' memory beside a narrow window (MAG): what lies further back is in weights that are written while reading."""
-    return _reading("text-memory", {"kind": "mag", "memory": {"kind": "lmm", "heads": 4}, "attention": _NARROW}, 256)
+    """Titans' memory, then a narrow window: what lies further back is in weights that are written while reading."""
+    return _reading("text-memory", ({"kind": "lmm", "heads": 4}, _NARROW), 384)
 
 
 def text_window() -> Run:
-    """The same without the memory, and as many parameters in wider layers: it knows the last tokens only."""
-    return _reading("text-window", _NARROW, 556)
+    """The same with a second window for the memory, and as many parameters in wider layers: it knows the last tokens only."""
+    return _reading("text-window", (_NARROW, _NARROW), 430)
 
 
 _NARROW: Spec = {"kind": "attention", "heads": 4, "window": 64}
 
 
-def _reading(name: str, mixer: Spec, hidden: int) -> Run:
-    run = _text(name, depth=2, mixers=(mixer,), ffns=({"kind": "mlp", "hidden": hidden},))
+def _reading(name: str, mixers: tuple[Spec, ...], hidden: int) -> Run:
+    run = _text(name, depth=2, mixers=mixers, ffns=({"kind": "mlp", "hidden": hidden},))
     return dataclasses.replace(run, model={**run.model, "dim": 128}, data={**run.data, "length": 512})
