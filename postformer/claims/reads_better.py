@@ -25,7 +25,7 @@ from postformer.config import Run
 
 LEARN = 0.6
 """Training's share of the budget."""
-PREPARE_S = 15.0
+PREPARE_S = 30.0
 """About what corpus, speed and timing take."""
 READ = 0.85
 """The share of what training leaves that is read in; the rest is for opening models and slower moments."""
