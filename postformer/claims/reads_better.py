@@ -23,10 +23,10 @@ from postformer.claims.ledger import (
 )
 from postformer.config import Run
 
-LEARN = 0.6
+LEARN = 0.75
 """Training's share of the budget."""
-PREPARE_S = 30.0
-"""About what corpus, speed and timing take."""
+PREPARE_S, SAMPLED = 20.0, 6
+"""About what corpus, speed and timing take, and the steps that are timed, all of one length."""
 READ = 0.85
 """The share of what training leaves that is read in; the rest is for opening models and slower moments."""
 LONGEST = 1 << 17
@@ -114,7 +114,7 @@ class ReadsBetter:
         text = streams.text_of(ctx)
         whole = _recipes(ctx)
         about = ctx.step("corpus", lambda: streams.make_corpus(ctx, text, whole["memory"].data["length"]))
-        runs = tasks.fitted(ctx, whole, LEARN * ctx.budget_s)
+        runs = tasks.fitted(ctx, whole, LEARN * ctx.budget_s, SAMPLED)
         for run in runs.values():
             tasks.learn(ctx, run)
         tokens = open_corpus(ctx.files / "corpus", verify=False).tokens

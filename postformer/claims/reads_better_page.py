@@ -155,7 +155,7 @@ def limits(e: Evidence, about: Mapping[str, Any], run: Run, seeds: int) -> tuple
     length = run.data["length"]
     return (
         f"The models learn from the first {learned['documents']:,} documents ({learned['bytes']:,} bytes), and read "
-        f"{sum(e['units']['bytes']):,} bytes of the {read['documents']:,} after them: other text of the same hand, so that much of what "
+        f"{sum(e['units']['bytes']):,.0f} bytes of the {read['documents']:,} after them: other text of the same hand, so that much of what "
         "there is to learn of the author is in the weights before.",
         "The model was trained to write: kept from it, it is in a case that it never met, so the gain over standing still overstates what "
         "writing is worth. The model without a memory is the fairer rival, but it lacks the memory's convolution over four tokens as well.",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from postformer.claims import load_claim, streams, tasks
+from postformer.claims import load_claim, streams
 from postformer.claims import reads_better as R
 from postformer.claims import reads_better_page as P
 from postformer.claims.ledger import Context, NotMeasurable
@@ -192,7 +192,7 @@ def test_the_claim_small(tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "CHUNK", 128)
     monkeypatch.setattr(streams, "VOCAB", 300)
     monkeypatch.setattr(R, "LONGEST", 600)
-    monkeypatch.setattr(tasks, "SAMPLED", 2)
+    monkeypatch.setattr(R, "SAMPLED", 2)
     rng = np.random.default_rng(0)
     words = ["".join(chr(97 + c) for c in rng.integers(0, 26, 5)) for _ in range(50)]
     rows = [json.dumps({"text": " ".join(words[i] for i in rng.integers(0, 50, 200))}) for _ in range(40)]
