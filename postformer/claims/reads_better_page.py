@@ -14,7 +14,7 @@ from postformer.config import Run
 NAMES = {
     "on": "memory written",
     "frozen": "memory standing still",
-    "anew": "memory begun anew every 512 tokens",
+    "anew": "memory begun anew every 1,024 tokens",
     "window": "without a memory",
 }
 UNIT = "bits/byte"
@@ -111,7 +111,7 @@ def cost(e: Evidence) -> Table:
         "What it costs",
         ("read with", "reading 1,000 bytes", "against without a memory", "state", "parameters"),
         tuple(rows),
-        note="Median time of one text alone, 512 tokens at once, timed in turns.",
+        note="Median time of one text alone, 1,024 tokens at once, timed in turns.",
     )
 
 
@@ -180,7 +180,7 @@ def consequences(e: Evidence) -> tuple[str, ...]:
     kept = over["anew"].low is not None and over["anew"].low > 0
     return (
         f"Writing while reading takes {slower:.1f}{TIMES} the time of windows of attention alone and a state of {size['memory']:,} "
-        f"instead of {size['window']:,} bytes, whatever the text's length; here it buys {said(over['window'])}.",
-        f"What was written more than 512 tokens ago is worth {said(over['anew'])}"
+        f"instead of {size['window']:,} bytes, whatever the text's length; here that is worth {said(over['window'])}.",
+        f"What was written more than 1,024 tokens ago is worth {said(over['anew'])}"
         + (": carry the state on." if kept else ": for prediction alone, nothing here asks for carrying the state on."),
     )

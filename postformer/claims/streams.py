@@ -34,9 +34,9 @@ ROWS = 4
 """Places in the rest from which it is read, evenly spread, each from a fresh state."""
 PART = 4096
 """Bytes after which a long document counts as another one, for the intervals."""
-LEAST = 2048
+LEAST = 4096
 """Tokens that a row must have."""
-CHUNK = 512
+CHUNK = 1024
 """Tokens read at once, and those after which a memory is begun anew where it is."""
 DEFAULT_BYTES = 8 << 20
 """About how much of Python's library stands for a text where there is none."""

@@ -57,4 +57,6 @@ _NARROW: Spec = {"kind": "attention", "heads": 4, "window": 64}
 
 def _reading(name: str, mixers: tuple[Spec, ...], hidden: int) -> Run:
     run = _text(name, depth=2, mixers=mixers, ffns=({"kind": "mlp", "hidden": hidden},))
-    return dataclasses.replace(run, model={**run.model, "dim": 128}, data={**run.data, "length": 512})
+    optim, train = dataclasses.replace(run.optim, lr=1e-2, matrix_lr=0.04), dataclasses.replace(run.train, batch=2)
+    model, data = {**run.model, "dim": 128}, {**run.data, "length": 1024}
+    return dataclasses.replace(run, model=model, data=data, optim=optim, train=train)

@@ -125,7 +125,7 @@ def test_a_long_document_is_cut_into_units(monkeypatch):
 
 
 def test_too_little_text_is_told():
-    with pytest.raises(NotMeasurable, match="at least 2,048 are needed"):
+    with pytest.raises(NotMeasurable, match="at least 4,096 are needed"):
         streams.streams(text(), Bytes(), 4096)
 
 
