@@ -12,6 +12,7 @@ SENTENCES = {
     "selective": "Selection lets a state space remember what matters at any distance: trained on 256 tokens, it answers after a million.",
     "state_tracking": "A state that rotates keeps count where a real, positive one cannot: Mamba-3 solves parity, and the same net "
     "without rotation stays at chance.",
+    "reads_better": "A model that writes to its weights while it reads predicts the rest of a long text better.",
 }
 """Each claim as the field says it, by its name: that of its file, which is not imported before it is run."""
 

@@ -24,22 +24,23 @@ SAMPLED = 24
 """Steps of a run that are timed before it: their sequences have many lengths."""
 
 
-def fitted(ctx: Context, runs: Mapping[str, Run], seconds: Real) -> dict[str, Run]:
+def fitted(ctx: Context, runs: Mapping[str, Run], seconds: Real, sampled: int = SAMPLED) -> dict[str, Run]:
     """The runs with the same share of their steps, all of them if the seconds allow it for every seed.
 
-    A task that grows with the steps grows faster then. What a step takes is the mean over SAMPLED of them, evenly from all of the run.
+    A task that grows with the steps grows faster then. What a step takes is the mean over `sampled` of them, evenly from all of the run.
     """
     share_s = seconds / len(ctx.seeds)
     step_s = ctx.step(
-        "speed of training: " + ", ".join(runs), lambda: {name: _step_s(run, ctx.threads) for name, run in runs.items()}
+        "speed of training: " + ", ".join(runs),
+        lambda: {name: _step_s(run, ctx.threads, sampled) for name, run in runs.items()},
     )
     share = min(1.0, share_s / sum(step_s[name] * run.train.steps for name, run in runs.items()))
     return {name: shortened(run, share, ctx.threads) for name, run in runs.items()}
 
 
-def _step_s(run: Run, threads: int) -> float:
+def _step_s(run: Run, threads: int, sampled: int) -> float:
     warm = [run.train.steps - 1] * 2
-    at = [i * run.train.steps // SAMPLED for i in range(SAMPLED)]
+    at = [i * run.train.steps // sampled for i in range(sampled)]
     with process.threads(threads), process.freed_memory_kept():
         return statistics.fmean(list(sequences.training_steps(run, warm + at))[len(warm) :])
 

@@ -11,6 +11,8 @@ b batch, t time, d model width, h heads, e head width, p persistent tokens; W of
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -109,6 +111,7 @@ class LMM(nn.Module):
         self.net, self.bias, self.rule, self.momentum, self.forgetting, self.chunk = self.learner
         self.dim, self.heads, self.width = dim, heads, e
         self.rate = rate or 0.5 / self.chunk
+        self.writes = True
         inner = heads * e
         self.sizes = [3 * inner, inner, *[heads] * len(self._gate_names())]
         self.inp = Linear(dim, sum(self.sizes[:2]), bias=False)
@@ -164,7 +167,7 @@ class LMM(nn.Module):
         real = packing.real(t)
         begins = (position + (0 if self.prefix is None else len(self.prefix))) % self.chunk == 0
         places = Places(begins if real is None else begins & real, packing.starts, real)
-        y, z, held, past = self._read(x, held, fresh, places, past, packing)
+        y, z, held, past = self._read(x, held, fresh, places, past, packing, self.writes)
         y = self._answer(y, z)
         return y, None if state is None else LMMState(past, *held, packing.last(position + 1, seen))
 
@@ -190,9 +193,19 @@ class LMM(nn.Module):
         q, z = project(x, self.inp.weight[:inner]), project(x, self.inp.weight[-inner:])
         q, past = causal_conv(q, self.conv_weight[:inner], None, held.conv, *packing, silu=True)
         q = F.normalize(q.to(held.weights[0].dtype).unflatten(-1, (self.heads, -1)), dim=-1)
-        W = [self.rule.weights(w) for w in held.weights]
-        y = self.net.read(q.transpose(1, 2), [lambda m, w=w: m @ w.mT for w in W])
-        return self._answer(y.transpose(1, 2), z), Recall(past, held.weights)
+        return self._answer(self._recalled(q, held.weights), z), Recall(past, held.weights)
+
+    def _recalled(self, q: Float[Tensor, "b t h e"], weights: tuple[Tensor, ...]) -> Float[Tensor, "b t h e"]:
+        W = [self.rule.weights(w) for w in weights]
+        return self.net.read(q.transpose(1, 2), [lambda m, w=w: m @ w.mT for w in W]).transpose(1, 2)
+
+    def _stand(self, q: Float[Tensor, "b t h e"], held: Memory, fresh: Memory, places: Places) -> tuple[Tensor, Memory]:
+        """The answers of weights that stand still, those of a document that begins here being the fresh ones, and the memory as it was."""
+        y = self._recalled(q, held.now)
+        if places.starts is None:
+            return y, held
+        begun = places.starts.cumsum(1) > 0
+        return torch.where(begun[..., None, None], self._recalled(q, fresh.now), y), _where(begun[:, -1], fresh, held)
 
     def _answer(self, y: Float[Tensor, "b t h e"], z: Float[Tensor, "b t c"]) -> Float[Tensor, "b t d"]:
         """out(RMSNorm(y) * SiLU(z)), the norm of each head by itself."""
@@ -200,15 +213,18 @@ class LMM(nn.Module):
         return self.out(rms_norm(y.flatten(2).to(z.dtype), gain, self.norm.eps, z, self.heads, after=True))
 
     def _read(
-        self, x: Tensor, held: Memory, fresh: Memory, places: Places, past: Tensor, packing: Packing
+        self, x: Tensor, held: Memory, fresh: Memory, places: Places, past: Tensor, packing: Packing, writes: bool = True
     ) -> tuple[Tensor, Tensor, Memory, Tensor]:
         """The memory's answers [b, t, h, e], the gate z, and the memory and the convolution's past after the tokens."""
         wide = torch.promote_types(x.dtype, torch.float32)
         mixed, z = self.inp(x).split(self.sizes[:2], -1)
         mixed, past = causal_conv(mixed, self.conv_weight, None, past, *packing, silu=True)
         q, k, v = mixed.to(wide).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q, k, gates = F.normalize(q, dim=-1), F.normalize(k, dim=-1), self._gates(x)
-        y, held = memory(self.net, self.bias, q, k, v, gates, held, fresh, places, self.rule)
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        if writes:
+            y, held = memory(self.net, self.bias, q, k, v, self._gates(x), held, fresh, places, self.rule)
+        else:
+            y, held = self._stand(q, held, fresh, places)
         return y, z, held, past
 
     def _gates(self, x: Tensor) -> Gates:
@@ -263,6 +279,21 @@ class LMM(nn.Module):
         weights = self.heads * sum(o * i for o, i in self.net.shapes)
         recent = self.heads * (self.rule.window - 1) * (2 * self.width + 1)
         return channels * (k - 1) * itemsize + ((2 + self.learner.surprise) * weights + recent) * max(itemsize, 4) + 8
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Meanwhile no LMM inside of the model writes while it reads: each answers with the weights that its state holds, or the learned ones
+    where nothing was read, and leaves them and their surprise as they are."""
+    memories = [m for m in model.modules() if isinstance(m, LMM)]
+    before = [m.writes for m in memories]
+    for m in memories:
+        m.writes = False
+    try:
+        yield
+    finally:
+        for m, writes in zip(memories, before, strict=True):
+            m.writes = writes
 
 
 def _where(rows: Tensor, a: Memory, b: Memory) -> Memory:

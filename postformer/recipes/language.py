@@ -1,9 +1,10 @@
-"""Small language models of different mixers: what the report compares (text-mamba and text-attention, of one size), and
-starting points for one's own."""
+"""Small language models of different mixers: what the report compares (text-mamba and text-attention, of one size; text-memory and
+text-window, of another), and starting points for one's own."""
 
+import dataclasses
 from typing import Any
 
-from postformer.config import OptimConfig, Run, TrainConfig
+from postformer.config import OptimConfig, Run, Spec, TrainConfig
 
 DIM = 192
 
@@ -39,3 +40,23 @@ def text_hybrid() -> Run:
     """Three Mamba layers for each sliding-window attention layer: a state of fixed size."""
     window = {"kind": "attention", "heads": 6, "kv_heads": 2, "window": 128, "qk_norm": True}
     return _text("text-hybrid", depth=4, mixers=({"kind": "mamba"},) * 3 + (window,), ffns=({"kind": "mlp", "hidden": 256},))
+
+
+def text_memory() -> Run:
+    """Titans' memory, then a narrow window: what lies further back is in weights that are written while reading."""
+    return _reading("text-memory", ({"kind": "lmm", "heads": 4}, _NARROW), 384)
+
+
+def text_window() -> Run:
+    """The same with a second window for the memory, and as many parameters in wider layers: it knows the last tokens only."""
+    return _reading("text-window", (_NARROW, _NARROW), 430)
+
+
+_NARROW: Spec = {"kind": "attention", "heads": 4, "window": 64}
+
+
+def _reading(name: str, mixers: tuple[Spec, ...], hidden: int) -> Run:
+    run = _text(name, depth=2, mixers=mixers, ffns=({"kind": "mlp", "hidden": hidden},))
+    optim, train = dataclasses.replace(run.optim, lr=1e-2, matrix_lr=0.04), dataclasses.replace(run.train, batch=2)
+    model, data = {**run.model, "dim": 128}, {**run.data, "length": 1024}
+    return dataclasses.replace(run, model=model, data=data, optim=optim, train=train)

@@ -86,9 +86,9 @@ def test_a_forecast_goes_on_where_it_stopped(name, tmp_path):
 
 
 def test_the_recipes_that_are_compared_have_one_size():
-    mamba, attention = parameters("text-mamba"), parameters("text-attention")
-    assert abs(mamba / attention - 1) < 0.03
-    assert all(1e6 < parameters(name) < 3e6 for name in TEXT)
+    for one, other in (("text-mamba", "text-attention"), ("text-memory", "text-window")):
+        assert abs(parameters(one) / parameters(other) - 1) < 0.03
+    assert all(9e5 < parameters(name) < 3e6 for name in TEXT)
 
 
 def test_parity_without_rotation_is_the_same_but_for_the_rotation():
