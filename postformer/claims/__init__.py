@@ -12,6 +12,7 @@ SENTENCES = {
     "selective": "Selection lets a state space remember what matters at any distance: trained on 256 tokens, it answers after a million.",
     "state_tracking": "A state that rotates keeps count where a real, positive one cannot: Mamba-3 solves parity, and the same net "
     "without rotation stays at chance.",
+    "neural_memory": "After ten years of diaries the name of the first year's dog still comes back from a neural memory, at constant cost.",
 }
 """Each claim as the field says it, by its name: that of its file, which is not imported before it is run."""
 

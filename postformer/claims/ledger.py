@@ -128,7 +128,9 @@ class Heat:
     def __post_init__(self) -> None:
         cells = [len(self.columns)] * len(self.rows), [len(self.beside)] * len(self.rows if self.beside else ())
         if ([len(row) for row in self.cells], [len(row) for row in self.costs]) != cells or not self.rows:
-            raise ValueError(f"heat map '{self.title}': every row needs {len(self.columns)} cells and {len(self.beside)} beside")
+            raise ValueError(
+                f"heat map '{self.title}': every row needs {len(self.columns)} cells and {len(self.beside)} beside"
+            )
 
 
 # ---------------------------------------------------------------- the rule of judgement

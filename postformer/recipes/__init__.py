@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from postformer.config import Run
 from postformer.recipes.language import text_attention, text_hybrid, text_mamba
-from postformer.recipes.memory import babilong, needles
+from postformer.recipes.memory import babilong, diaries, needles
 from postformer.recipes.tasks import induction, modular_arithmetic, parity, parity_real, selective_copying
 
 RECIPES: dict[str, Callable[[], Run]] = {
@@ -18,4 +18,5 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "modular-arithmetic": modular_arithmetic,
     "needles": needles,
     "babilong": babilong,
+    "diaries": diaries,
 }
