@@ -155,7 +155,7 @@ class NeuralMemory:
         whole = diaries()
         methods = (*METHODS, *(MORE if ctx.budget_s >= MORE_S else ()))
         folder = remembering.tokenizer(ctx)
-        given = remembering.runs(ctx, whole, methods, folder)
+        given = remembering.runs(whole, methods, folder)
         fitted = tasks.fitted(ctx, given, LEARN * ctx.budget_s)
         for run in fitted.values():
             tasks.learn(ctx, run)
@@ -216,7 +216,9 @@ class NeuralMemory:
 
         def asked(method: str, words: int) -> Any:
             diaries = max(1, min(QUESTIONS // STORED, 100_000 // words))
-            return remembering.recall(ctx, fitted, method, words=words, facts=STORED, diaries=diaries, span=(0.0, FIRST_YEAR))
+            return remembering.recall(
+                ctx, fitted, method, words=words, facts=STORED, diaries=diaries, span=(0.0, FIRST_YEAR), timed=True
+            )
 
         found: dict[str, list[dict[str, Any]]] = {m: [] for m in methods}
         for place, words in enumerate(distances()):

@@ -33,6 +33,8 @@ ANSWERS = "attention"
 VOCAB = 2048
 MADE_OF, WORDS, FACTS = 40, 3000, 100
 """Diaries that the tokenizer is made of, and the words and statements of each."""
+SHORTEST = 88
+"""Tokens of the shortest diaries and questions: little more than a fact and what is asked about it."""
 TRAINING = 1 << 20
 """Seeds of the diaries that the tokenizer is made of begin here; those that are asked lie below."""
 CHUNK = 1024
@@ -56,9 +58,9 @@ def _whole(seed: int) -> str:
     return "".join(f"\n\n{entry.text}" for entry in diary.entries()) + questions
 
 
-def runs(ctx: Context, run: Run, methods: Sequence[str], folder: Path) -> dict[str, Run]:
-    """The same run with each way of remembering."""
-    data = {**run.data, "tokenizer": str(folder)}
+def runs(run: Run, methods: Sequence[str], folder: Path) -> dict[str, Run]:
+    """The same run with each way of remembering, its first texts as short as the tokenizer allows."""
+    data = {**run.data, "tokenizer": str(folder), "shortest": SHORTEST, "start": SHORTEST}
     return {m: dataclasses.replace(remembering_by(run, m), data=data) for m in methods}
 
 
@@ -87,10 +89,11 @@ def recall(
     diaries: int = 1,
     kind: Kind = "single",
     span: tuple[float, float] = (0.0, 1.0),
+    timed: bool = False,
 ) -> dict[str, Any]:
     """How many questions at the end of new diaries every seed's model answers rightly, or with the outdated value, and what it cost.
 
-    `stream` is the cost of reading on at the last diary's begin and end, for a reader of a state.
+    With `timed`, `stream` is the cost of reading on at the last diary's begin and end, for a reader of a state.
     """
     each, total = [], Counter[str]()
     last: dict[str, Any] = {}
@@ -102,7 +105,7 @@ def recall(
                 kept = reader(ctx, fitted, method, seed)
                 early = _read(ctx, kept, diary, f"{method}: diary of {words:,} words")
                 own += _asked(kept, diary)
-                last = {"bytes": kept.nbytes, "stream": _stream(kept, early)}
+                last = {"bytes": kept.nbytes, "stream": _stream(kept, early) if timed else None}
                 total += Counter(tokens=kept.spent.written, questions=kept.spent.answered)
                 total["write_ns"] += int(1e9 * kept.spent.write_s)
                 total["answer_ns"] += int(1e9 * kept.spent.answer_s)

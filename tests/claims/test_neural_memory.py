@@ -1,5 +1,6 @@
 """The rule of `neural_memory` on made-up evidence, what its page computes from it, and the claim, small, from end to end."""
 
+import dataclasses
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -16,7 +17,9 @@ from postformer.claims.heat import draw_heat
 from postformer.claims.ledger import Context, Heat, Number
 from postformer.claims.report import run_report
 from postformer.data.diary import Diary
+from postformer.recipes import memory
 from postformer.recipes.memory import diaries
+from postformer.tokens.text import load_tokens
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "postformer/claims/report.schema.json").read_text())
 
@@ -139,9 +142,7 @@ def test_a_longer_diary_can_be_asked_for(monkeypatch):
 
 def test_a_diary_streams_in_chunks(tmp_path):
     ctx = Context(folder=tmp_path, settings="0" * 64, budget_s=1)
-    run = remembering.runs(ctx, diaries(), ("lmm",), remembering.tokenizer(ctx))["lmm"]
-    from postformer.tokens.text import load_tokens
-
+    run = remembering.runs(diaries(), ("lmm",), remembering.tokenizer(ctx))["lmm"]
     tokens = load_tokens(run.data["tokenizer"])
     diary = Diary(words=3000, facts=10, kinds=("single",))
     pieces = list(remembering.streamed(diary, tokens))
@@ -157,6 +158,9 @@ def test_the_claim_small(tmp_path, monkeypatch):
     monkeypatch.setattr(N, "FACTS", (2, 4))
     for name, value in {"FACTS_WORDS": 200, "CHANGE_WORDS": 200, "QUESTIONS": 8, "ROWS": 4, "TEN_YEARS": 600}.items():
         monkeypatch.setattr(N, name, value)
+    whole = diaries()
+    short = dataclasses.replace(whole, data={**whole.data, "length": 160, "fill": 320})
+    monkeypatch.setattr(memory, "diaries", lambda: short)
     out = tmp_path / "out"
     assert run_report([load_claim("neural_memory")], out, budget_s=20, threads=1).exit_code == 0
     report = json.loads((out / "report.json").read_text())
