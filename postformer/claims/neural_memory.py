@@ -48,8 +48,10 @@ ROWS = 64
 QUESTIONS = 24
 """About how many questions of a cell are asked after short diaries."""
 CHANGE_WORDS, CHANGE_FACTS = 500, 8
-LEARN = 0.5
+LEARN = 0.45
 """Training's share of the budget, the timing of its steps included."""
+STREAM_S = 60.0
+"""About what the neural memory's million words take."""
 Evidence = Mapping[str, Any]
 
 
@@ -139,12 +141,13 @@ class NeuralMemory:
     weight = 5
 
     def plan(self, budget_s: Real, seeds: int) -> Sequence[Step]:
-        """Training first; changes and numbers of facts cost little; distances are asked as far as the rest reaches."""
-        learn, short = LEARN * budget_s, 0.15 * budget_s
+        """Training first; the neural memory's million words have their fixed time; the others are asked as far as the rest reaches."""
+        learn, short, stream = LEARN * budget_s, 0.15 * budget_s, STREAM_S * seeds
         return (
             Step("learn short diaries, each method alike", learn),
             Step("updates, deletions, and numbers of facts", short),
-            Step("ask after up to a million words", budget_s - learn - short),
+            Step("ask the neural memory after up to a million words", stream),
+            Step("ask the other methods", max(0.0, budget_s - learn - short - stream)),
         )
 
     def run(self, ctx: Context) -> Result:
@@ -211,7 +214,7 @@ class NeuralMemory:
         return [ctx.step(f"{method}: {n} facts", lambda n=n: asked(n)) for n in FACTS]
 
     def _distances(self, ctx: Context, fitted: Any, methods: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-        """Of every method the shortest, then longer ones while they are expected to fit into what is left."""
+        """Of every method the shortest and of the neural memory all to ten years, others while they are expected to fit."""
         from postformer.claims import remembering
 
         def asked(method: str, words: int) -> Any:
@@ -223,7 +226,8 @@ class NeuralMemory:
         found: dict[str, list[dict[str, Any]]] = {m: [] for m in methods}
         for place, words in enumerate(distances()):
             for method in methods:
-                if len(found[method]) == place and (not place or _fits(ctx, found, method, words)):
+                always = not place or (method == NEURAL and words <= TEN_YEARS)
+                if len(found[method]) == place and (always or _fits(ctx, found, method, words)):
                     found[method].append(ctx.step(f"{method}: after {words:,} words", lambda m=method, n=words: asked(m, n)))
         return found
 

@@ -170,18 +170,26 @@ def changes(e: Evidence) -> Table:
     rows = []
     for method in e["methods"]:
         updated, deleted = e["changes"][method]["updated"], e["changes"][method]["deleted"]
-        rows.append((NAMES[method], right(updated), _outdated(updated), right(deleted), _outdated(deleted)))
+        told = [_count(cell, key) for cell, key in ((updated, "outdated"), (deleted, "outdated"), (updated, "unknown"))]
+        rows.append((NAMES[method], right(updated), told[0], right(deleted), *told[1:]))
     return Table(
         "Changes and deletions",
-        ("method", "updated: the later value", "updated: the outdated", "deleted: says unknown", "deleted: still tells"),
+        (
+            "method",
+            "updated: the later value",
+            "updated: the outdated",
+            "deleted: says unknown",
+            "deleted: still tells",
+            "unknown, of what stands",
+        ),
         tuple(rows),
-        note="A deletion is a sentence of the diary that asks for a fact to be struck out. `RetrievalReader.delete` removes passages "
-        "for good; of a state nothing can be removed but by reading the diary anew.",
+        note="Who says unknown of what stands as well has not understood the deletion, a sentence of the diary. Passages are removed for "
+        "good by `RetrievalReader.delete`; of a state nothing can be removed but by reading the diary anew.",
     )
 
 
-def _outdated(cell: Cell) -> Number:
-    return _per_cent([(cell["outdated"], cell["asked"])])
+def _count(cell: Cell, key: str) -> Number:
+    return _per_cent([(cell[key], cell["asked"])])
 
 
 def capacities(e: Evidence) -> Table:
@@ -219,8 +227,10 @@ def _situations(e: Evidence) -> Iterator[tuple[str, dict[str, Cell]]]:
         yield f"{words:,} words, {_first(e, 'distance')['facts']} facts", _at(distance, "words", words)
     for facts in sorted({c["facts"] for cells in e["facts"].values() for c in cells}):
         yield f"{facts:,} facts, {_first(e, 'facts')['words']:,} words", _at(e["facts"], "facts", facts)
-    for kind in ("updated", "deleted"):
-        yield f"a fact is {kind}", {m: cells[kind] for m, cells in e["changes"].items()}
+    updated = {m: cells["updated"] for m, cells in e["changes"].items()}
+    yield "a fact is updated", updated
+    knowing = [m for m, cell in updated.items() if cell["right"] >= cell["asked"] / 2]
+    yield "a fact is deleted, of those that take updates", {m: e["changes"][m]["deleted"] for m in knowing}
     longest = _at(distance, "words", max(c["words"] for cells in distance.values() for c in cells))
     for most in sorted({c["bytes"] for c in longest.values()}):
         within = {m: c for m, c in longest.items() if c["bytes"] <= most}
@@ -233,6 +243,8 @@ def _at(table: Mapping[str, Sequence[Cell]], key: str, value: int) -> dict[str, 
 
 def _choice(cells: Mapping[str, Cell]) -> tuple[Number | str, ...]:
     """The method that recalls most and the cheapest of those that cannot be told from it."""
+    if not cells:
+        return (EN_DASH,) * 5
     shares = {m: right(c) for m, c in cells.items()}
     best = max(cells, key=lambda m: (shares[m].value or 0.0, -cells[m]["bytes"]))
     if (shares[best].value or 0.0) < 50:

@@ -16,6 +16,7 @@ from postformer.claims.ledger import Context, Real
 from postformer.claims.stats import interleaved
 from postformer.config import Run
 from postformer.data.diary import Diary
+from postformer.data.facts import UNKNOWN
 from postformer.data.reading import asking, chunks
 from postformer.data.statements import Kind
 from postformer.models.language import LanguageModel
@@ -105,18 +106,19 @@ def recall(
                 kept = reader(ctx, fitted, method, seed)
                 early = _read(ctx, kept, diary, f"{method}: diary of {words:,} words")
                 own += _asked(kept, diary)
-                last = {"bytes": kept.nbytes, "stream": _stream(kept, early) if timed else None}
+                last = {"bytes": kept.nbytes, "stream": _stream(kept, early) if timed and number == diaries - 1 else None}
                 total += Counter(tokens=kept.spent.written, questions=kept.spent.answered)
                 total["write_ns"] += int(1e9 * kept.spent.write_s)
                 total["answer_ns"] += int(1e9 * kept.spent.answer_s)
             each.append([own["right"], own["asked"]])
-            total["outdated"] += own["outdated"]
+            total += Counter(outdated=own["outdated"], unknown=own["unknown"])
     return {
         "words": words,
         "facts": facts,
         "right": sum(right for right, _ in each),
         "asked": sum(asked for _, asked in each),
         "outdated": total["outdated"],
+        "unknown": total["unknown"],
         "each": each,
         "tokens": total["tokens"] // (diaries * len(ctx.seeds)),
         "write_s": total["write_ns"] / 1e9 / total["tokens"],
@@ -141,10 +143,11 @@ def _read(ctx: Context, kept: Reader, diary: Diary, saying: str) -> tuple[int, A
 def _asked(kept: Reader, diary: Diary) -> Counter[str]:
     questions = diary.questions()
     questions = questions[:: -(-len(questions) // ASKED)]
-    found = Counter(asked=len(questions), right=0, outdated=0)
+    found = Counter(asked=len(questions))
     for question in questions:
         said = kept.answer(question.text)
         found["right"] += said == question.answer
+        found["unknown"] += said == UNKNOWN
         found["outdated"] += bool(question.outdated) and said == question.outdated
     return found
 

@@ -32,7 +32,7 @@ def cell(
 
     sizes = [1000, 1000 if kept == 1000 else kept]
     stream = {"tokens": [1024, words], "bytes": sizes, "samples": [samples(1, 0), samples(last, 1)], "control": samples(1, 2)}
-    one = {"right": right, "asked": asked, "outdated": 1, "each": [[right, asked]]}
+    one = {"right": right, "asked": asked, "outdated": 1, "unknown": 2, "each": [[right, asked]]}
     costs = {"tokens": words, "bytes": kept, "write_s": s, "answer_s": 100 * s, "stream": stream}
     return {"words": words, "facts": facts, **one, **costs}
 
@@ -106,6 +106,11 @@ def test_the_table_to_decide_by_is_computed():
     assert lost["1,000,000 words, 8 facts"][1:] == ("BM25 + attention", page.right(cell(1, 24)), *["BM25 + attention"] * 3)
     assert lost["500 words, 8 facts"][3:] == ("neural memory", "BM25 + attention", "BM25 + attention")
     assert lost["1,000,000 words, at most 1,000 bytes kept"][1] == "–"  # noqa: RUF001
+    assert lost["a fact is deleted, of those that take updates"][1] == "–"  # noqa: RUF001
+    guess = evidence()
+    guess["changes"]["lmm"] = {"updated": cell(500, 0), "deleted": cell(500, 24)}  # it says unknown whatever it is asked
+    guess["changes"]["bm25"] = {"updated": cell(500, 20), "deleted": cell(500, 20)}
+    assert rows(guess)["a fact is deleted, of those that take updates"][1] == "BM25 + attention"
     held = rows(evidence())
     assert held["1,000,000 words, at most 1,000 bytes kept"][1] == "neural memory"
     assert held["1,000,000 words, 8 facts"][3] == "neural memory"
