@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,8 @@ def test_the_claim_small(tmp_path, monkeypatch):
     result = claim["result"]
     assert result["verdict"] == "inconclusive" and "not learned in" in result["findings"][0]["because"]
     assert [heat["rows"] for heat in result["heats"]] == [["neural memory", "attention, KV cache", "BM25 + attention"]] * 2
-    assert "Ten years of diaries" in (out / "index.html").read_text()
+    html = (out / "index.html").read_text()
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert "Ten years of diaries" in html and "claim-1-map-2-title" in ids and len(ids) == len(set(ids))
     run_report([load_claim("neural_memory")], out, budget_s=20, threads=1)
     assert json.loads((out / "report.json").read_text())["claims"][0]["steps"] == claim["steps"]
