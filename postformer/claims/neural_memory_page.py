@@ -294,7 +294,8 @@ def consequences(e: Evidence) -> tuple[str, ...]:
         verdict = _compared(right(text), right(state))
         said.append(
             f"After {words:,} words {verdict}: {text['right']:,} of {text['asked']:,} right with {text['bytes']:,} bytes of text and "
-            f"index, {state['right']:,} of {state['asked']:,} with {state['bytes']:,} bytes of state."
+            f"index, {state['right']:,} of {state['asked']:,} with {state['bytes']:,} bytes of state. "
+            f"The passages that BM25 found hold the answer to {text['held']:,}."
         )
     return (
         *said,

@@ -94,6 +94,7 @@ def recall(
 ) -> dict[str, Any]:
     """How many questions at the end of new diaries every seed's model answers rightly, or with the outdated value, and what it cost.
 
+    `held` counts the questions whose answer stands in the passages that were found.
     With `timed`, `stream` is the cost of reading on at the last diary's begin and end, for a reader of a state.
     """
     each, total = [], Counter[str]()
@@ -111,7 +112,7 @@ def recall(
                 total["write_ns"] += int(1e9 * kept.spent.write_s)
                 total["answer_ns"] += int(1e9 * kept.spent.answer_s)
             each.append([own["right"], own["asked"]])
-            total += Counter(outdated=own["outdated"], unknown=own["unknown"])
+            total += Counter(outdated=own["outdated"], unknown=own["unknown"], held=own["held"])
     return {
         "words": words,
         "facts": facts,
@@ -119,6 +120,7 @@ def recall(
         "asked": sum(asked for _, asked in each),
         "outdated": total["outdated"],
         "unknown": total["unknown"],
+        "held": total["held"],
         "each": each,
         "tokens": total["tokens"] // (diaries * len(ctx.seeds)),
         "write_s": total["write_ns"] / 1e9 / total["tokens"],
@@ -147,6 +149,8 @@ def _asked(kept: Reader, diary: Diary) -> Counter[str]:
     for question in questions:
         said = kept.answer(question.text)
         found["right"] += said == question.answer
+        if isinstance(kept, RetrievalReader):
+            found["held"] += any(question.answer in kept.passages.text(n) for n in kept.find(question.text))
         found["unknown"] += said == UNKNOWN
         found["outdated"] += bool(question.outdated) and said == question.outdated
     return found

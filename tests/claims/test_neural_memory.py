@@ -33,7 +33,7 @@ def cell(
 
     sizes = [1000, 1000 if kept == 1000 else kept]
     stream = {"tokens": [1024, words], "bytes": sizes, "samples": [samples(1, 0), samples(last, 1)], "control": samples(1, 2)}
-    one = {"right": right, "asked": asked, "outdated": 1, "unknown": 2, "each": [[right, asked]]}
+    one = {"right": right, "asked": asked, "outdated": 1, "unknown": 2, "held": right, "each": [[right, asked]]}
     costs = {"tokens": words, "bytes": kept, "write_s": s, "answer_s": 100 * s, "stream": stream}
     return {"words": words, "facts": facts, **one, **costs}
 
