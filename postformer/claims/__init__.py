@@ -13,6 +13,7 @@ SENTENCES = {
     "state_tracking": "A state that rotates keeps count where a real, positive one cannot: Mamba-3 solves parity, and the same net "
     "without rotation stays at chance.",
     "reads_better": "A model that writes to its weights while it reads predicts the rest of a long text better.",
+    "neural_memory": "After ten years of diaries the name of the first year's dog still comes back from a neural memory, at constant cost.",
 }
 """Each claim as the field says it, by its name: that of its file, which is not imported before it is run."""
 

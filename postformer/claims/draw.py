@@ -5,7 +5,7 @@ import math
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -71,21 +71,30 @@ STYLE: dict[Any, Any] = {
 
 def draw(chart: Chart, name: str) -> str:
     """An `<svg>` element whose ids begin with `name`, which must differ between the charts of a page."""
-    with warnings.catch_warnings(), matplotlib.rc_context():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font|constrained_layout not applied")
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), layout="constrained")
+
+    def paint(figure: Figure) -> None:
         figure.suptitle(chart.y_label, x=0.008, ha="left", color=PAINTS["muted"])
         axes = figure.add_subplot()
         _axes(axes, chart)
         for i, series in enumerate(chart.series):
             _curve(axes, series, i)
         _marks(axes, chart)
+
+    return picture(paint, (WIDTH, HEIGHT), name, chart.title, describe(chart))
+
+
+def picture(paint: Callable[[Figure], None], size: tuple[Real, Real], name: str, title: str, description: str) -> str:
+    """What `paint` puts into a figure of so many points, as an `<svg>` element."""
+    with warnings.catch_warnings(), matplotlib.rc_context():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font|constrained_layout not applied")
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
+        paint(figure)
         raw = io.BytesIO()
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         FigureCanvasSVG(figure).print_svg(raw, metadata=metadata)
-    return _inline(raw.getvalue(), chart, name)
+    return _inline(raw.getvalue(), name, title, description)
 
 
 def _axes(axes: Axes, chart: Chart) -> None:
@@ -176,7 +185,7 @@ def _share(limits: tuple[float, float], at: Real, log: bool) -> float:
 # ---------------------------------------------------------------- SVG for a page
 
 
-def _inline(svg: bytes, chart: Chart, name: str) -> str:
+def _inline(svg: bytes, name: str, titled: str, description: str) -> str:
     """matplotlib's file as an element of a page: no namespaces, own ids, the style sheet's colours and fonts, a description."""
     root = ET.fromstring(svg)
     for parent in list(root.iter()):
@@ -190,7 +199,7 @@ def _inline(svg: bytes, chart: Chart, name: str) -> str:
         root.attrib.pop(key, None)
     root.attrib |= {"role": "img", "aria-labelledby": f"{name}-title {name}-desc", "class": "plot"}
     title, desc = ET.Element("title", id=f"{name}-title"), ET.Element("desc", id=f"{name}-desc")
-    title.text, desc.text = chart.title, describe(chart)
+    title.text, desc.text = titled, description
     root[:0] = [title, desc]
     return ET.tostring(root, encoding="unicode")
 

@@ -106,6 +106,33 @@ class Chart:
                 raise ValueError(f"chart '{self.title}': a logarithmic {axis} axis takes positive values only")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Heat:
+    """Numbers between `least` and `most` as the colours of a grid; a word stands where nothing was measured.
+
+    `beside` are further columns at the right, without colour, such as what each row costs.
+    """
+
+    title: str
+    x_label: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: tuple[tuple[Number | str, ...], ...]
+    beside: tuple[str, ...] = ()
+    costs: tuple[tuple[Number | str, ...], ...] = ()
+    """What stands under `beside`, row by row."""
+    least: Real = 0
+    most: Real = 100
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        cells = [len(self.columns)] * len(self.rows), [len(self.beside)] * len(self.rows if self.beside else ())
+        if ([len(row) for row in self.cells], [len(row) for row in self.costs]) != cells or not self.rows:
+            raise ValueError(
+                f"heat map '{self.title}': every row needs {len(self.columns)} cells and {len(self.beside)} beside"
+            )
+
+
 # ---------------------------------------------------------------- the rule of judgement
 
 
@@ -233,6 +260,7 @@ class Result:
     headline: Headline | None = None
     tables: tuple[Table, ...] = ()
     charts: tuple[Chart, ...] = ()
+    heats: tuple[Heat, ...] = ()
     limits: tuple[str, ...] = ()
     """Why this scale may mislead."""
     consequences: tuple[str, ...] = ()
@@ -278,6 +306,7 @@ def conclude(
     headline: Headline | None = None,
     tables: Sequence[Table] = (),
     charts: Sequence[Chart] = (),
+    heats: Sequence[Heat] = (),
     limits: Sequence[str] = (),
     consequences: Sequence[str] = (),
     data: Data | None = None,
@@ -296,6 +325,7 @@ def conclude(
         headline=headline,
         tables=tuple(tables),
         charts=tuple(charts),
+        heats=tuple(heats),
         limits=tuple(limits),
         consequences=tuple(consequences),
         data=data,

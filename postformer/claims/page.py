@@ -9,7 +9,8 @@ import jinja2
 from markupsafe import Markup
 
 from postformer.claims.draw import MARKERS, draw
-from postformer.claims.ledger import Chart, Number, Result, Series, Table
+from postformer.claims.heat import draw_heat
+from postformer.claims.ledger import Chart, Heat, Number, Result, Series, Table
 from postformer.claims.words import EN_DASH, amount, clean, interval, span, value
 from postformer.config import ConfigError, parse
 
@@ -59,7 +60,9 @@ def _environment() -> jinja2.Environment:
         "tags": TAGS,
         "is_number": lambda cell: isinstance(cell, Number),
         "picture": lambda chart, name: Markup(draw(chart, name)),
+        "map": lambda heat, name: Markup(draw_heat(heat, name)),
         "figures": _figures,
+        "grid": _grid,
         "shape": lambda i: MARKERS[i % len(MARKERS)],
         "colours": len(MARKERS),
     }
@@ -86,6 +89,13 @@ def _figures(chart: Chart) -> Table:
     xs = sorted({x for p in points for x in p})
     rows = tuple((amount(x, chart.x_unit), *(p.get(x, EN_DASH) for p in points)) for x in xs)
     return Table(chart.title, (chart.x_label, *(s.name for s in chart.series)), rows)
+
+
+def _grid(heat: Heat) -> Table:
+    """The heat map's numbers, and those beside them."""
+    costs = heat.costs or ((),) * len(heat.rows)
+    rows = tuple((name, *cells, *beside) for name, cells, beside in zip(heat.rows, heat.cells, costs, strict=True))
+    return Table(heat.title, (heat.x_label, *heat.columns, *heat.beside), rows)
 
 
 def _point(series: Series, j: int, unit: str) -> Number:

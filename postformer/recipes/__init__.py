@@ -5,7 +5,7 @@ from collections.abc import Callable
 from postformer.config import Run
 from postformer.recipes.forecast import forecast_dlinear, forecast_lmm, forecast_lmm_returning, forecast_mamba2
 from postformer.recipes.language import text_attention, text_hybrid, text_mamba, text_memory, text_window
-from postformer.recipes.memory import babilong, needles
+from postformer.recipes.memory import babilong, diaries, needles
 from postformer.recipes.tasks import induction, modular_arithmetic, parity, parity_real, selective_copying
 
 RECIPES: dict[str, Callable[[], Run]] = {
@@ -21,6 +21,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "modular-arithmetic": modular_arithmetic,
     "needles": needles,
     "babilong": babilong,
+    "diaries": diaries,
     "forecast-lmm": forecast_lmm,
     "forecast-lmm-returning": forecast_lmm_returning,
     "forecast-mamba2": forecast_mamba2,

@@ -1,6 +1,7 @@
-"""Small models that must remember while they read: one needle in a haystack, and bAbI's facts in books.
+"""Small models that must remember while they read: one needle in a haystack, bAbI's facts in books, and what a diary
+tells.
 
-`METHODS` are the ways of remembering that are compared (benchmarks/reading.py), each in a model of the same
+`METHODS` are the ways of remembering that are compared (benchmarks/reading.py, claims/neural_memory.py), each in a model of the same
 width and depth.
 """
 
@@ -69,6 +70,23 @@ def babilong() -> Run:
     """bAbI's first question, its facts lying in a book, learned on up to 1,024 tokens (Kuratov et al. 2024)."""
     data = {"kind": "babilong", "task": 1, "length": 1024, "shortest": 128, "start": 160, "grow": 1500, "fill": 4096}
     return _reading("babilong", data, steps=3000)
+
+
+def diaries() -> Run:
+    """A short diary with up to eight facts, some of them changed or struck out, and a question: learned on up to 1,024 tokens."""
+    data = {
+        "kind": "diary",
+        "kinds": ("single", "updated", "deleted"),
+        "facts": 8,
+        "fewest": 1,
+        "length": 1024,
+        "shortest": 256,
+        "start": 320,
+        "grow": 9000,
+        "power": 2.0,
+        "fill": 2048,
+    }
+    return _reading("diaries", data, steps=12000, lr=3e-3, dim=64, depth=2, ffns=({"kind": "mlp", "hidden": 192},))
 
 
 def remembering_by(run: Run, method: str) -> Run:

@@ -1,0 +1,250 @@
+"""Claim: what the first year of a diary told still comes back from a neural memory after ten years, a million words, at constant cost.
+
+Small models that remember in different ways learn the same short diaries for as many steps, and are asked after longer ones and after
+more facts; BM25 that finds passages for the attention model is the rival that keeps the text.
+"""
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from postformer.claims import SENTENCES
+from postformer.claims import neural_memory_page as page
+from postformer.claims.ledger import (
+    Context,
+    Criterion,
+    Finding,
+    Headline,
+    Number,
+    Real,
+    Result,
+    Rule,
+    Source,
+    Step,
+    conclude,
+)
+from postformer.claims.stats import noise_floor, ratio_interval
+from postformer.claims.words import TIMES
+
+NEURAL = "lmm"
+METHODS = (NEURAL, "gated_delta", "mamba2", "window", "attention")
+MORE, MORE_S = ("mag", "mac", "mal"), 3600
+"""Further methods, from so large a budget on."""
+TEN_YEARS = 1_000_000
+DISTANCES = (500, 4_000, 32_000, 250_000, TEN_YEARS)
+"""Words of the diaries whose first tenth tells the facts."""
+FURTHER = "POSTFORMER_DIARY_WORDS"
+"""The environment's variable that adds a longer diary, such as 50000000."""
+FIRST_YEAR = 0.1
+"""Of a diary's ten years."""
+STORED = 8
+"""Facts of a diary, where its length is what varies: as many as in training at most."""
+FACTS = (2, 8, 32, 128, 256)
+FACTS_WORDS = 4_000
+"""Facts of a diary, where their number is what varies, and its words."""
+ROWS = 64
+"""Texts of the training length that are asked to see what was learned."""
+QUESTIONS = 24
+"""About how many questions of a cell are asked after short diaries."""
+CHANGE_WORDS, CHANGE_FACTS = 500, 8
+LEARN = 0.45
+"""Training's share of the budget, the timing of its steps included."""
+STREAM_S = 60.0
+"""About what the neural memory's million words take."""
+Evidence = Mapping[str, Any]
+
+
+def _recall(e: Evidence, t: Mapping[str, Real]) -> Finding:
+    learned, taken = e["learned"][NEURAL], e["taken"]
+    cells = e["distance"][NEURAL]
+    share = page.share_of(learned)
+    numbers = {f"right at the training length, {learned['length']:,} tokens": share}
+    numbers |= {f"first year's facts after {c['words']:,} words": page.right(c) for c in cells}
+    if learned["rows_right"] < learned["rows"] * t["learned"] / 100:
+        said = f"right on {learned['rows_right']:,} of {learned['rows']:,} texts of {learned['length']:,} tokens"
+        return Finding("inconclusive", f"not learned in {taken}: {said}", numbers)
+    last = cells[-1]
+    said = f"{last['right']:,} of {last['asked']:,} of the first year's facts come back after {last['words']:,} words"
+    if last["words"] < t["words"]:
+        return Finding("inconclusive", f"{said}; the budget ended there", numbers)
+    final = page.right(last)
+    if (final.value or 0.0) >= t["right"] and (final.low or 0.0) >= t["half"]:
+        return Finding("supported", said, numbers)
+    forgotten = final.high is not None and final.high < t["half"]
+    return Finding("contradicted" if forgotten else "inconclusive", f"{said} (learned in {taken})", numbers)
+
+
+def _constant(e: Evidence, t: Mapping[str, Real]) -> Finding:
+    last = e["distance"][NEURAL][-1]
+    stream = last["stream"]
+    first, end = stream["samples"]
+    ratio, floor = ratio_interval(end, first), noise_floor(first, stream["control"])
+    numbers = {
+        "state at the beginning": Number(stream["bytes"][0], "B", "counted"),
+        "state at the end": Number(stream["bytes"][1], "B", "counted"),
+        "reading a token at the end and at the beginning": ratio.number(TIMES),
+        "noise floor (A/A)": floor.number(),
+    }
+    said = (
+        f"after {stream['tokens'][1]:,} tokens a token takes {ratio.value:.2f} times as long as after {stream['tokens'][0]:,}"
+    )
+    if stream["bytes"][0] != stream["bytes"][1]:
+        return Finding("contradicted", "the state has another size at the end than at the beginning", numbers)
+    most = 1 + t["most"] / 100
+    if (ratio.low or 0.0) > most:
+        return Finding("contradicted", said, numbers)
+    if last["words"] < t["words"]:
+        return Finding("inconclusive", f"{said}; the budget ended at {last['words']:,} words", numbers)
+    flat = ratio.high is not None and ratio.high <= most
+    return Finding("supported" if flat else "inconclusive", f"{said}, and the state keeps its size", numbers)
+
+
+RULE = Rule(
+    "Small models learn to answer questions after diaries of up to 1,024 tokens, each with another way of remembering, and are asked "
+    "after diaries of up to ten years, a million words, whose first year told the facts.",
+    (
+        Criterion(
+            "the first year after ten years",
+            "Supported if after {words:,.0f} words the neural memory answers at least {right:g}% of the questions about single facts "
+            "of the first year, with a 95% interval that lies above {half:g}%; contradicted if it answers at least {learned:g}% of "
+            "texts of the training length but the interval after {words:,.0f} words lies below {half:g}%; else inconclusive, so also "
+            "where it was not learned or the budget ended before.",
+            _recall,
+            {"right": 90, "learned": 90, "half": 50, "words": TEN_YEARS},
+        ),
+        Criterion(
+            "constant cost",
+            "Supported if the neural memory's state has the same bytes after the first 1,024 tokens and after {words:,.0f} words, and "
+            "reading a token then takes at most {most:g}% longer by its whole 95% interval; contradicted if the bytes differ or the "
+            "interval lies above that; else inconclusive.",
+            _constant,
+            {"most": 10, "words": TEN_YEARS},
+        ),
+    ),
+)
+
+
+class NeuralMemory:
+    """See the module's docstring."""
+
+    id = "neural_memory"
+    title = "Ten years of diaries"
+    sentence = SENTENCES[id]
+    sources = (
+        Source(
+            "Behrouz et al. 2024, Titans: a memory that learns while it reads scales to contexts above 2M tokens",
+            "https://arxiv.org/abs/2501.00663",
+        ),
+    )
+    rule = RULE
+    weight = 5
+
+    def plan(self, budget_s: Real, seeds: int) -> Sequence[Step]:
+        """Training first; the neural memory's million words have their fixed time; the others are asked as far as the rest reaches."""
+        learn, short, stream = LEARN * budget_s, 0.15 * budget_s, STREAM_S * seeds
+        return (
+            Step("learn short diaries, each method alike", learn),
+            Step("updates, deletions, and numbers of facts", short),
+            Step("ask the neural memory after up to a million words", stream),
+            Step("ask the other methods", max(0.0, budget_s - learn - short - stream)),
+        )
+
+    def run(self, ctx: Context) -> Result:
+        """Measure."""
+        from postformer.claims import remembering, tasks
+        from postformer.recipes.memory import diaries
+
+        whole = diaries()
+        methods = (*METHODS, *(MORE if ctx.budget_s >= MORE_S else ()))
+        folder = remembering.tokenizer(ctx)
+        given = remembering.runs(whole, methods, folder)
+        fitted = tasks.fitted(ctx, given, LEARN * ctx.budget_s)
+        for run in fitted.values():
+            tasks.learn(ctx, run)
+        found = importlib.util.find_spec("bm25s") is not None
+        asked = (*methods, remembering.RAG) if found else methods
+        evidence = {
+            "neural": NEURAL,
+            "methods": asked,
+            "taken": f"{fitted[NEURAL].train.steps:,} of the recipe's {whole.train.steps:,} steps",
+            "learned": {m: self._learned(ctx, fitted[m], m) for m in methods},
+            "changes": {m: self._changes(ctx, fitted, m) for m in asked},
+            "facts": {m: self._facts(ctx, fitted, m) for m in asked},
+            "distance": self._distances(ctx, fitted, asked),
+        }
+        last = evidence["distance"][NEURAL][-1]
+        return conclude(
+            self,
+            evidence,
+            headline=Headline(
+                page.right(last, ctx.seeds),
+                f"of the first year's facts come back from the neural memory after {last['words']:,} words",
+            ),
+            tables=page.tables(evidence),
+            charts=page.charts(evidence),
+            heats=page.heats(evidence, ctx.seeds),
+            limits=page.limits(evidence, ctx),
+            consequences=page.consequences(evidence),
+        )
+
+    def _learned(self, ctx: Context, run: Any, method: str) -> dict[str, Any]:
+        from postformer.claims import tasks
+
+        words = {"kinds": ("single",), "fill": 0}
+        length = run.data["length"]
+        return ctx.step(f"{method}: {length:,} tokens", lambda: tasks.answers(ctx, run, length, ROWS, batch=16, **words))
+
+    def _changes(self, ctx: Context, fitted: Any, method: str) -> dict[str, Any]:
+        from postformer.claims import remembering
+
+        def asked(kind: Any) -> Any:
+            diaries = 2 * QUESTIONS // CHANGE_FACTS
+            return remembering.recall(ctx, fitted, method, words=CHANGE_WORDS, facts=CHANGE_FACTS, diaries=diaries, kind=kind)
+
+        return {kind: ctx.step(f"{method}: {kind}", lambda k=kind: asked(k)) for kind in ("updated", "deleted")}
+
+    def _facts(self, ctx: Context, fitted: Any, method: str) -> list[dict[str, Any]]:
+        from postformer.claims import remembering
+
+        def asked(facts: int) -> Any:
+            diaries = max(1, QUESTIONS // facts // 2)
+            return remembering.recall(ctx, fitted, method, words=FACTS_WORDS, facts=facts, diaries=diaries)
+
+        return [ctx.step(f"{method}: {n} facts", lambda n=n: asked(n)) for n in FACTS]
+
+    def _distances(self, ctx: Context, fitted: Any, methods: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+        """Of every method the shortest and of the neural memory all to ten years, others while they are expected to fit."""
+        from postformer.claims import remembering
+
+        def asked(method: str, words: int) -> Any:
+            diaries = max(1, min(QUESTIONS // STORED, 100_000 // words))
+            return remembering.recall(
+                ctx, fitted, method, words=words, facts=STORED, diaries=diaries, span=(0.0, FIRST_YEAR), timed=True
+            )
+
+        found: dict[str, list[dict[str, Any]]] = {m: [] for m in methods}
+        for place, words in enumerate(distances()):
+            for method in methods:
+                always = not place or (method == NEURAL and words <= TEN_YEARS)
+                if len(found[method]) == place and (always or _fits(ctx, found, method, words)):
+                    found[method].append(ctx.step(f"{method}: after {words:,} words", lambda m=method, n=words: asked(m, n)))
+        return found
+
+
+def _fits(ctx: Context, found: Mapping[str, Sequence[dict[str, Any]]], method: str, words: int) -> bool:
+    """Whether a diary of so many words is expected to fit into the budget, beside the neural memory's ten years if they are to come."""
+    from postformer.claims.remembering import expected_s
+
+    seeds, neural = len(ctx.seeds), found[NEURAL][-1]
+    kept = expected_s(NEURAL, neural, TEN_YEARS, seeds) if method != NEURAL and neural["words"] < TEN_YEARS else 0.0
+    return expected_s(method, found[method][-1], words, seeds) <= ctx.left_s - kept
+
+
+def distances() -> tuple[int, ...]:
+    """Words of the diaries, and those of FURTHER."""
+    further = int(os.environ.get(FURTHER, "0"))
+    return (*DISTANCES, further) if further > TEN_YEARS else DISTANCES
+
+
+CLAIM = NeuralMemory()

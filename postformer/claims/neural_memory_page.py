@@ -1,0 +1,311 @@
+"""What the page shows of `neural_memory`: heat maps, charts, the table to decide by, and words from the evidence."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from postformer.claims.ledger import Chart, Context, Heat, Number, Series, Table
+from postformer.claims.stats import share_over
+from postformer.claims.words import EN_DASH
+
+Evidence = Mapping[str, Any]
+Cell = Mapping[str, Any]
+NAMES = {
+    "lmm": "neural memory",
+    "mag": "MAG",
+    "mac": "MAC",
+    "mal": "MAL",
+    "gated_delta": "gated delta rule",
+    "mamba2": "Mamba-2",
+    "window": "sliding window",
+    "attention": "attention, KV cache",
+    "bm25": "BM25 + attention",
+}
+BESIDE = ("kept", "write 1K", "answer")
+NOT_ASKED = "no time"
+
+
+def share_of(score: Cell, seeds: Sequence[int] = ()) -> Number:
+    """The share of texts of the training length that were answered rightly."""
+    return _per_cent([(one["rows_right"], one["rows"]) for one in score["each"]], seeds)
+
+
+def right(cell: Cell, seeds: Sequence[int] = ()) -> Number:
+    """The share of a cell's questions that were answered rightly."""
+    return _per_cent([(a, b) for a, b in cell["each"]], seeds)
+
+
+def _per_cent(counts: Sequence[tuple[int, int]], seeds: Sequence[int] = ()) -> Number:
+    share = share_over(counts)
+    low, high = share.low or 0.0, 1.0 if share.high is None else share.high
+    return Number(100 * share.value, "%", "measured", 100 * low, 100 * high, share.n, tuple(seeds))
+
+
+def _costs(cell: Cell) -> tuple[Number, ...]:
+    return (
+        Number(cell["bytes"], "B", "counted"),
+        Number(1000 * cell["write_s"], "s", "measured"),
+        Number(cell["answer_s"], "s", "measured"),
+    )
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def heats(e: Evidence, seeds: Sequence[int]) -> tuple[Heat, ...]:
+    """Recall of each method against distance and against the number of facts."""
+    kept = "Kept bytes, writing a thousand tokens and answering a question are those of each method's {of}."
+    return (
+        _heat(
+            "Right answers about the first tenth of a diary, by its length",
+            e,
+            "distance",
+            "words",
+            "words of the diary",
+            "At 1M words the first tenth is the first of ten years. " + kept.format(of="longest diary"),
+            seeds,
+        ),
+        _heat(
+            "Right answers, by the number of facts told",
+            e,
+            "facts",
+            "facts",
+            "facts in a diary",
+            f"In diaries of {_first(e, 'facts')['words']:,} words. " + kept.format(of="most facts"),
+            seeds,
+        ),
+    )
+
+
+def _first(e: Evidence, table: str) -> Cell:
+    return e[table][e["neural"]][0]
+
+
+def _heat(title: str, e: Evidence, table: str, key: str, label: str, note: str, seeds: Sequence[int]) -> Heat:
+    columns = sorted({c[key] for cells in e[table].values() for c in cells})
+    rows, costs = [], []
+    for method in e["methods"]:
+        by = {c[key]: c for c in e[table][method]}
+        rows.append(tuple(right(by[n], seeds) if n in by else NOT_ASKED for n in columns))
+        costs.append(_costs(e[table][method][-1]))
+    names = tuple(NAMES[m] for m in e["methods"])
+    return Heat(
+        title=title,
+        x_label=label,
+        rows=names,
+        columns=tuple(f"{n:,}" for n in columns),
+        cells=tuple(rows),
+        beside=BESIDE,
+        costs=tuple(costs),
+        note=note,
+    )
+
+
+def charts(e: Evidence) -> tuple[Chart, ...]:
+    """Recall against the number of facts; and where there are any, facts at half the recall against bytes."""
+    curves = tuple(
+        Series(
+            NAMES[m],
+            tuple(float(c["facts"]) for c in cells),
+            tuple(float(right(c).value or 0.0) for c in cells),
+            "measured",
+        )
+        for m, cells in e["facts"].items()
+    )
+    shown = [
+        Chart(
+            title="Recall against the facts stored",
+            x_label="facts in a diary",
+            y_label="right",
+            y_unit="%",
+            series=curves,
+            log_x=True,
+        )
+    ]
+    known = {m: (cells[0], capacity(cells)) for m, cells in e["facts"].items()}
+    points = tuple(
+        Series(NAMES[m], (float(cell["bytes"]),), (number.value,), "measured")
+        for m, (cell, number) in known.items()
+        if number.value is not None
+    )
+    if points:
+        shown.append(
+            Chart(
+                title="Facts stored when recall has fallen to half, against the bytes kept",
+                x_label="bytes kept",
+                y_label="facts",
+                x_unit="B",
+                series=points,
+                log_x=True,
+                log_y=True,
+                note="Only methods that answer at least half of the questions about the fewest facts.",
+            )
+        )
+    return tuple(shown)
+
+
+def capacity(cells: Sequence[Cell]) -> Number:
+    """The facts at which recall falls to half of that at the fewest, between two numbers by the logarithm; no value where it was below
+    50% from the start. A method that stays above keeps at least the most that were asked."""
+    shares = [c["right"] / c["asked"] for c in cells]
+    if shares[0] < 0.5:
+        return Number(None, "", "measured", note="not learned")
+    half = shares[0] / 2
+    for (a, at), (b, bt) in zip(zip(cells, shares, strict=True), zip(cells[1:], shares[1:], strict=False), strict=False):
+        if bt <= half:
+            part = (at - half) / (at - bt)
+            return Number(math.exp(math.log(a["facts"]) + part * math.log(b["facts"] / a["facts"])), "", "measured")
+    return Number(cells[-1]["facts"], "", "measured", cells[-1]["facts"], None, note="at least")
+
+
+# ---------------------------------------------------------------- tables
+
+
+def tables(e: Evidence) -> tuple[Table, ...]:
+    return decisions(e), changes(e), capacities(e)
+
+
+def changes(e: Evidence) -> Table:
+    """How each method takes an update and a deletion."""
+    rows = []
+    for method in e["methods"]:
+        updated, deleted = e["changes"][method]["updated"], e["changes"][method]["deleted"]
+        told = [_count(cell, key) for cell, key in ((updated, "outdated"), (deleted, "outdated"), (updated, "unknown"))]
+        rows.append((NAMES[method], right(updated), told[0], right(deleted), *told[1:]))
+    return Table(
+        "Changes and deletions",
+        (
+            "method",
+            "updated: the later value",
+            "updated: the outdated",
+            "deleted: says unknown",
+            "deleted: still tells",
+            "unknown, of what stands",
+        ),
+        tuple(rows),
+        note="Who says unknown of what stands as well has not understood the deletion, a sentence of the diary. Passages are removed for "
+        "good by `RetrievalReader.delete`; of a state nothing can be removed but by reading the diary anew.",
+    )
+
+
+def _count(cell: Cell, key: str) -> Number:
+    return _per_cent([(cell[key], cell["asked"])])
+
+
+def capacities(e: Evidence) -> Table:
+    """Learned at the training length, and facts until recall is half."""
+    rows = []
+    for method in e["methods"]:
+        learned = share_of(e["learned"][method]) if method in e["learned"] else "as attention"
+        cells = e["facts"][method]
+        rows.append((NAMES[method], learned, Number(cells[0]["bytes"], "B", "counted"), capacity(cells)))
+    length = e["learned"][e["neural"]]["length"]
+    return Table(
+        "Capacity",
+        ("method", f"right at {length:,} tokens", "bytes kept", "facts until recall is half"),
+        tuple(rows),
+        note=f"All models after {e['taken']}. Bytes after a diary of {_first(e, 'facts')['words']:,} words.",
+    )
+
+
+def decisions(e: Evidence) -> Table:
+    """Which method to choose where, from the cells alone."""
+    rows = tuple((where, *_choice(cells)) for where, cells in _situations(e))
+    return Table(
+        "Which to choose",
+        ("where", "recalls most", "right", "fewest bytes", "writes fastest", "answers fastest"),
+        rows,
+        note="The last three name the cheapest method among those whose interval is not wholly below that of the one which recalls most. "
+        "A dash: no method answers half of the questions.",
+    )
+
+
+def _situations(e: Evidence) -> Iterator[tuple[str, dict[str, Cell]]]:
+    """Noise, facts, kinds and bytes that were measured, each with the cells of all methods there."""
+    distance = e["distance"]
+    for words in sorted({c["words"] for cells in distance.values() for c in cells}):
+        yield f"{words:,} words, {_first(e, 'distance')['facts']} facts", _at(distance, "words", words)
+    for facts in sorted({c["facts"] for cells in e["facts"].values() for c in cells}):
+        yield f"{facts:,} facts, {_first(e, 'facts')['words']:,} words", _at(e["facts"], "facts", facts)
+    updated = {m: cells["updated"] for m, cells in e["changes"].items()}
+    yield "a fact is updated", updated
+    knowing = [m for m, cell in updated.items() if cell["right"] >= cell["asked"] / 2]
+    yield "a fact is deleted, of those that take updates", {m: e["changes"][m]["deleted"] for m in knowing}
+    longest = _at(distance, "words", max(c["words"] for cells in distance.values() for c in cells))
+    for most in sorted({c["bytes"] for c in longest.values()}):
+        within = {m: c for m, c in longest.items() if c["bytes"] <= most}
+        yield f"{next(iter(longest.values()))['words']:,} words, at most {most:,} bytes kept", within
+
+
+def _at(table: Mapping[str, Sequence[Cell]], key: str, value: int) -> dict[str, Cell]:
+    return {m: c for m, cells in table.items() for c in cells if c[key] == value}
+
+
+def _choice(cells: Mapping[str, Cell]) -> tuple[Number | str, ...]:
+    """The method that recalls most and the cheapest of those that cannot be told from it."""
+    if not cells:
+        return (EN_DASH,) * 5
+    shares = {m: right(c) for m, c in cells.items()}
+    best = max(cells, key=lambda m: (shares[m].value or 0.0, -cells[m]["bytes"]))
+    if (shares[best].value or 0.0) < 50:
+        return (EN_DASH, shares[best], EN_DASH, EN_DASH, EN_DASH)
+    alike = [m for m in cells if (shares[m].high or 0.0) >= (shares[best].low or 0.0) and (shares[m].value or 0.0) >= 50]
+
+    def least(cost: Callable[[Cell], float]) -> str:
+        return NAMES[min(alike, key=lambda m: cost(cells[m]))]
+
+    return (
+        NAMES[best],
+        shares[best],
+        least(lambda c: c["bytes"]),
+        least(lambda c: c["write_s"]),
+        least(lambda c: c["answer_s"]),
+    )
+
+
+# ---------------------------------------------------------------- words
+
+
+def limits(e: Evidence, ctx: Context) -> tuple[str, ...]:
+    last = e["distance"][e["neural"]][-1]
+    few = f"{last['asked']:,} questions about {'one diary' if len(ctx.seeds) == 1 else 'the same diary'}"
+    skipped = (
+        [] if "bm25" in e["methods"] else ["BM25 was not asked: bm25s is not installed (pip install 'postformer[retrieval]')."]
+    )
+    return (
+        "Models of two layers of width 64 that learned one task; nothing is said of a large model or of another text than these diaries.",
+        f"The longest diary rests on {few}; {len(ctx.seeds)} seed{'s' * (len(ctx.seeds) > 1)}. All models took {e['taken']}: the same "
+        "number of steps is not the same time.",
+        "Small talk shares every word with the facts, which is harder than a real diary for BM25 and for a memory alike.",
+        *skipped,
+    )
+
+
+def consequences(e: Evidence) -> tuple[str, ...]:
+    """What the longest diary says of keeping the text against keeping a state."""
+    neural = e["distance"][e["neural"]][-1]
+    said = [
+        f"The neural memory keeps {neural['bytes']:,} bytes whatever it has read, and answered {neural['right']:,} of {neural['asked']:,} "
+        f"questions after {neural['words']:,} words."
+    ]
+    if "bm25" in e["methods"]:
+        words = min(neural["words"], e["distance"]["bm25"][-1]["words"])
+        text, state = (_at(e["distance"], "words", words)[m] for m in ("bm25", e["neural"]))
+        verdict = _compared(right(text), right(state))
+        said.append(
+            f"After {words:,} words {verdict}: {text['right']:,} of {text['asked']:,} right with {text['bytes']:,} bytes of text and "
+            f"index, {state['right']:,} of {state['asked']:,} with {state['bytes']:,} bytes of state. "
+            f"The passages that BM25 found hold the answer to {text['held']:,}."
+        )
+    return (
+        *said,
+        "The table says which method the measured cells speak for, at each length, number of facts and number of bytes.",
+    )
+
+
+def _compared(text: Number, state: Number) -> str:
+    if (text.low or 0.0) > (state.high or 0.0):
+        return "BM25 wins recall word for word"
+    if (state.low or 0.0) > (text.high or 0.0):
+        return "the neural memory recalls more than BM25"
+    return "BM25 and the neural memory cannot be told apart by recall"

@@ -1,0 +1,182 @@
+"""The rule of `neural_memory` on made-up evidence, what its page computes from it, and the claim, small, from end to end."""
+
+import dataclasses
+import json
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from postformer.claims import load_claim, remembering
+from postformer.claims import neural_memory as N
+from postformer.claims import neural_memory_page as page
+from postformer.claims.heat import draw_heat
+from postformer.claims.ledger import Context, Heat, Number
+from postformer.claims.report import run_report
+from postformer.data.diary import Diary
+from postformer.recipes import memory
+from postformer.recipes.memory import diaries
+from postformer.tokens.text import load_tokens
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "postformer/claims/report.schema.json").read_text())
+
+
+def cell(
+    words: int, right: int, asked: int = 24, *, facts: int = 8, kept: int = 1000, s: float = 1e-5, last: float = 1.0
+) -> Any:
+    def samples(value: float, seed: int) -> list[float]:
+        return (value * (1 + 0.01 * np.random.default_rng(seed).permutation(np.linspace(-1, 1, 41)))).tolist()
+
+    sizes = [1000, 1000 if kept == 1000 else kept]
+    stream = {"tokens": [1024, words], "bytes": sizes, "samples": [samples(1, 0), samples(last, 1)], "control": samples(1, 2)}
+    one = {"right": right, "asked": asked, "outdated": 1, "unknown": 2, "held": right, "each": [[right, asked]]}
+    costs = {"tokens": words, "bytes": kept, "write_s": s, "answer_s": 100 * s, "stream": stream}
+    return {"words": words, "facts": facts, **one, **costs}
+
+
+def evidence(learned: int = 64, after: tuple[int, ...] = (24, 24, 24), **options: Any) -> dict[str, Any]:
+    lengths = (500, 32_000, N.TEN_YEARS)
+    one = {"rows_right": learned, "rows": 64}
+    score = {"length": 1024, **one, "each": [one]}
+    neural = [cell(n, right, **(options if n == N.TEN_YEARS else {})) for n, right in zip(lengths, after, strict=False)]
+    text = [cell(n, 24, kept=10 * n, s=1e-6) for n in lengths]
+    facts = {
+        "lmm": [cell(4000, r, facts=n) for n, r in ((2, 24), (8, 18), (32, 6))],
+        "bm25": [cell(4000, 24, facts=8, kept=40_000)],
+    }
+    changed = {"updated": cell(500, 20), "deleted": cell(500, 3)}
+    return {
+        "neural": "lmm",
+        "methods": ["lmm", "bm25"],
+        "taken": "10 of 20 steps",
+        "learned": {"lmm": score},
+        "changes": {"lmm": changed, "bm25": changed},
+        "facts": facts,
+        "distance": {"lmm": neural, "bm25": text},
+    }
+
+
+def judge(name: str, found: Any) -> Any:
+    criterion = next(c for c in N.RULE.criteria if c.name == name)
+    return criterion.judge(found, criterion.thresholds)
+
+
+@pytest.mark.parametrize(
+    ("learned", "after", "verdict"),
+    [
+        (64, (24, 24, 24), "supported"),
+        (64, (24, 24, 22), "supported"),
+        (64, (24, 24, 20), "inconclusive"),
+        (64, (24, 20, 4), "contradicted"),
+        (64, (24, 20, 9), "inconclusive"),  # 37.5%, to 57%
+        (57, (24, 24, 24), "inconclusive"),  # 89% at the training length: not learned
+        (0, (0, 0, 0), "inconclusive"),
+        (64, (24, 24), "inconclusive"),  # the budget ended before ten years
+    ],
+)
+def test_recall(learned, after, verdict):
+    finding = judge("the first year after ten years", evidence(learned, after))
+    assert finding.verdict == verdict
+    if learned < 58:
+        assert "not learned in 10 of 20 steps" in finding.because
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        (evidence(), "supported"),
+        (evidence(last=1.2), "contradicted"),
+        (evidence(last=1.099), "inconclusive"),
+        (evidence(kept=1001), "contradicted"),
+        (evidence(after=(24, 24)), "inconclusive"),
+    ],
+)
+def test_constant_cost(found, verdict):
+    assert judge("constant cost", found).verdict == verdict
+
+
+def test_the_table_to_decide_by_is_computed():
+    def rows(found):
+        return {row[0]: row for row in page.decisions(found).rows}
+
+    lost = rows(evidence(after=(24, 20, 2)))
+    assert lost["1,000,000 words, 8 facts"][1:] == ("BM25 + attention", page.right(cell(1, 24)), *["BM25 + attention"] * 3)
+    assert lost["500 words, 8 facts"][3:] == ("neural memory", "BM25 + attention", "BM25 + attention")
+    assert lost["1,000,000 words, at most 1,000 bytes kept"][1] == "–"  # noqa: RUF001
+    assert lost["a fact is deleted, of those that take updates"][1] == "–"  # noqa: RUF001
+    guess = evidence()
+    guess["changes"]["lmm"] = {"updated": cell(500, 0), "deleted": cell(500, 24)}  # it says unknown whatever it is asked
+    guess["changes"]["bm25"] = {"updated": cell(500, 20), "deleted": cell(500, 20)}
+    assert rows(guess)["a fact is deleted, of those that take updates"][1] == "BM25 + attention"
+    held = rows(evidence())
+    assert held["1,000,000 words, at most 1,000 bytes kept"][1] == "neural memory"
+    assert held["1,000,000 words, 8 facts"][3] == "neural memory"
+    assert "BM25 wins" in page.consequences(evidence(after=(24, 20, 2)))[1]
+    assert "cannot be told apart" in page.consequences(evidence())[1]
+
+
+def test_capacity_lies_between_the_numbers_asked():
+    def of(*rights):
+        cells = [cell(1, r, facts=f) for f, r in zip((2, 8, 32), rights, strict=True)]
+        return page.capacity(cells)
+
+    assert of(24, 18, 6).value == pytest.approx(16)
+    assert of(11, 0, 0).value is None
+    assert (of(24, 20, 13).value, of(24, 20, 13).low, of(24, 20, 13).high) == (32, 32, None)
+
+
+def test_heat_maps_are_drawn():
+    for i, heat in enumerate(page.heats(evidence(after=(24, 20)), [0])):
+        svg = draw_heat(heat, f"map-{i}")
+        root = ET.fromstring(svg)
+        assert root.get("role") == "img" and svg == draw_heat(heat, f"map-{i}")
+        assert "var(--c1)" in svg and "#010101" not in svg
+        assert "neural memory" in svg and page.NOT_ASKED in svg
+    with pytest.raises(ValueError, match="every row needs 2 cells"):
+        Heat(title="t", x_label="x", rows=("a",), columns=("1", "2"), cells=((Number(1, "%", "measured"),),))
+
+
+def test_a_longer_diary_can_be_asked_for(monkeypatch):
+    assert N.distances() == N.DISTANCES
+    monkeypatch.setenv(N.FURTHER, "50000000")
+    assert N.distances() == (*N.DISTANCES, 50_000_000)
+
+
+def test_a_diary_streams_in_chunks(tmp_path):
+    ctx = Context(folder=tmp_path, settings="0" * 64, budget_s=1)
+    run = remembering.runs(diaries(), ("lmm",), remembering.tokenizer(ctx))["lmm"]
+    tokens = load_tokens(run.data["tokenizer"])
+    diary = Diary(words=3000, facts=10, kinds=("single",))
+    pieces = list(remembering.streamed(diary, tokens))
+    assert {len(p) for p in pieces[:-1]} == {remembering.CHUNK}
+    text = tokens.decode([int(i) for p in pieces for i in p])
+    assert text == "".join(f"\n\n{e.text}" for e in diary.entries())
+
+
+def test_the_claim_small(tmp_path, monkeypatch):
+    """From training to the page, with methods, words and facts cut down; the same command again measures nothing anew."""
+    monkeypatch.setattr(N, "METHODS", ("lmm", "attention"))
+    monkeypatch.setattr(N, "DISTANCES", (300, 600))
+    monkeypatch.setattr(N, "FACTS", (2, 4))
+    for name, value in {"FACTS_WORDS": 200, "CHANGE_WORDS": 200, "QUESTIONS": 8, "ROWS": 4, "TEN_YEARS": 600}.items():
+        monkeypatch.setattr(N, name, value)
+    whole = diaries()
+    short = dataclasses.replace(whole, data={**whole.data, "length": 160, "fill": 320})
+    monkeypatch.setattr(memory, "diaries", lambda: short)
+    out = tmp_path / "out"
+    assert run_report([load_claim("neural_memory")], out, budget_s=20, threads=1).exit_code == 0
+    report = json.loads((out / "report.json").read_text())
+    jsonschema.validate(report, SCHEMA)
+    (claim,) = report["claims"]
+    result = claim["result"]
+    assert result["verdict"] == "inconclusive" and "not learned in" in result["findings"][0]["because"]
+    assert [heat["rows"] for heat in result["heats"]] == [["neural memory", "attention, KV cache", "BM25 + attention"]] * 2
+    html = (out / "index.html").read_text()
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert "Ten years of diaries" in html and "claim-1-map-2-title" in ids and len(ids) == len(set(ids))
+    run_report([load_claim("neural_memory")], out, budget_s=20, threads=1)
+    assert json.loads((out / "report.json").read_text())["claims"][0]["steps"] == claim["steps"]
