@@ -145,7 +145,8 @@ def test_laws_1_and_3_in_fp32_where_kernels_serve(case, first, second, cuts):
     with torch.no_grad():
         starts = [m(rows[:, :7].float(), m.init_state(len(rows)))[1] for rows in x.split([first, second])]
         y, _ = run(m, x[:, 7:].float(), S.cat(starts), cuts)
-    torch.testing.assert_close(y.double(), truth[:, 7:], rtol=1e-4, atol=1e-5)
+    steep = 10 if case.startswith("lmm-") else 1  # layer norms of small numbers
+    torch.testing.assert_close(y.double(), truth[:, 7:], rtol=1e-4 * steep, atol=1e-5 * steep)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -169,7 +169,10 @@ class LMM(nn.Module):
         places = Places(begins if real is None else begins & real, packing.starts, real)
         y, z, held, past = self._read(x, held, fresh, places, past, packing, self.writes)
         y = self._answer(y, z)
-        return y, None if state is None else LMMState(past, *held, packing.last(position + 1, seen))
+        if state is None:
+            return y, None
+        own = Memory(*(tuple(w.clone(memory_format=torch.contiguous_format) for w in part) for part in held))
+        return y, LMMState(past, *own, packing.last(position + 1, seen))
 
     def init_recall(self, batch: int) -> Recall:
         """Zeros, for `recall`."""
