@@ -10,6 +10,7 @@ How it measures: docs/benchmarks.md.
 """
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -49,11 +50,11 @@ def ours(chunk: int) -> nn.Module:
 def theirs(chunk: int) -> nn.Module:
     """The peer's. Raises UserError where it is not installed."""
     try:
-        from titans_pytorch import MemoryMLP, NeuralMemory
+        peer = importlib.import_module("titans_pytorch")
     except ImportError as e:
         raise UserError("titans-pytorch is not installed: pip install titans-pytorch") from e
-    inner = MemoryMLP(DIM // HEADS, depth=2, expansion_factor=2.0)
-    return NeuralMemory(dim=DIM, chunk_size=chunk, batch_size=chunk, heads=HEADS, dim_head=DIM // HEADS, model=inner)
+    inner = peer.MemoryMLP(DIM // HEADS, depth=2, expansion_factor=2.0)
+    return peer.NeuralMemory(dim=DIM, chunk_size=chunk, batch_size=chunk, heads=HEADS, dim_head=DIM // HEADS, model=inner)
 
 
 LAYERS: dict[str, Callable[[int], nn.Module]] = {THEIRS: theirs, OURS: ours}
