@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from postformer.ops.conv import causal_conv
 from postformer.ops.family import Activation, BiasName, Network, Preset, Retention, Step, Write, learner
+from postformer.ops.fast_weights import maps
 from postformer.ops.layers import Linear, RMSNorm
 from postformer.ops.matvec import project
-from postformer.ops.memory import Gates, Memory, Places, memory
+from postformer.ops.memory import Gates, Memory, Places, begun, memory
 from postformer.ops.norm import rms_norm
 from postformer.ops.packing import WHOLE, Packing
 
@@ -163,7 +164,7 @@ class LMM(nn.Module):
         if unread or packing.starts is not None or self.rule.at_ends:
             fresh = self._fresh(x.dtype, b)
         if unread:
-            held = _where(seen == 0, fresh, held)
+            held = begun(seen == 0, fresh, held)
         real = packing.real(t)
         begins = (position + (0 if self.prefix is None else len(self.prefix))) % self.chunk == 0
         places = Places(begins if real is None else begins & real, packing.starts, real)
@@ -199,16 +200,15 @@ class LMM(nn.Module):
         return self._answer(self._recalled(q, held.weights), z), Recall(past, held.weights)
 
     def _recalled(self, q: Float[Tensor, "b t h e"], weights: tuple[Tensor, ...]) -> Float[Tensor, "b t h e"]:
-        W = [self.rule.weights(w) for w in weights]
-        return self.net.read(q.transpose(1, 2), [lambda m, w=w: m @ w.mT for w in W]).transpose(1, 2)
+        return self.net.read(q.transpose(1, 2), maps([self.rule.weights(w) for w in weights])).transpose(1, 2)
 
     def _stand(self, q: Float[Tensor, "b t h e"], held: Memory, fresh: Memory, places: Places) -> tuple[Tensor, Memory]:
         """The answers of weights that stand still, those of a document that begins here being the fresh ones, and the memory as it was."""
         y = self._recalled(q, held.now)
         if places.starts is None:
             return y, held
-        begun = places.starts.cumsum(1) > 0
-        return torch.where(begun[..., None, None], self._recalled(q, fresh.now), y), _where(begun[:, -1], fresh, held)
+        there = places.starts.cumsum(1) > 0
+        return torch.where(there[..., None, None], self._recalled(q, fresh.now), y), begun(there[:, -1], fresh, held)
 
     def _answer(self, y: Float[Tensor, "b t h e"], z: Float[Tensor, "b t c"]) -> Float[Tensor, "b t d"]:
         """out(RMSNorm(y) * SiLU(z)), the norm of each head by itself."""
@@ -257,14 +257,24 @@ class LMM(nn.Module):
         return Memory(*(tuple(w.expand(batch, *w.shape[1:]) for w in part) for part in at))
 
     def flops(self, length: int, past: int = 0) -> int:
-        """Floating-point operations of `length` new tokens, whatever came before (a multiply-add is two): projections, convolution, and of
-        the memory the update of each token (forward, backward and the outer products) and its read, as if token by token."""
+        """Floating-point operations of `length` new tokens after `past` others (a multiply-add is two): projections, convolution, and of
+        the memory the update of each token (forward, backward and the outer products, of all tokens of its window) and its read, as if
+        token by token; with Muon five Newton-Schulz steps of each matrix, for a token or for a chunk."""
         inner = self.heads * self.width
         projections = 2 * self.dim * (4 * inner + inner + self.gates.out_features)
         weights = self.heads * sum(o * i for o, i in self.net.shapes)
         first = self.heads * self.net.shapes[0][0] * self.net.shapes[0][1]
-        learned = (2 * weights + 2 * (weights - first) + 2 * weights) + 2 * weights
-        return length * (projections + 2 * self.conv_weight.numel() + learned + (2 + self.momentum * 2) * weights)
+        learned = self.rule.window * (2 * weights + 2 * (weights - first) + 2 * weights) + 2 * weights
+        each = projections + 2 * self.conv_weight.numel() + learned + (2 + self.momentum * 2) * weights
+        begun = 0 if self.prefix is None else len(self.prefix)
+        chunks = (begun + past + length - 1) // self.chunk - (begun + past - 1) // self.chunk
+        return length * each + (chunks if self.rule.at_ends else length) * self._polishing()
+
+    def _polishing(self) -> int:
+        """Operations of Newton-Schulz on S of each matrix: X X^T, its square, and their product with X, five times."""
+        if self.rule.polish is None:
+            return 0
+        return self.heads * sum(5 * (4 * min(o, i) * o * i + 2 * min(o, i) ** 3) for o, i in self.net.shapes)
 
     def recall_flops(self, length: int) -> int:
         """Floating-point operations of `recall` for `length` tokens."""
@@ -297,9 +307,3 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for m, writes in zip(memories, before, strict=True):
             m.writes = writes
-
-
-def _where(rows: Tensor, a: Memory, b: Memory) -> Memory:
-    """The memory a in the given rows, and b in the others."""
-    at = rows[:, None, None, None]
-    return Memory(*(tuple(torch.where(at, x, y) for x, y in zip(p, q, strict=True)) for p, q in zip(a, b, strict=True)))

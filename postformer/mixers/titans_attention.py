@@ -153,8 +153,30 @@ class MAC(nn.Module):
         return self.memory.state_bytes(length, itemsize) + self.memory.recall_bytes(itemsize) + slots
 
 
-class MAG(nn.Module):
-    """Memory as gate: `attention` and `memory`, any two mixers, read the same tokens side by side. `persistent` is set in both."""
+class _Joined(nn.Module):
+    """Two mixers, `memory` and `attention`, any that the tables name. `persistent` is set in both."""
+
+    def __init__(self, dim: int, memory: Spec, attention: Spec, persistent: int, norm_eps: float):
+        super().__init__()
+        self.memory = _part("memory", memory, MEMORY, dim, persistent)
+        self.attention = _part("attention", attention, WINDOWED, dim, persistent)
+        self.norm = RMSNorm(dim, norm_eps)
+
+    def init_state(self, batch: int) -> JoinedState:
+        """Fresh states of both parts."""
+        return JoinedState(self.memory.init_state(batch), self.attention.init_state(batch))
+
+    def flops(self, length: int, past: int = 0) -> int:
+        """Floating-point operations of `length` new tokens after `past` others."""
+        return self.memory.flops(length, past) + self.attention.flops(length, past)
+
+    def state_bytes(self, length: int, itemsize: int = 4) -> int:
+        """Bytes of one row's state after `length` tokens."""
+        return self.memory.state_bytes(length, itemsize) + self.attention.state_bytes(length, itemsize)
+
+
+class MAG(_Joined):
+    """Memory as gate: both parts read the same tokens side by side."""
 
     def __init__(
         self,
@@ -166,16 +188,9 @@ class MAG(nn.Module):
         gate: Literal["memory", "both", "product"] = "memory",
         norm_eps: float = 1e-5,
     ):
-        super().__init__()
-        self.gate = GATES[gate]
-        self.memory = _part("memory", memory, MEMORY, dim, persistent)
-        self.attention = _part("attention", attention, WINDOWED, dim, persistent)
-        self.norm, self.memory_norm = RMSNorm(dim, norm_eps), RMSNorm(dim, norm_eps)
+        super().__init__(dim, memory, attention, persistent, norm_eps)
+        self.gate, self.memory_norm = GATES[gate], RMSNorm(dim, norm_eps)
         self.out = Linear(dim, dim, bias=False)
-
-    def init_state(self, batch: int) -> JoinedState:
-        """Fresh states of both parts."""
-        return JoinedState(self.memory.init_state(batch), self.attention.init_state(batch))
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: JoinedState | None = None, packing: Packing = WHOLE
@@ -188,38 +203,21 @@ class MAG(nn.Module):
 
     def flops(self, length: int, past: int = 0) -> int:
         """Floating-point operations of `length` new tokens after `past` others: both parts and the projection."""
-        return self.memory.flops(length, past) + self.attention.flops(length, past) + 2 * length * self.out.weight.numel()
-
-    def state_bytes(self, length: int, itemsize: int = 4) -> int:
-        """Bytes of one row's state after `length` tokens."""
-        return self.memory.state_bytes(length, itemsize) + self.attention.state_bytes(length, itemsize)
+        return super().flops(length, past) + 2 * length * self.out.weight.numel()
 
 
-class MAL(nn.Module):
-    """Memory as layer: `attention` reads what `memory` answers, normed; they may be any two mixers. `persistent` is set in both."""
+class MAL(_Joined):
+    """Memory as layer: attention reads what the memory answers, normed."""
 
     def __init__(
-        self,
-        dim: int,
-        *,
-        memory: Spec = MEMORY,
-        attention: Spec = WINDOWED,
-        persistent: int = 0,
-        norm_eps: float = 1e-5,
+        self, dim: int, *, memory: Spec = MEMORY, attention: Spec = WINDOWED, persistent: int = 0, norm_eps: float = 1e-5
     ):
-        super().__init__()
-        self.memory = _part("memory", memory, MEMORY, dim, persistent)
-        self.attention = _part("attention", attention, WINDOWED, dim, persistent)
-        self.norm = RMSNorm(dim, norm_eps)
+        super().__init__(dim, memory, attention, persistent, norm_eps)
 
     @property
     def out(self) -> Any:
         """The layer's last matrix, if it has one."""
         return getattr(self.attention, "out", None)
-
-    def init_state(self, batch: int) -> JoinedState:
-        """Fresh states of both parts."""
-        return JoinedState(self.memory.init_state(batch), self.attention.init_state(batch))
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: JoinedState | None = None, packing: Packing = WHOLE
@@ -228,14 +226,6 @@ class MAL(nn.Module):
         m, memory = _read(self.memory, x, None if state is None else state.memory, packing)
         y, attention = _read(self.attention, self.norm(m), None if state is None else state.attention, packing)
         return y, None if state is None else JoinedState(memory, attention)
-
-    def flops(self, length: int, past: int = 0) -> int:
-        """Floating-point operations of `length` new tokens after `past` others: both parts."""
-        return self.memory.flops(length, past) + self.attention.flops(length, past)
-
-    def state_bytes(self, length: int, itemsize: int = 4) -> int:
-        """Bytes of one row's state after `length` tokens."""
-        return self.memory.state_bytes(length, itemsize) + self.attention.state_bytes(length, itemsize)
 
 
 def _part(name: str, spec: Spec, default: Spec, dim: int, persistent: int = 0) -> Any:

@@ -34,7 +34,7 @@ def kernels() -> Any:
             except (OSError, AttributeError, ImportError) as e:
                 reason = f"{path(level).name} is of another version of postformer or machine ({e}); install anew"
                 break
-    print(f"postformer: no CPU kernels, so Mamba runs slowly: {reason}", file=sys.stderr)
+    print(f"postformer: no CPU kernels, so Mamba and neural memories run slowly: {reason}", file=sys.stderr)
     return None
 
 

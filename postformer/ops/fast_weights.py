@@ -26,6 +26,11 @@ EPS = 1e-5
 """Of the layer norm."""
 
 
+def maps(W: Sequence[Tensor]) -> list[Map]:
+    """Of weights [*n, o, i] that the tokens share: z -> z W^T."""
+    return [lambda z, w=w: z @ w.mT for w in W]
+
+
 class Outer(NamedTuple):
     """Gradients of one matrix, one of each token, as outer products."""
 

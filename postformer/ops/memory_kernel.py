@@ -111,12 +111,8 @@ def _memory_cpu(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     kept.zero_()  # rows have different numbers of runs
     if tensors[-1] is not None:
         y.zero_()  # padding is not answered
-    _cpu.call("memory_forward", *_cpu.contiguous(*tensors), y, after, kept if grad else None, *_dims(tensors[0]), *sizes)
+    _cpu.call("memory_forward", *_cpu.contiguous(*tensors), y, after, kept if grad else None, *tensors[0].shape, *sizes)
     return y, after, kept
-
-
-def _dims(q: Tensor) -> tuple[int, ...]:
-    return tuple(q.shape)
 
 
 @torch.library.register_fake("postformer::memory", lib=_cpu.LIBRARY)
@@ -141,7 +137,7 @@ def _memory_backward_cpu(*inputs: Any) -> tuple[Tensor, ...]:
         return tuple(grads)
     given = [None if x is None else g for x, g in zip(tensors[:9], grads, strict=True)]
     arguments = _cpu.contiguous(*tensors, dy, dafter, kept)
-    _cpu.call("memory_backward", *arguments, *given, *_dims(q), *sizes)
+    _cpu.call("memory_backward", *arguments, *given, *q.shape, *sizes)
     return tuple(grads)
 
 

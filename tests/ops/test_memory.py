@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from postformer.ops import fast_weights, memory, rules
+from postformer.ops import fast_weights, memory, memory_chunks, rules
 from postformer.ops.fast_weights import BIASES, MLP, SwiGLU
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -25,7 +25,7 @@ def draw(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.double, generator=SOURCE)
 
 
-def weights(net: fast_weights.Net, scale: float = 0.7) -> memory.Weights:
+def weights(net: fast_weights.Net, scale: float = 0.7) -> memory_chunks.Weights:
     return tuple(scale * draw(B, H, *shape) for shape in net.shapes)
 
 
