@@ -9,8 +9,9 @@ from postformer.config import ConfigError, build
 from postformer.mixers import MIXERS, titans
 from postformer.ops.family import PRESETS
 from postformer.ops.memory import Memory
+from postformer.state import leaves, nbytes
 
-DIM, T, CHUNK = 6, 10, 4
+DIM, T = 6, 10
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
 
@@ -70,12 +71,12 @@ def weights(preset, A):
     return A
 
 
-def loop(preset, q, k, v, gates, W0):
+def loop(preset, q, k, v, gates, W0, size):
     """One head's text, [t, d] each; gates by name, [t]. Returns the answers and the weights after it."""
     net, A, S = NETS[preset], list(W0), [torch.zeros_like(w) for w in W0]
     start, out, chunk = weights(preset, A), [], []
     for t in range(len(q)):
-        if t % CHUNK == 0:
+        if t % size == 0:
             if preset == "lact" and chunk:
                 for i in chunk:
                     u = gradients(net, A, k[i], v[i], lambda y, v: -(y * v).sum())
@@ -121,12 +122,13 @@ def captured(mixer, x, monkeypatch):
     return seen["in"], seen["out"]
 
 
+@pytest.mark.parametrize("chunk", [1, 4, 64])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_is_its_papers_equations(preset, monkeypatch):
+def test_a_preset_is_its_papers_equations(preset, chunk, monkeypatch):
     torch.manual_seed(0)
     window = {"window": 3} if preset == "atlas" else {}
     mixer = build(
-        {"kind": "lmm", "preset": preset, "heads": 1, "expand": 2, "chunk": CHUNK, **window}, MIXERS, "", dim=DIM
+        {"kind": "lmm", "preset": preset, "heads": 1, "expand": 2, "chunk": chunk, **window}, MIXERS, "", dim=DIM
     ).double()
     with torch.no_grad():
         mixer.gates.weight.mul_(20)
@@ -138,7 +140,7 @@ def test_a_preset_is_its_papers_equations(preset, monkeypatch):
         del named["alpha"]
     one = {name: g[0, :, 0].detach() for name, g in named.items() if g is not None}
     W0 = [w.detach()[0].clone().requires_grad_() for w in mixer.initial]
-    wanted, A = loop(preset, *(m[0, :, 0].detach() for m in (q, k, v)), one, W0)
+    wanted, A = loop(preset, *(m[0, :, 0].detach() for m in (q, k, v)), one, W0, chunk)
     torch.testing.assert_close(y[0, :, 0], wanted, **EXACT)
     if preset != "lact":  # which writes at the next chunk's beginning
         for got, a in zip(after.now, A, strict=True):
@@ -170,3 +172,15 @@ def test_what_is_refused(words, says):
     with pytest.raises(ConfigError) as e:
         build({"kind": "lmm", **words}, MIXERS, "here", dim=8)
     assert says in str(e.value)
+
+
+def test_a_million_tokens_leave_a_state_as_large_as_a_thousand():
+    torch.manual_seed(0)
+    m = build({"kind": "lmm", "heads": 1, "chunk": 64}, MIXERS, "", dim=8)
+    sizes, state = [], m.init_state(1)
+    with torch.inference_mode():
+        for read in (1 << 10, *[1 << 16] * 16):
+            y, state = m(torch.randn(1, read, 8), state)
+            sizes.append((nbytes(state), sum(leaf.untyped_storage().nbytes() for _, leaf in leaves(state))))
+    assert int(state.seen) == (1 << 20) + (1 << 10)
+    assert bool(y.isfinite().all()) and len(set(sizes)) == 1
