@@ -113,9 +113,9 @@ class ReadsBetter:
         from postformer.claims import streams, tasks
         from postformer.data import open_corpus
 
-        text = streams.text_of(ctx)
+        text = streams.text_of(ctx.text)
         whole = _recipes(ctx)
-        about = ctx.step("corpus", lambda: streams.make_corpus(ctx, text, whole["memory"].data["length"]))
+        about = ctx.step("corpus", lambda: streams.make_corpus(ctx.files, text, whole["memory"].data["length"], ctx.progress))
         runs = tasks.fitted(ctx, whole, LEARN * ctx.budget_s, SAMPLED)
         for run in runs.values():
             tasks.learn(ctx, run)

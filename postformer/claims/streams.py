@@ -18,6 +18,7 @@ from postformer.claims.stats import interleaved
 from postformer.data import Document, Source, build_corpus, open_corpus
 from postformer.data.embedded import embedded_sources
 from postformer.data.prose import data_folder
+from postformer.data.scan import Progress
 from postformer.files import write_durably
 from postformer.mixers.titans import LMMState, frozen
 from postformer.models.language import LanguageModel
@@ -50,10 +51,10 @@ class Text(NamedTuple):
     read: list[bytes]
 
 
-def text_of(ctx: Context) -> Text:
-    """The user's text, or Pepys' diary in order of date, or Python's library. Raises DataError and NotMeasurable."""
-    if ctx.text is not None:
-        name, sources = str(ctx.text), [Source(ctx.text)]
+def text_of(path: Path | None) -> Text:
+    """The text there, or else Pepys' diary in order of date, or Python's library. Raises DataError and NotMeasurable."""
+    if path is not None:
+        name, sources = str(path), [Source(path)]
     elif diary := data_folder("pepys/pepys.jsonl"):
         name, sources = "Pepys' diary, 1660 to 1669, in order of date", [Source(diary)]
     else:
@@ -66,13 +67,13 @@ def text_of(ctx: Context) -> Text:
     return Text(name, documents[:learned], documents[learned:])
 
 
-def make_corpus(ctx: Context, text: Text, window: int) -> dict[str, Any]:
-    """Build the corpus of what is learned, and describe both parts."""
-    listed = ctx.files / "learned.jsonl"
+def make_corpus(folder: Path, text: Text, window: int, progress: Progress | None = None) -> dict[str, Any]:
+    """Build the corpus of what is learned in folder/corpus, and describe both parts. Raises NotMeasurable."""
+    listed = folder / "learned.jsonl"
     lines = (json.dumps({"text": d.decode("utf-8", "replace")}) + "\n" for d in text.learned)
     write_durably(listed, "".join(lines))
-    build_corpus([Source(listed)], ctx.files / "corpus", VOCAB, valid=0.0, progress=ctx.progress)
-    corpus = open_corpus(ctx.files / "corpus", verify=False)
+    build_corpus([Source(listed)], folder / "corpus", VOCAB, valid=0.0, progress=progress)
+    corpus = open_corpus(folder / "corpus", verify=False)
     count = corpus.count("train")
     if count.tokens <= window:
         raise NotMeasurable(f"{text.name}: {count.tokens:,} tokens to learn from are too few; more than {window:,} are needed")

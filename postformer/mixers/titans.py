@@ -56,7 +56,8 @@ class LMM(nn.Module):
     matrices, `expand` times as wide inside as a head, and with `residual` (default: where the depth is above 1) answers x + LN(y).
     `chunk` tokens share the weights at which their gradients are taken, and `window` tokens take part in each step. theta is 1 - eta
     times at most `rate` (default: 0.5 / chunk), which bounds the step instead where that is Muon's. Without `momentum` eta is 0, without
-    `forgetting` alpha is 0."""
+    `forgetting` alpha is 0. A token of which theta's share is at most `threshold` is not written: theta and alpha are 0, and above it
+    both grow from 0, so that what was read of no use neither changes nor wears out the memory."""
 
     def __init__(
         self,
@@ -81,6 +82,7 @@ class LMM(nn.Module):
         momentum: bool | None = None,
         forgetting: bool | None = None,
         rate: float | None = None,
+        threshold: float = 0.0,
         conv: int = 4,
         persistent: int = 0,
         norm_eps: float = 1e-5,
@@ -91,6 +93,8 @@ class LMM(nn.Module):
             raise ValueError(f"heads={heads}, head_dim={e}, conv={conv} must be at least 1 and persistent={persistent} 0")
         if rate is not None and rate <= 0:
             raise ValueError(f"rate={rate} must be above 0")
+        if not 0 <= threshold < 1:
+            raise ValueError(f"threshold={threshold} must be at least 0 and below 1")
         given = {
             "network": network,
             "depth": depth,
@@ -111,8 +115,9 @@ class LMM(nn.Module):
         self.learner = learner(e, preset, given)
         self.net, self.bias, self.rule, self.momentum, self.forgetting, self.chunk = self.learner
         self.dim, self.heads, self.width = dim, heads, e
-        self.rate = rate or 0.5 / self.chunk
+        self.rate, self.threshold = rate or 0.5 / self.chunk, threshold
         self.writes = True
+        self.observers: list[list[Tensor]] = []
         inner = heads * e
         self.sizes = [3 * inner, inner, *[heads] * len(self._gate_names())]
         self.inp = Linear(dim, sum(self.sizes[:2]), bias=False)
@@ -165,6 +170,8 @@ class LMM(nn.Module):
             fresh = self._fresh(x.dtype, b)
         if unread:
             held = begun(seen == 0, fresh, held)
+        for seen_by in self.observers:
+            seen_by.append(self._written(x))
         real = packing.real(t)
         begins = (position + (0 if self.prefix is None else len(self.prefix))) % self.chunk == 0
         places = Places(begins if real is None else begins & real, packing.starts, real)
@@ -235,13 +242,27 @@ class LMM(nn.Module):
         values = self.gates(x).to(wide).split(self.sizes[2:], -1)
         gate = dict(zip(self._gate_names(), values, strict=True))
         bound = 1.0 if self.learner.steps else self.rate
-        rate, carry = bound * gate["theta"].sigmoid(), None
+        share, carry = self._share(gate["theta"]), None
+        rate = bound * share
         if self.momentum:
             rate, carry = rate * torch.sigmoid(-gate["eta"]), F.logsigmoid(gate["eta"])
-        keep = F.logsigmoid(-gate["alpha"]) if self.forgetting else torch.zeros_like(rate)
+        keep = torch.zeros_like(rate)
+        if self.forgetting:
+            keep = F.logsigmoid(-gate["alpha"])
+            if self.threshold:
+                keep = torch.log1p(share * torch.expm1(keep.clamp(min=-15)))
         limit = F.softplus(gate["limit"]) if "limit" in gate else None
         step = self.rate * gate["step"].sigmoid() if "step" in gate else None
         return Gates(rate, keep, carry, limit, step, gate["share"].sigmoid() if "share" in gate else None)
+
+    def _share(self, theta: Tensor) -> Tensor:
+        """Of theta's bound: a sigmoid, and with a threshold what is above it, scaled to 0 to 1."""
+        share = theta.sigmoid()
+        return (share - self.threshold).relu() / (1 - self.threshold) if self.threshold else share
+
+    def _written(self, x: Tensor) -> Tensor:
+        """How much of each token is written, 0 to 1 [b, t, h]."""
+        return self._share(self.gates(x)[..., : self.heads].to(torch.promote_types(x.dtype, torch.float32)))
 
     def _fresh(self, dtype: torch.dtype, batch: int) -> Memory:
         """The memory before a document's first token: the learned one, after the persistent tokens."""
@@ -307,3 +328,17 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for m, writes in zip(memories, before, strict=True):
             m.writes = writes
+
+
+@contextmanager
+def observed(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Meanwhile a list grows by how much of each token every LMM inside of the model writes, 0 to 1 of theta's bound [b, t, h], one
+    tensor for each forward pass, with gradients where there are any."""
+    memories, found = [m for m in model.modules() if isinstance(m, LMM)], []
+    for m in memories:
+        m.observers.append(found)
+    try:
+        yield found
+    finally:
+        for m in memories:
+            m.observers.remove(found)

@@ -1,9 +1,12 @@
 """Answers at certain places: the mean cross-entropy where a target is given, and nothing elsewhere."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
 from postformer.data.tasks import IGNORED
+from postformer.mixers.titans import observed
 from postformer.ops.loss import cross_entropy
 
 
@@ -12,22 +15,30 @@ class Answers(nn.Module):
 
     `smoothing` is the share of each target that is spread over all ids (Szegedy et al. 2016, section 7). The best answer is then
     given with the same confidence near and far, which keeps a solved task teaching: what fades or drifts with length costs.
+
+    `write_cost` is what a neural memory pays, in nats, for writing every token in full: what it does not write cannot wear out what it
+    knows, and so it learns to leave noise alone. It counts by the share of answers that are right, so that nothing is saved before
+    something is learned.
     """
 
-    def __init__(self, model: nn.Module, *, smoothing: float = 0.0):
+    def __init__(self, model: nn.Module, *, smoothing: float = 0.0, write_cost: float = 0.0):
         super().__init__()
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing={smoothing} must be at least 0 and below 1")
-        self.model, self.smoothing = model, smoothing
+        if write_cost < 0:
+            raise ValueError(f"write_cost={write_cost} must be at least 0")
+        self.model, self.smoothing, self.write_cost = model, smoothing, write_cost
 
     def forward(self, batch: dict[str, object]) -> dict[str, Tensor]:
         """`batch["ids"]` and `batch["targets"]` are Int [b, t]; the target after a token that has none is IGNORED.
 
-        Returns the loss in nats an answer (fp32 or wider), the share of answers that are right, and the tokens read.
+        Returns the loss in nats an answer (fp32 or wider), the share of answers that are right, and the tokens read; with a `write_cost`
+        also how much of each token was written.
         """
         ids, targets = batch["ids"], batch["targets"]
         assert isinstance(ids, Tensor) and isinstance(targets, Tensor)
-        x, _ = self.model.hidden(ids)  # type: ignore[operator]
+        with observed(self.model) if self.write_cost else nullcontext([]) as writes:
+            x, _ = self.model.hidden(ids)  # type: ignore[operator]
         asked = targets != IGNORED
         logits: Tensor = self.model.logits(x[asked])  # type: ignore[operator]
         target = targets[asked]
@@ -36,7 +47,11 @@ class Answers(nn.Module):
             spread = -logits.to(nats.dtype).log_softmax(-1).mean(-1)
             nats = torch.lerp(nats, spread, self.smoothing)
         right = (logits.detach().argmax(-1) == target).float().mean()
-        return {"loss": nats.mean(), "accuracy": right, "tokens": torch.tensor(ids.numel())}
+        found = {"loss": nats.mean(), "accuracy": right, "tokens": torch.tensor(ids.numel())}
+        if writes:
+            written = torch.stack([share.mean() for share in writes]).mean()
+            found |= {"loss": found["loss"] + self.write_cost * right * written, "written": written.detach()}
+        return found
 
     def after_step(self, step: int) -> None:
         """Nothing follows an optimizer step."""

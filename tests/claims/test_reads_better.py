@@ -142,16 +142,15 @@ def test_too_little_text_is_told():
 
 def test_the_texts_order_is_kept(tmp_path, data_folder, monkeypatch):
     monkeypatch.setenv("POSTFORMER_DATA", str(data_folder))
-    ctx = Context(folder=tmp_path, settings="0" * 64, budget_s=10)
-    diary = streams.text_of(ctx)
+    diary = streams.text_of(None)
     assert len(diary.learned) + len(diary.read) == 3415
     assert diary.learned[0].startswith(b"Blessed be God, at the end of the last year")
     assert 0.68 < sum(map(len, diary.learned)) / sum(map(len, diary.learned + diary.read)) < 0.72
     monkeypatch.delenv("POSTFORMER_DATA")
-    assert "Python" in streams.text_of(ctx).name
+    assert "Python" in streams.text_of(None).name
     (tmp_path / "one.jsonl").write_text('{"text": "alone"}\n')
     with pytest.raises(NotMeasurable, match="1 documents are too few"):
-        streams.text_of(dataclasses.replace(ctx, text=tmp_path / "one.jsonl"))
+        streams.text_of(tmp_path / "one.jsonl")
 
 
 # ---------------------------------------------------------------- reading

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from postformer.config import ConfigError, build
 from postformer.data.tasks import IGNORED, TASKS, ModularArithmetic, Parity, SelectiveCopying
+from postformer.mixers.titans import observed
 from postformer.models.language import LanguageModel
 from postformer.objectives import OBJECTIVES
 from postformer.objectives.accuracy import accuracy, scaled
@@ -59,6 +60,31 @@ def test_smoothing_is_torchs(smoothing):
 def test_smoothing_out_of_range(smoothing):
     with pytest.raises(ConfigError, match=rf"objective: smoothing={smoothing} must be at least 0 and below 1"):
         build({"kind": "answers", "smoothing": smoothing}, OBJECTIVES, "objective", model=small.model())
+
+
+def test_writing_has_its_price_by_what_is_right():
+    torch.manual_seed(0)
+    lmm = {"kind": "lmm", "heads": 2, "chunk": 4, "threshold": 0.1}
+    model, batch = LanguageModel(257, dim=16, depth=2, mixers=(lmm,), ffns=({"kind": "none"},)), drawn()
+    free = Answers(model)(batch)
+    assert "written" not in free
+    dear = Answers(model, write_cost=3.0)(batch)
+    assert float(dear["accuracy"]) == 0 and torch.equal(dear["loss"], free["loss"])
+    targets = torch.where(batch["targets"] == IGNORED, IGNORED, model(batch["ids"])[0].argmax(-1))
+    right = {**batch, "targets": targets}
+    with observed(model) as shares:
+        model(batch["ids"])
+    written = (shares[0].mean() + shares[1].mean()) / 2
+    paid = Answers(model, write_cost=3.0)(right)
+    torch.testing.assert_close(paid["written"], written.detach())
+    torch.testing.assert_close(paid["loss"], Answers(model)(right)["loss"] + 3 * written)
+
+
+def test_what_cannot_write_pays_nothing():
+    model, batch = small.model("mamba"), drawn()
+    assert Answers(model, write_cost=1.0)(batch).keys() == {"loss", "accuracy", "tokens"}
+    with pytest.raises(ConfigError, match=r"objective: write_cost=-1.0 must be at least 0"):
+        build({"kind": "answers", "write_cost": -1}, OBJECTIVES, "objective", model=small.model())
 
 
 @pytest.mark.parametrize("mixer", sorted(small.MIXERS))

@@ -1,0 +1,184 @@
+"""What each part of Titans' memory is worth on real text, in the shape of table 5 of Behrouz et al. 2024 (arXiv 2501.00663).
+
+    python benchmarks/ablation.py --seeds 0,1,2
+    python benchmarks/ablation.py --seeds 0 --variants lmm,linear --text my-diary.txt
+
+Language models of two layers, each with the memory whole or without one of its parts, learn the first 70% of Pepys' diary (or of
+--text) in the same batches, and read stretches of the rest from fresh states. A variant's loss is paired with the whole memory's of
+the same seed. Trained runs and scores stay in --out, so that an interrupted study goes on.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from postformer.claims import streams
+from postformer.claims.stamp import stamp
+from postformer.claims.stats import Estimate, mean_interval
+from postformer.cli import positive, seed_list
+from postformer.config import OptimConfig, Run, Spec, TrainConfig, UserError
+from postformer.data import open_corpus
+from postformer.train.process import threads
+from postformer.train.session import open_model, train_run
+
+LMM: Spec = {"kind": "lmm", "heads": 4, "persistent": 4}
+VARIANTS: dict[str, Spec] = {
+    "lmm": LMM,
+    "mac": {
+        "kind": "mac",
+        "segment": 128,
+        "persistent": 4,
+        "memory": {"heads": 4},
+        "attention": {"heads": 4},
+    },
+    "linear": {**LMM, "preset": "titans-linear"},
+    "no conv": {**LMM, "conv": 1},
+    "no momentum": {**LMM, "momentum": False},
+    "no decay": {**LMM, "forgetting": False},
+    "no persistent": {**LMM, "persistent": 0},
+}
+PAPER = {
+    "lmm": 27.01,
+    "mac": 26.67,
+    "linear": 28.49,
+    "no conv": 28.73,
+    "no momentum": 28.98,
+    "no decay": 29.04,
+    "no persistent": 27.63,
+}
+"""Perplexity of language modelling, table 5."""
+LENGTH, BATCH = 1024, 4
+
+
+def run_of(variant: str, seed: int, corpus: Path, steps: int, threads: int) -> Run:
+    """A model of two such layers as it is trained."""
+    return Run(
+        name="ablation",
+        seed=seed,
+        model={
+            "kind": "language",
+            "dim": 128,
+            "depth": 2,
+            "mixers": (VARIANTS[variant],),
+            "ffns": ({"kind": "mlp", "hidden": 384},),
+        },
+        data={"kind": "text", "path": str(corpus), "length": LENGTH},
+        optim=OptimConfig(
+            kind="muon", lr=1e-2, matrix_lr=0.2, weight_decay=0.0, warmup=30, schedule="wsd", decay=0.5, final=0.02
+        ),
+        train=TrainConfig(steps=steps, batch=BATCH, threads=threads, keep=1, save_every=100),
+    )
+
+
+def study(args: argparse.Namespace) -> None:
+    """Train and score what is not there yet."""
+    path, text = args.out / "ablation.jsonl", streams.text_of(args.text)
+    if not (args.out / "corpus.json").exists():
+        about = streams.make_corpus(args.out, text, LENGTH)
+        (args.out / "corpus.json").write_text(json.dumps(about, indent=1) + "\n")
+    corpus = args.out / "corpus"
+    read = streams.streams(text, open_corpus(corpus, verify=False).tokens, args.read)
+    done = {tuple(found["key"]) for found in saved(path)}
+    for seed in args.seeds:
+        for variant in args.variants:
+            if (key := (variant, seed, args.steps, read.ids.shape[1] - 1)) in done:
+                continue
+            out = args.out / f"{variant.replace(' ', '-')}-{seed}-{args.steps}"
+            summary = train_run(run_of(variant, seed, corpus, args.steps, args.threads), out)
+            if summary.stopped:
+                sys.exit(130)
+            model = open_model(out)
+            with threads(args.threads):
+                nats = streams.token_nats(model, read.ids)
+            found = {
+                "key": key,
+                "nats": float(nats.mean()),
+                "first": float(nats[:, :LENGTH].mean()),
+                "bits_per_byte": float(nats.sum() / math.log(2) / read.nbytes.sum()),
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "tokens": summary.tokens,
+                "read": nats.size,
+            }
+            with path.open("a") as f:
+                f.write(json.dumps(found) + "\n")
+            print(f"{variant:14} seed {seed}: perplexity {math.exp(found['nats']):.2f}, {summary.seconds:.0f} s", flush=True)
+
+
+def saved(path: Path) -> list[dict[str, Any]]:
+    """The scores found so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def render(path: Path) -> str:
+    """A line for each variant: its mean over seeds, and its distance from the whole memory of the same seeds with Student's interval."""
+    found = saved(path / "ablation.jsonl")
+    by = {variant: {tuple(f["key"][1:]): f for f in found if f["key"][0] == variant} for variant in VARIANTS}
+    lines = [
+        "| | perplexity | each seed | nats above `lmm` | first 1,024 tokens | bits per byte | parameters | the paper | its nats above |",
+        "|" + "---|" * 9,
+    ]
+    for variant, own in by.items():
+        if not own:
+            continue
+        each = [f["nats"] for f in own.values()]
+        pairs = [(f, by["lmm"][key]) for key, f in own.items() if key in by["lmm"]]
+        above, early = (_above([a[part] - b[part] for a, b in pairs]) for part in ("nats", "first"))
+        row = [
+            variant,
+            f"{math.exp(np.mean(each)):.2f}",
+            ", ".join(f"{math.exp(n):.2f}" for n in each),
+            *((above, early) if variant != "lmm" else ("", "")),
+            f"{np.mean([f['bits_per_byte'] for f in own.values()]):.3f}",
+            f"{next(iter(own.values()))['parameters']:,}",
+            f"{PAPER[variant]:.2f}",
+            f"{math.log(PAPER[variant] / PAPER['lmm']):+.3f}" if variant != "lmm" else "",
+        ]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def _above(differences: list[float]) -> str:
+    if not differences:
+        return ""
+    found: Estimate = mean_interval(differences)
+    between = "" if found.low is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"{found.value:+.3f}{between}"
+
+
+def main() -> int:
+    """Train, score, and print the table. Raises UserError."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="of %(default)s")
+    parser.add_argument("--seeds", type=seed_list, default=(0, 1, 2), help="default: 0,1,2")
+    parser.add_argument("--steps", type=positive, default=400, help="default: %(default)s, an epoch of Pepys' diary")
+    parser.add_argument("--read", type=positive, default=16384, help="tokens of each of four stretches; default: %(default)s")
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--text", type=Path, help="a text of your own")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--render", type=Path, metavar="FOLDER", help="print a study's table, and measure nothing")
+    args = parser.parse_args()
+    if args.render:
+        print(render(args.render))
+        return 0
+    args.variants = args.variants.split(",")
+    if unknown := [v for v in args.variants if v not in VARIANTS]:
+        raise UserError(f"--variants: unknown '{unknown[0]}'; choose from {', '.join(VARIANTS)}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    about = stamp(command=["python", *sys.argv], seeds=list(args.seeds), threads=args.threads)
+    (args.out / "stamp.json").write_text(json.dumps(about, indent=1) + "\n")
+    study(args)
+    print(render(args.out))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as e:
+        print(f"ablation: {e}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,96 @@
+"""What of a text a memory writes: the threshold below which a token leaves no trace, and the shares that can be watched."""
+
+import math
+
+import pytest
+import torch
+
+from postformer.mixers.titans import LMM, observed
+from postformer.mixers.titans_attention import MAC, MAG
+
+SHUT = 3
+"""The input channel that shuts the gates."""
+
+
+def guarded(**words) -> LMM:
+    """A memory whose gate is shut, far below the threshold, where channel SHUT is on, and half open elsewhere."""
+    torch.manual_seed(0)
+    m = LMM(16, heads=2, chunk=4, conv=1, threshold=0.2, **words)
+    with torch.no_grad():
+        m.gates.weight[:2] = 0.0
+        m.gates.weight[:2, SHUT] = -10.0
+    return m
+
+
+def text(length: int, shut: bool, seed: int = 1) -> torch.Tensor:
+    x = torch.randn(2, length, 16, generator=torch.Generator().manual_seed(seed))
+    x[..., SHUT] = 5.0 * shut
+    return x
+
+
+@torch.inference_mode()
+def test_what_is_below_the_threshold_leaves_no_trace():
+    m = guarded(momentum=False)
+    _, learned = m(text(9, shut=False), m.init_state(2))
+    _, after = m(text(1000, shut=True), learned)
+    assert all(torch.equal(a, b) for a, b in zip(learned.now, after.now, strict=True))
+    _, wrote = m(text(1, shut=False), learned)
+    assert not any(torch.equal(a, b) for a, b in zip(learned.now, wrote.now, strict=True))
+
+
+@torch.inference_mode()
+def test_with_momentum_only_the_surprise_of_before_comes_to_its_end():
+    m = guarded()
+    _, learned = m(text(9, shut=False), m.init_state(2))
+    _, ended = m(text(2000, shut=True), learned)
+    _, after = m(text(2000, shut=True, seed=2), ended)
+    assert all(torch.equal(a, b) for a, b in zip(ended.now, after.now, strict=True))
+    assert all(float(s.abs().max()) < 1e-6 for s in after.surprise)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2])
+def test_the_gates_are_their_formula(threshold):
+    torch.manual_seed(0)
+    m, x = LMM(16, heads=2, chunk=4, threshold=threshold).double(), torch.randn(1, 50, 16, dtype=torch.double)
+    with torch.no_grad():
+        m.gates.weight.mul_(30)
+    got = m._gates(x)
+    theta, eta, alpha = m.gates(x).split(2, -1)
+    share = [[max(0.0, 1 / (1 + math.exp(-g)) - threshold) / (1 - threshold) for g in row] for row in theta[0].tolist()]
+    share = torch.tensor([share], dtype=torch.double)
+    assert threshold == 0 or 0 < int((share == 0).sum()) < share.numel()
+    torch.testing.assert_close(got.rate, m.rate * share * (1 - eta.sigmoid()))
+    forgets = alpha.sigmoid() * (share if threshold else 1.0)
+    torch.testing.assert_close(got.keep.exp(), 1 - forgets)
+
+
+def test_an_open_gate_that_forgets_all_stays_finite():
+    m = LMM(16, heads=2, threshold=0.5)
+    with torch.no_grad():
+        m.gates.bias.fill_(90.0)
+    gates = m._gates(torch.zeros(1, 3, 16))
+    gates.keep.sum().backward()
+    assert bool(gates.keep.isfinite().all()) and bool(m.gates.bias.grad.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("mixer", "calls"), [(LMM(16, heads=2, persistent=3), 1), (MAG(16, memory={"heads": 2}), 1), (MAC(16, segment=4), 2)]
+)
+def test_the_shares_of_writing_are_observed(mixer, calls):
+    x = torch.randn(2, 8, 16)
+    with observed(mixer) as found:
+        y, _ = mixer(x)
+    assert sum(share.shape[1] for share in found) == 8 and len(found) == calls
+    assert all(float(s.detach().min()) >= 0 and float(s.detach().max()) <= 1 for s in found)
+    torch.stack([s.mean() for s in found]).mean().backward()
+    memory = mixer if isinstance(mixer, LMM) else mixer.memory
+    assert float(memory.gates.bias.grad[: memory.heads].abs().min()) > 0
+    torch.testing.assert_close(mixer(x)[0], y, rtol=0, atol=0)
+    assert len(found) == calls
+
+
+def test_nothing_is_observed_after_an_error():
+    m = LMM(16)
+    with pytest.raises(ZeroDivisionError), observed(m):
+        _ = 1 / 0
+    assert m.observers == []
