@@ -6,7 +6,7 @@
 
 In the shape of Titans' table 2 (Behrouz et al. 2024, arXiv 2501.00663) and of ARMT's table 1 (Rodkin et al. 2024, arXiv 2407.04841), whose
 figures stand beside ours: there models of 130M parameters and more were trained on language before, here models of 1M learn one task
-alone. The tokenizer is a BPE of 2,048 pieces, made once from training texts. Trained runs and measured cells stay in --out, so that an
+alone. The tokenizer is a BPE of 4,096 pieces, made once from training texts. Trained runs and measured cells stay in --out, so that an
 interrupted study goes on.
 """
 
@@ -75,7 +75,7 @@ STUDIES = {
     ),
 }
 MADE_OF = [{"kind": "needles", "needle": n} for n in (_PK, _N, _W)] + [{"kind": "babilong", "task": t} for t in (1, 2)]
-VOCAB = 2048
+VOCAB = 4096
 CHUNK = 1024
 AT_ONCE = 1 << 15
 """Tokens of a chunk over all rows: bounds memory."""

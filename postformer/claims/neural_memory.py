@@ -11,6 +11,7 @@ from typing import Any
 
 from postformer.claims import SENTENCES
 from postformer.claims import neural_memory_page as page
+from postformer.claims import neural_memory_tables as tables
 from postformer.claims.ledger import (
     Context,
     Criterion,
@@ -31,6 +32,10 @@ NEURAL = "lmm"
 METHODS = (NEURAL, "gated_delta", "mamba2", "window", "attention")
 MORE, MORE_S = ("mag", "mac", "mal"), 3600
 """Further methods, from so large a budget on."""
+WRITING = (NEURAL, "mag", "mac", "mal")
+"""Methods with a neural memory, whose gates are watched."""
+WRITTEN = 8
+"""Diaries of the training length in which they are."""
 TEN_YEARS = 1_000_000
 DISTANCES = (500, 4_000, 32_000, 250_000, TEN_YEARS)
 """Words of the diaries whose first tenth tells the facts."""
@@ -169,6 +174,7 @@ class NeuralMemory:
             "methods": asked,
             "taken": f"{fitted[NEURAL].train.steps:,} of the recipe's {whole.train.steps:,} steps",
             "learned": {m: self._learned(ctx, fitted[m], m) for m in methods},
+            "writes": {m: self._writes(ctx, fitted[m], m) for m in methods if m in WRITING},
             "changes": {m: self._changes(ctx, fitted, m) for m in asked},
             "facts": {m: self._facts(ctx, fitted, m) for m in asked},
             "distance": self._distances(ctx, fitted, asked),
@@ -181,7 +187,7 @@ class NeuralMemory:
                 page.right(last, ctx.seeds),
                 f"of the first year's facts come back from the neural memory after {last['words']:,} words",
             ),
-            tables=page.tables(evidence),
+            tables=tables.tables(evidence),
             charts=page.charts(evidence),
             heats=page.heats(evidence, ctx.seeds),
             limits=page.limits(evidence, ctx),
@@ -194,6 +200,11 @@ class NeuralMemory:
         words = {"kinds": ("single",), "fill": 0}
         length = run.data["length"]
         return ctx.step(f"{method}: {length:,} tokens", lambda: tasks.answers(ctx, run, length, ROWS, batch=16, **words))
+
+    def _writes(self, ctx: Context, run: Any, method: str) -> list[dict[str, Any]]:
+        from postformer.claims import remembering
+
+        return ctx.step(f"{method}: what is written", lambda: remembering.written(ctx, run, STORED, WRITTEN))
 
     def _changes(self, ctx: Context, fitted: Any, method: str) -> dict[str, Any]:
         from postformer.claims import remembering

@@ -1,12 +1,11 @@
-"""What the page shows of `neural_memory`: heat maps, charts, the table to decide by, and words from the evidence."""
+"""What the page shows of `neural_memory`: heat maps, charts, and words from the evidence."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from postformer.claims.ledger import Chart, Context, Heat, Number, Series, Table
+from postformer.claims.ledger import Chart, Context, Heat, Number, Series
 from postformer.claims.stats import share_over
-from postformer.claims.words import EN_DASH
 
 Evidence = Mapping[str, Any]
 Cell = Mapping[str, Any]
@@ -27,15 +26,16 @@ NOT_ASKED = "no time"
 
 def share_of(score: Cell, seeds: Sequence[int] = ()) -> Number:
     """The share of texts of the training length that were answered rightly."""
-    return _per_cent([(one["rows_right"], one["rows"]) for one in score["each"]], seeds)
+    return per_cent([(one["rows_right"], one["rows"]) for one in score["each"]], seeds)
 
 
 def right(cell: Cell, seeds: Sequence[int] = ()) -> Number:
     """The share of a cell's questions that were answered rightly."""
-    return _per_cent([(a, b) for a, b in cell["each"]], seeds)
+    return per_cent([(a, b) for a, b in cell["each"]], seeds)
 
 
-def _per_cent(counts: Sequence[tuple[int, int]], seeds: Sequence[int] = ()) -> Number:
+def per_cent(counts: Sequence[tuple[int, int]], seeds: Sequence[int] = ()) -> Number:
+    """The share of counts (right, asked) over seeds, in percent."""
     share = share_over(counts)
     low, high = share.low or 0.0, 1.0 if share.high is None else share.high
     return Number(100 * share.value, "%", "measured", 100 * low, 100 * high, share.n, tuple(seeds))
@@ -71,13 +71,14 @@ def heats(e: Evidence, seeds: Sequence[int]) -> tuple[Heat, ...]:
             "facts",
             "facts",
             "facts in a diary",
-            f"In diaries of {_first(e, 'facts')['words']:,} words. " + kept.format(of="most facts"),
+            f"In diaries of {first(e, 'facts')['words']:,} words. " + kept.format(of="most facts"),
             seeds,
         ),
     )
 
 
-def _first(e: Evidence, table: str) -> Cell:
+def first(e: Evidence, table: str) -> Cell:
+    """The first cell of the neural memory."""
     return e[table][e["neural"]][0]
 
 
@@ -158,109 +159,9 @@ def capacity(cells: Sequence[Cell]) -> Number:
     return Number(cells[-1]["facts"], "", "measured", cells[-1]["facts"], None, note="at least")
 
 
-# ---------------------------------------------------------------- tables
-
-
-def tables(e: Evidence) -> tuple[Table, ...]:
-    return decisions(e), changes(e), capacities(e)
-
-
-def changes(e: Evidence) -> Table:
-    """How each method takes an update and a deletion."""
-    rows = []
-    for method in e["methods"]:
-        updated, deleted = e["changes"][method]["updated"], e["changes"][method]["deleted"]
-        told = [_count(cell, key) for cell, key in ((updated, "outdated"), (deleted, "outdated"), (updated, "unknown"))]
-        rows.append((NAMES[method], right(updated), told[0], right(deleted), *told[1:]))
-    return Table(
-        "Changes and deletions",
-        (
-            "method",
-            "updated: the later value",
-            "updated: the outdated",
-            "deleted: says unknown",
-            "deleted: still tells",
-            "unknown, of what stands",
-        ),
-        tuple(rows),
-        note="Who says unknown of what stands as well has not understood the deletion, a sentence of the diary. Passages are removed for "
-        "good by `RetrievalReader.delete`; of a state nothing can be removed but by reading the diary anew.",
-    )
-
-
-def _count(cell: Cell, key: str) -> Number:
-    return _per_cent([(cell[key], cell["asked"])])
-
-
-def capacities(e: Evidence) -> Table:
-    """Learned at the training length, and facts until recall is half."""
-    rows = []
-    for method in e["methods"]:
-        learned = share_of(e["learned"][method]) if method in e["learned"] else "as attention"
-        cells = e["facts"][method]
-        rows.append((NAMES[method], learned, Number(cells[0]["bytes"], "B", "counted"), capacity(cells)))
-    length = e["learned"][e["neural"]]["length"]
-    return Table(
-        "Capacity",
-        ("method", f"right at {length:,} tokens", "bytes kept", "facts until recall is half"),
-        tuple(rows),
-        note=f"All models after {e['taken']}. Bytes after a diary of {_first(e, 'facts')['words']:,} words.",
-    )
-
-
-def decisions(e: Evidence) -> Table:
-    """Which method to choose where, from the cells alone."""
-    rows = tuple((where, *_choice(cells)) for where, cells in _situations(e))
-    return Table(
-        "Which to choose",
-        ("where", "recalls most", "right", "fewest bytes", "writes fastest", "answers fastest"),
-        rows,
-        note="The last three name the cheapest method among those whose interval is not wholly below that of the one which recalls most. "
-        "A dash: no method answers half of the questions.",
-    )
-
-
-def _situations(e: Evidence) -> Iterator[tuple[str, dict[str, Cell]]]:
-    """Noise, facts, kinds and bytes that were measured, each with the cells of all methods there."""
-    distance = e["distance"]
-    for words in sorted({c["words"] for cells in distance.values() for c in cells}):
-        yield f"{words:,} words, {_first(e, 'distance')['facts']} facts", _at(distance, "words", words)
-    for facts in sorted({c["facts"] for cells in e["facts"].values() for c in cells}):
-        yield f"{facts:,} facts, {_first(e, 'facts')['words']:,} words", _at(e["facts"], "facts", facts)
-    updated = {m: cells["updated"] for m, cells in e["changes"].items()}
-    yield "a fact is updated", updated
-    knowing = [m for m, cell in updated.items() if cell["right"] >= cell["asked"] / 2]
-    yield "a fact is deleted, of those that take updates", {m: e["changes"][m]["deleted"] for m in knowing}
-    longest = _at(distance, "words", max(c["words"] for cells in distance.values() for c in cells))
-    for most in sorted({c["bytes"] for c in longest.values()}):
-        within = {m: c for m, c in longest.items() if c["bytes"] <= most}
-        yield f"{next(iter(longest.values()))['words']:,} words, at most {most:,} bytes kept", within
-
-
-def _at(table: Mapping[str, Sequence[Cell]], key: str, value: int) -> dict[str, Cell]:
+def at(table: Mapping[str, Sequence[Cell]], key: str, value: int) -> dict[str, Cell]:
+    """Of every method the cell with that value."""
     return {m: c for m, cells in table.items() for c in cells if c[key] == value}
-
-
-def _choice(cells: Mapping[str, Cell]) -> tuple[Number | str, ...]:
-    """The method that recalls most and the cheapest of those that cannot be told from it."""
-    if not cells:
-        return (EN_DASH,) * 5
-    shares = {m: right(c) for m, c in cells.items()}
-    best = max(cells, key=lambda m: (shares[m].value or 0.0, -cells[m]["bytes"]))
-    if (shares[best].value or 0.0) < 50:
-        return (EN_DASH, shares[best], EN_DASH, EN_DASH, EN_DASH)
-    alike = [m for m in cells if (shares[m].high or 0.0) >= (shares[best].low or 0.0) and (shares[m].value or 0.0) >= 50]
-
-    def least(cost: Callable[[Cell], float]) -> str:
-        return NAMES[min(alike, key=lambda m: cost(cells[m]))]
-
-    return (
-        NAMES[best],
-        shares[best],
-        least(lambda c: c["bytes"]),
-        least(lambda c: c["write_s"]),
-        least(lambda c: c["answer_s"]),
-    )
 
 
 # ---------------------------------------------------------------- words
@@ -290,7 +191,7 @@ def consequences(e: Evidence) -> tuple[str, ...]:
     ]
     if "bm25" in e["methods"]:
         words = min(neural["words"], e["distance"]["bm25"][-1]["words"])
-        text, state = (_at(e["distance"], "words", words)[m] for m in ("bm25", e["neural"]))
+        text, state = (at(e["distance"], "words", words)[m] for m in ("bm25", e["neural"]))
         verdict = _compared(right(text), right(state))
         said.append(
             f"After {words:,} words {verdict}: {text['right']:,} of {text['asked']:,} right with {text['bytes']:,} bytes of text and "

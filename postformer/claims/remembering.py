@@ -4,6 +4,7 @@ Every diary streams: no more than one entry of it is held. A reader keeps a stat
 """
 
 import dataclasses
+import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,13 +16,15 @@ from postformer.claims import tasks
 from postformer.claims.ledger import Context, Real
 from postformer.claims.stats import interleaved
 from postformer.config import Run
-from postformer.data.diary import Diary
+from postformer.data.diary import HEADING, Diary, sentences
+from postformer.data.diary import written as pieces_of
 from postformer.data.facts import UNKNOWN
-from postformer.data.reading import asking, chunks
+from postformer.data.reading import FILLER, asking, chunks
 from postformer.data.statements import Kind
 from postformer.models.language import LanguageModel
-from postformer.models.readers import Reader, StateReader
+from postformer.models.readers import Reader, StateReader, tokens_of
 from postformer.models.retrieval import RetrievalReader
+from postformer.models.writing import observed
 from postformer.recipes.memory import remembering_by
 from postformer.state import clone, nbytes
 from postformer.tokens import BPE, Tokens
@@ -127,6 +130,32 @@ def recall(
         "answer_s": total["answer_ns"] / 1e9 / total["questions"],
         **last,
     }
+
+
+@torch.inference_mode()
+def written(ctx: Context, run: Run, facts: int, diaries: int) -> list[dict[str, Any]]:
+    """Of each neural memory of the model, by depth: how much of the tokens of facts and of the rest it writes, 0 to 1, on average over the
+    heads ("mean"), and the share of them that any head writes ("any"); over diaries of the training length and all seeds."""
+    rest, length = (FILLER, HEADING), run.data["length"]
+    shares: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    with process.threads(ctx.threads):
+        for seed in ctx.seeds:
+            model = open_model(tasks.folder(ctx, run, seed))
+            tokens = tokens_of(model)
+            for number in range(diaries):
+                told, rng = Diary(words=length, facts=facts, kinds=("single",), seed=number).plan, random.Random(number)
+                pieces = list(pieces_of(told, sentences(None, rng, told.people), tokens.encode, length, 10.0, rng))
+                fact = torch.tensor([label not in rest for piece, label in pieces for _ in piece])
+                with observed(model) as found:
+                    model.hidden(torch.tensor([[i for piece, _ in pieces for i in piece]]))
+                for name, parts in found.items():
+                    shares.setdefault(name, []).append((torch.cat(parts, 1)[0], fact))
+    layers = [(torch.cat([s for s, _ in each]), torch.cat([fact for _, fact in each])) for each in shares.values()]
+    return [{"facts": _shares(share[fact]), "rest": _shares(share[~fact])} for share, fact in layers]
+
+
+def _shares(share: torch.Tensor) -> dict[str, float]:
+    return {"mean": float(share.mean()), "any": float((share.amax(-1) > 0).float().mean())}
 
 
 def _read(ctx: Context, kept: Reader, diary: Diary, saying: str) -> tuple[int, Any] | None:

@@ -20,8 +20,9 @@ from postformer.data.embedded import embedded_sources
 from postformer.data.prose import data_folder
 from postformer.data.scan import Progress
 from postformer.files import write_durably
-from postformer.mixers.titans import LMMState, frozen
+from postformer.mixers.titans import LMMState
 from postformer.models.language import LanguageModel
+from postformer.models.writing import frozen
 from postformer.ops.loss import cross_entropy
 from postformer.state import nbytes
 from postformer.tokens.text import Tokens

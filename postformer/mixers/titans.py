@@ -11,8 +11,6 @@ b batch, t time, d model width, h heads, e head width, p persistent tokens; W of
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -313,32 +311,3 @@ class LMM(nn.Module):
         weights = self.heads * sum(o * i for o, i in self.net.shapes)
         recent = self.heads * (self.rule.window - 1) * (2 * self.width + 1)
         return channels * (k - 1) * itemsize + ((2 + self.learner.surprise) * weights + recent) * max(itemsize, 4) + 8
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Meanwhile no LMM inside of the model writes while it reads: each answers with the weights that its state holds, or the learned ones
-    where nothing was read, and leaves them and their surprise as they are."""
-    memories = [m for m in model.modules() if isinstance(m, LMM)]
-    before = [m.writes for m in memories]
-    for m in memories:
-        m.writes = False
-    try:
-        yield
-    finally:
-        for m, writes in zip(memories, before, strict=True):
-            m.writes = writes
-
-
-@contextmanager
-def observed(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Meanwhile a list grows by how much of each token every LMM inside of the model writes, 0 to 1 of theta's bound [b, t, h], one
-    tensor for each forward pass, with gradients where there are any."""
-    memories, found = [m for m in model.modules() if isinstance(m, LMM)], []
-    for m in memories:
-        m.observers.append(found)
-    try:
-        yield found
-    finally:
-        for m in memories:
-            m.observers.remove(found)

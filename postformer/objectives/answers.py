@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from postformer.data.tasks import IGNORED
-from postformer.mixers.titans import observed
+from postformer.models.writing import observed
 from postformer.ops.loss import cross_entropy
 
 
@@ -16,9 +16,8 @@ class Answers(nn.Module):
     `smoothing` is the share of each target that is spread over all ids (Szegedy et al. 2016, section 7). The best answer is then
     given with the same confidence near and far, which keeps a solved task teaching: what fades or drifts with length costs.
 
-    `write_cost` is what a neural memory pays, in nats, for writing every token in full: what it does not write cannot wear out what it
-    knows, and so it learns to leave noise alone. It counts by the share of answers that are right, so that nothing is saved before
-    something is learned.
+    `write_cost` is what a row whose answers are all right pays, in nats, for a neural memory that wrote every token in full. What is not
+    written cannot wear out what is known, and so it learns to leave noise alone, but nothing is saved before something is learned.
     """
 
     def __init__(self, model: nn.Module, *, smoothing: float = 0.0, write_cost: float = 0.0):
@@ -37,7 +36,7 @@ class Answers(nn.Module):
         """
         ids, targets = batch["ids"], batch["targets"]
         assert isinstance(ids, Tensor) and isinstance(targets, Tensor)
-        with observed(self.model) if self.write_cost else nullcontext([]) as writes:
+        with observed(self.model) if self.write_cost else nullcontext({}) as writes:
             x, _ = self.model.hidden(ids)  # type: ignore[operator]
         asked = targets != IGNORED
         logits: Tensor = self.model.logits(x[asked])  # type: ignore[operator]
@@ -46,11 +45,13 @@ class Answers(nn.Module):
         if self.smoothing:
             spread = -logits.to(nats.dtype).log_softmax(-1).mean(-1)
             nats = torch.lerp(nats, spread, self.smoothing)
-        right = (logits.detach().argmax(-1) == target).float().mean()
-        found = {"loss": nats.mean(), "accuracy": right, "tokens": torch.tensor(ids.numel())}
+        hits = logits.detach().argmax(-1) == target
+        found = {"loss": nats.mean(), "accuracy": hits.float().mean(), "tokens": torch.tensor(ids.numel())}
         if writes:
-            written = torch.stack([share.mean() for share in writes]).mean()
-            found |= {"loss": found["loss"] + self.write_cost * right * written, "written": written.detach()}
+            solved = torch.ones_like(asked).masked_scatter(asked, hits).all(1)
+            shares = [share for each in writes.values() for share in each]
+            written = torch.cat(shares, 1).mean((1, 2))
+            found |= {"loss": found["loss"] + self.write_cost * (solved * written).mean(), "written": written.detach().mean()}
         return found
 
     def after_step(self, step: int) -> None:

@@ -14,6 +14,7 @@ import pytest
 from postformer.claims import load_claim, remembering
 from postformer.claims import neural_memory as N
 from postformer.claims import neural_memory_page as page
+from postformer.claims import neural_memory_tables as tables
 from postformer.claims.heat import draw_heat
 from postformer.claims.ledger import Context, Heat, Number
 from postformer.claims.report import run_report
@@ -54,6 +55,7 @@ def evidence(learned: int = 64, after: tuple[int, ...] = (24, 24, 24), **options
         "methods": ["lmm", "bm25"],
         "taken": "10 of 20 steps",
         "learned": {"lmm": score},
+        "writes": {"lmm": [{"facts": {"mean": 0.5, "any": 0.75}, "rest": {"mean": 0.01, "any": 0.02}}]},
         "changes": {"lmm": changed, "bm25": changed},
         "facts": facts,
         "distance": {"lmm": neural, "bm25": text},
@@ -101,7 +103,7 @@ def test_constant_cost(found, verdict):
 
 def test_the_table_to_decide_by_is_computed():
     def rows(found):
-        return {row[0]: row for row in page.decisions(found).rows}
+        return {row[0]: row for row in tables.decisions(found).rows}
 
     lost = rows(evidence(after=(24, 20, 2)))
     assert lost["1,000,000 words, 8 facts"][1:] == ("BM25 + attention", page.right(cell(1, 24)), *["BM25 + attention"] * 3)
@@ -127,6 +129,12 @@ def test_capacity_lies_between_the_numbers_asked():
     assert of(24, 18, 6).value == pytest.approx(16)
     assert of(11, 0, 0).value is None
     assert (of(24, 20, 13).value, of(24, 20, 13).low, of(24, 20, 13).high) == (32, 32, None)
+
+
+def test_what_is_written_is_shown():
+    (row,) = tables.writes(evidence()).rows
+    assert row[0] == "neural memory, layer 1"
+    assert [n.value for n in row[1:]] == [50, 75, 1, 2]
 
 
 def test_heat_maps_are_drawn():
@@ -175,6 +183,9 @@ def test_the_claim_small(tmp_path, monkeypatch):
     result = claim["result"]
     assert result["verdict"] == "inconclusive" and "not learned in" in result["findings"][0]["because"]
     assert [heat["rows"] for heat in result["heats"]] == [["neural memory", "attention, KV cache", "BM25 + attention"]] * 2
+    (writes,) = (table for table in result["tables"] if table["title"] == "What is written")
+    assert [row[0] for row in writes["rows"]] == ["neural memory, layer 1", "neural memory, layer 2"]
+    assert all(0 <= number["value"] <= 100 for row in writes["rows"] for number in row[1:])
     html = (out / "index.html").read_text()
     ids = re.findall(r' id="([^"]+)"', html)
     assert "Ten years of diaries" in html and "claim-1-map-2-title" in ids and len(ids) == len(set(ids))

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from postformer.mixers.titans import LMM, frozen
+from postformer.mixers.titans import LMM
 from postformer.mixers.titans_attention import MAC, MAG
+from postformer.models.writing import frozen
 from postformer.ops.packing import Packing
 
 MEMORY = {"kind": "lmm", "heads": 2, "chunk": 4}

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from postformer.mixers.titans import LMM, observed
+from postformer.mixers.titans import LMM
 from postformer.mixers.titans_attention import MAC, MAG
+from postformer.models.writing import observed
 
 SHUT = 3
 """The input channel that shuts the gates."""
@@ -74,23 +75,27 @@ def test_an_open_gate_that_forgets_all_stays_finite():
 
 
 @pytest.mark.parametrize(
-    ("mixer", "calls"), [(LMM(16, heads=2, persistent=3), 1), (MAG(16, memory={"heads": 2}), 1), (MAC(16, segment=4), 2)]
+    ("mixer", "name", "calls"),
+    [(LMM(16, heads=2, persistent=3), "", 1), (MAG(16, memory={"heads": 2}), "memory", 1), (MAC(16, segment=4), "memory", 2)],
 )
-def test_the_shares_of_writing_are_observed(mixer, calls):
+def test_the_shares_of_writing_are_observed(mixer, name, calls):
     x = torch.randn(2, 8, 16)
     with observed(mixer) as found:
         y, _ = mixer(x)
-    assert sum(share.shape[1] for share in found) == 8 and len(found) == calls
-    assert all(float(s.detach().min()) >= 0 and float(s.detach().max()) <= 1 for s in found)
-    torch.stack([s.mean() for s in found]).mean().backward()
-    memory = mixer if isinstance(mixer, LMM) else mixer.memory
+    shares = torch.cat(found[name], 1)
+    assert found.keys() == {name} and len(found[name]) == calls
+    memory = mixer.get_submodule(name)
+    assert shares.shape == (2, 8, memory.heads)
+    assert float(shares.detach().min()) >= 0 and float(shares.detach().max()) <= 1
+    shares.mean().backward()
     assert float(memory.gates.bias.grad[: memory.heads].abs().min()) > 0
     torch.testing.assert_close(mixer(x)[0], y, rtol=0, atol=0)
-    assert len(found) == calls
+    assert len(found[name]) == calls
 
 
 def test_nothing_is_observed_after_an_error():
     m = LMM(16)
-    with pytest.raises(ZeroDivisionError), observed(m):
+    with observed(m) as outer, pytest.raises(ZeroDivisionError), observed(m) as inner:
+        m(torch.randn(1, 3, 16))
         _ = 1 / 0
-    assert m.observers == []
+    assert m.observers == [] and len(outer[""]) == len(inner[""]) == 1

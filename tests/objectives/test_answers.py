@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from postformer.config import ConfigError, build
 from postformer.data.tasks import IGNORED, TASKS, ModularArithmetic, Parity, SelectiveCopying
-from postformer.mixers.titans import observed
 from postformer.models.language import LanguageModel
+from postformer.models.writing import observed
 from postformer.objectives import OBJECTIVES
 from postformer.objectives.accuracy import accuracy, scaled
 from postformer.objectives.answers import Answers
@@ -62,7 +62,7 @@ def test_smoothing_out_of_range(smoothing):
         build({"kind": "answers", "smoothing": smoothing}, OBJECTIVES, "objective", model=small.model())
 
 
-def test_writing_has_its_price_by_what_is_right():
+def test_writing_has_its_price_where_all_is_right():
     torch.manual_seed(0)
     lmm = {"kind": "lmm", "heads": 2, "chunk": 4, "threshold": 0.1}
     model, batch = LanguageModel(257, dim=16, depth=2, mixers=(lmm,), ffns=({"kind": "none"},)), drawn()
@@ -71,13 +71,18 @@ def test_writing_has_its_price_by_what_is_right():
     dear = Answers(model, write_cost=3.0)(batch)
     assert float(dear["accuracy"]) == 0 and torch.equal(dear["loss"], free["loss"])
     targets = torch.where(batch["targets"] == IGNORED, IGNORED, model(batch["ids"])[0].argmax(-1))
+    targets[1, -1] = (targets[1, -1] + 1) % 257  # one answer of a row is wrong: the row pays nothing
     right = {**batch, "targets": targets}
     with observed(model) as shares:
         model(batch["ids"])
-    written = (shares[0].mean() + shares[1].mean()) / 2
+    (one,), (two,) = shares.values()
+    rows = (one.mean((1, 2)) + two.mean((1, 2))) / 2
     paid = Answers(model, write_cost=3.0)(right)
-    torch.testing.assert_close(paid["written"], written.detach())
-    torch.testing.assert_close(paid["loss"], Answers(model)(right)["loss"] + 3 * written)
+    torch.testing.assert_close(paid["written"], rows.mean().detach())
+    torch.testing.assert_close(paid["loss"], Answers(model)(right)["loss"] + 3 * (rows.sum() - rows[1]) / 4)
+    paid["loss"].backward()
+    gates = model.backbone.blocks[0].mixer.gates.bias.grad[:2]
+    assert float(gates.abs().min()) > 0
 
 
 def test_what_cannot_write_pays_nothing():

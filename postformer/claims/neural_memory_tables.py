@@ -1,0 +1,122 @@
+"""The tables of `neural_memory`: which method to choose, changes, capacity, and what the memories write."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from postformer.claims.ledger import Number, Table
+from postformer.claims.neural_memory_page import NAMES, Cell, Evidence, at, capacity, first, per_cent, right, share_of
+from postformer.claims.words import EN_DASH
+
+
+def tables(e: Evidence) -> tuple[Table, ...]:
+    """All of them."""
+    return decisions(e), changes(e), capacities(e), writes(e)
+
+
+def changes(e: Evidence) -> Table:
+    """How each method takes an update and a deletion."""
+    rows = []
+    for method in e["methods"]:
+        updated, deleted = e["changes"][method]["updated"], e["changes"][method]["deleted"]
+        told = [_count(cell, key) for cell, key in ((updated, "outdated"), (deleted, "outdated"), (updated, "unknown"))]
+        rows.append((NAMES[method], right(updated), told[0], right(deleted), *told[1:]))
+    return Table(
+        "Changes and deletions",
+        (
+            "method",
+            "updated: the later value",
+            "updated: the outdated",
+            "deleted: says unknown",
+            "deleted: still tells",
+            "unknown, of what stands",
+        ),
+        tuple(rows),
+        note="Who says unknown of what stands as well has not understood the deletion, a sentence of the diary. Passages are removed for "
+        "good by `RetrievalReader.delete`; of a state nothing can be removed but by reading the diary anew.",
+    )
+
+
+def _count(cell: Cell, key: str) -> Number:
+    return per_cent([(cell[key], cell["asked"])])
+
+
+def capacities(e: Evidence) -> Table:
+    """Learned at the training length, and facts until recall is half."""
+    rows = []
+    for method in e["methods"]:
+        learned = share_of(e["learned"][method]) if method in e["learned"] else "as attention"
+        cells = e["facts"][method]
+        rows.append((NAMES[method], learned, Number(cells[0]["bytes"], "B", "counted"), capacity(cells)))
+    length = e["learned"][e["neural"]]["length"]
+    return Table(
+        "Capacity",
+        ("method", f"right at {length:,} tokens", "bytes kept", "facts until recall is half"),
+        tuple(rows),
+        note=f"All models after {e['taken']}. Bytes after a diary of {first(e, 'facts')['words']:,} words.",
+    )
+
+
+def decisions(e: Evidence) -> Table:
+    """Which method to choose where, from the cells alone."""
+    rows = tuple((where, *_choice(cells)) for where, cells in _situations(e))
+    return Table(
+        "Which to choose",
+        ("where", "recalls most", "right", "fewest bytes", "writes fastest", "answers fastest"),
+        rows,
+        note="The last three name the cheapest method among those whose interval is not wholly below that of the one which recalls most. "
+        "A dash: no method answers half of the questions.",
+    )
+
+
+def _situations(e: Evidence) -> Iterator[tuple[str, dict[str, Cell]]]:
+    """Noise, facts, kinds and bytes that were measured, each with the cells of all methods there."""
+    distance = e["distance"]
+    for words in sorted({c["words"] for cells in distance.values() for c in cells}):
+        yield f"{words:,} words, {first(e, 'distance')['facts']} facts", at(distance, "words", words)
+    for facts in sorted({c["facts"] for cells in e["facts"].values() for c in cells}):
+        yield f"{facts:,} facts, {first(e, 'facts')['words']:,} words", at(e["facts"], "facts", facts)
+    updated = {m: cells["updated"] for m, cells in e["changes"].items()}
+    yield "a fact is updated", updated
+    knowing = [m for m, cell in updated.items() if cell["right"] >= cell["asked"] / 2]
+    yield "a fact is deleted, of those that take updates", {m: e["changes"][m]["deleted"] for m in knowing}
+    longest = at(distance, "words", max(c["words"] for cells in distance.values() for c in cells))
+    for most in sorted({c["bytes"] for c in longest.values()}):
+        within = {m: c for m, c in longest.items() if c["bytes"] <= most}
+        yield f"{next(iter(longest.values()))['words']:,} words, at most {most:,} bytes kept", within
+
+
+def _choice(cells: Mapping[str, Cell]) -> tuple[Number | str, ...]:
+    """The method that recalls most and the cheapest of those that cannot be told from it."""
+    if not cells:
+        return (EN_DASH,) * 5
+    shares = {m: right(c) for m, c in cells.items()}
+    best = max(cells, key=lambda m: (shares[m].value or 0.0, -cells[m]["bytes"]))
+    if (shares[best].value or 0.0) < 50:
+        return (EN_DASH, shares[best], EN_DASH, EN_DASH, EN_DASH)
+    alike = [m for m in cells if (shares[m].high or 0.0) >= (shares[best].low or 0.0) and (shares[m].value or 0.0) >= 50]
+
+    def least(cost: Callable[[Cell], float]) -> str:
+        return NAMES[min(alike, key=lambda m: cost(cells[m]))]
+
+    return (
+        NAMES[best],
+        shares[best],
+        least(lambda c: c["bytes"]),
+        least(lambda c: c["write_s"]),
+        least(lambda c: c["answer_s"]),
+    )
+
+
+def writes(e: Evidence) -> Table:
+    """How much of facts and of the rest each neural memory writes: what it leaves alone cannot wear out what it knows."""
+    rows = []
+    for method, layers in e["writes"].items():
+        for number, layer in enumerate(layers, 1):
+            shares = [Number(100 * layer[part][how], "%", "measured") for part in ("facts", "rest") for how in ("mean", "any")]
+            rows.append((f"{NAMES[method]}, layer {number}", *shares))
+    return Table(
+        "What is written",
+        ("memory", "facts: how much", "facts: tokens written", "small talk: how much", "small talk: tokens written"),
+        tuple(rows),
+        note="How much: the mean share of the largest step. Tokens written: those whose share is above 0 in any head; a threshold keeps "
+        "the others from leaving a trace. Small talk with the dates of entries.",
+    )
