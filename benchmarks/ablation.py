@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from postformer.claims import streams
+from postformer.claims.ledger import NotMeasurable
 from postformer.claims.stamp import stamp
 from postformer.claims.stats import Estimate, mean_interval
 from postformer.cli import positive, seed_list
@@ -78,9 +79,11 @@ def run_of(variant: str, seed: int, corpus: Path, steps: int, threads: int) -> R
 def study(args: argparse.Namespace) -> None:
     """Train and score what is not there yet."""
     path, text = args.out / "ablation.jsonl", streams.text_of(args.text)
-    if not (args.out / "corpus.json").exists():
-        about = streams.make_corpus(args.out, text, LENGTH)
-        (args.out / "corpus.json").write_text(json.dumps(about, indent=1) + "\n")
+    about = args.out / "corpus.json"
+    if not about.exists():
+        about.write_text(json.dumps(streams.make_corpus(args.out, text, LENGTH), indent=1) + "\n")
+    if (held := json.loads(about.read_text())["text"]) != text.name:
+        raise UserError(f"--out: {args.out} holds a study of {held}, not of {text.name}; give another folder")
     corpus = args.out / "corpus"
     read = streams.streams(text, open_corpus(corpus, verify=False).tokens, args.read)
     done = {tuple(found["key"]) for found in saved(path)}
@@ -179,6 +182,6 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except UserError as e:
+    except (UserError, NotMeasurable) as e:
         print(f"ablation: {e}", file=sys.stderr)
         sys.exit(2)

@@ -67,11 +67,18 @@ QA1 = {
 }
 QA2 = {"RMT 137M": "72.7, 56.3, 32.0, 25.5", "Mamba 130M": "95.0, 86.7, -, -", "ARMT 145M": "100, 99.8, 99.4, 99.4"}
 """ARMT, table 1: at 64K, 128K, 500K and 1M tokens."""
+_SHORT = {"shortest": 40, "start": 56}
+"""The first texts are as short as the tokenizer allows: they hold little more than what is asked."""
 STUDIES = {
-    "needles": Study(recipe="needles", columns={n: {"needle": n} for n in (_PK, _N, _W)}, paper=NIAH),
-    "babilong-qa1": Study(recipe="babilong", columns={"qa1": {}}, paper={name: {"qa1": row} for name, row in QA1.items()}),
+    "needles": Study(recipe="needles", words=_SHORT, columns={n: {"needle": n} for n in (_PK, _N, _W)}, paper=NIAH),
+    "babilong-qa1": Study(
+        recipe="babilong", words=_SHORT, columns={"qa1": {}}, paper={name: {"qa1": row} for name, row in QA1.items()}
+    ),
     "babilong-qa2": Study(
-        recipe="babilong", words={"task": 2}, columns={"qa2": {}}, paper={name: {"qa2": row} for name, row in QA2.items()}
+        recipe="babilong",
+        words={"task": 2, **_SHORT},
+        columns={"qa2": {}},
+        paper={name: {"qa2": row} for name, row in QA2.items()},
     ),
 }
 MADE_OF = [{"kind": "needles", "needle": n} for n in (_PK, _N, _W)] + [{"kind": "babilong", "task": t} for t in (1, 2)]
