@@ -37,7 +37,7 @@ CASES = {
     "lmm-lact": {"kind": "lmm", "heads": 1, "head_dim": 4, "preset": "lact", "chunk": 3, "conv": 2},
     "lmm-atlas": {"kind": "lmm", "heads": 1, "head_dim": 4, "preset": "atlas", "chunk": 4, "window": 3},
     "lmm-swiglu": {"kind": "lmm", "heads": 2, "network": "swiglu", "chunk": 2, "bias": "lp"},
-    "lmm-threshold": {"kind": "lmm", "heads": 2, "chunk": 4, "threshold": 0.5},
+    "lmm-threshold": {"kind": "lmm", "heads": 2, "chunk": 4, "threshold": 0.5, "gates": "conv"},
     "mac": {"kind": "mac", "memory": {"heads": 1, "chunk": 4, "rate": 0.02}, "attention": {"heads": 2}, "segment": 8},
     "mac-persistent": {
         "kind": "mac",

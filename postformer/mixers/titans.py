@@ -11,7 +11,8 @@ b batch, t time, d model width, h heads, e head width, p persistent tokens; W of
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,8 @@ class LMM(nn.Module):
     `chunk` tokens share the weights at which their gradients are taken, and `window` tokens take part in each step. theta is 1 - eta
     times at most `rate` (default: 0.5 / chunk), which bounds the step instead where that is Muon's. Without `momentum` eta is 0, without
     `forgetting` alpha is 0. A token of which theta's share is at most `threshold` is not written: theta and alpha are 0, and above it
-    both grow from 0, so that what was read of no use neither changes nor wears out the memory."""
+    both grow from 0, so that what was read of no use neither changes nor wears out the memory. `gates` are read off the `token`, or off
+    what the convolution made of it and of those before it."""
 
     def __init__(
         self,
@@ -81,6 +83,7 @@ class LMM(nn.Module):
         forgetting: bool | None = None,
         rate: float | None = None,
         threshold: float = 0.0,
+        gates: Literal["token", "conv"] = "token",
         conv: int = 4,
         persistent: int = 0,
         norm_eps: float = 1e-5,
@@ -93,6 +96,8 @@ class LMM(nn.Module):
             raise ValueError(f"rate={rate} must be above 0")
         if not 0 <= threshold < 1:
             raise ValueError(f"threshold={threshold} must be at least 0 and below 1")
+        if gates not in ("token", "conv"):
+            raise ValueError(f"gates: {gates!r} is not a choice; choose from token, conv")
         given = {
             "network": network,
             "depth": depth,
@@ -114,12 +119,12 @@ class LMM(nn.Module):
         self.net, self.bias, self.rule, self.momentum, self.forgetting, self.chunk = self.learner
         self.dim, self.heads, self.width = dim, heads, e
         self.rate, self.threshold = rate or 0.5 / self.chunk, threshold
-        self.writes = True
+        self.gated_by, self.writes = gates, True
         self.observers: list[list[Tensor]] = []
         inner = heads * e
         self.sizes = [3 * inner, inner, *[heads] * len(self._gate_names())]
         self.inp = Linear(dim, sum(self.sizes[:2]), bias=False)
-        self.gates = Linear(dim, sum(self.sizes[2:]))
+        self.gates = Linear(dim if gates == "token" else 3 * inner, sum(self.sizes[2:]))
         self.conv_weight = nn.Parameter(torch.empty(3 * inner, conv).uniform_(-(conv**-0.5), conv**-0.5))
         self.initial = nn.ParameterList(nn.Parameter(torch.randn(heads, o, i) / math.sqrt(i)) for o, i in self.net.shapes)
         self.prefix = nn.Parameter(torch.randn(persistent, dim) * 0.02) if persistent else None
@@ -168,12 +173,10 @@ class LMM(nn.Module):
             fresh = self._fresh(x.dtype, b)
         if unread:
             held = begun(seen == 0, fresh, held)
-        for seen_by in self.observers:
-            seen_by.append(self._written(x))
         real = packing.real(t)
         begins = (position + (0 if self.prefix is None else len(self.prefix))) % self.chunk == 0
         places = Places(begins if real is None else begins & real, packing.starts, real)
-        y, z, held, past = self._read(x, held, fresh, places, past, packing, self.writes)
+        y, z, held, past = self._read(x, held, fresh, places, past, packing, self.writes, self.observers)
         y = self._answer(y, z)
         if state is None:
             return y, None
@@ -221,7 +224,15 @@ class LMM(nn.Module):
         return self.out(rms_norm(y.flatten(2).to(z.dtype), gain, self.norm.eps, z, self.heads, after=True))
 
     def _read(
-        self, x: Tensor, held: Memory, fresh: Memory, places: Places, past: Tensor, packing: Packing, writes: bool = True
+        self,
+        x: Tensor,
+        held: Memory,
+        fresh: Memory,
+        places: Places,
+        past: Tensor,
+        packing: Packing,
+        writes: bool = True,
+        observers: Sequence[list[Tensor]] = (),
     ) -> tuple[Tensor, Tensor, Memory, Tensor]:
         """The memory's answers [b, t, h, e], the gate z, and the memory and the convolution's past after the tokens."""
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -230,15 +241,20 @@ class LMM(nn.Module):
         q, k, v = mixed.to(wide).unflatten(-1, (3, self.heads, -1)).unbind(2)
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         if writes:
-            y, held = memory(self.net, self.bias, q, k, v, self._gates(x), held, fresh, places, self.rule)
+            gate = self._gate(x if self.gated_by == "token" else mixed)
+            for seen_by in observers:
+                seen_by.append(self._share(gate["theta"]))
+            y, held = memory(self.net, self.bias, q, k, v, self._gates(gate), held, fresh, places, self.rule)
         else:
             y, held = self._stand(q, held, fresh, places)
         return y, z, held, past
 
-    def _gates(self, x: Tensor) -> Gates:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        values = self.gates(x).to(wide).split(self.sizes[2:], -1)
-        gate = dict(zip(self._gate_names(), values, strict=True))
+    def _gate(self, read: Float[Tensor, "b t c"]) -> dict[str, Float[Tensor, "b t h"]]:
+        """The gates' logits by their names, in fp32 or wider."""
+        values = self.gates(read).to(torch.promote_types(read.dtype, torch.float32)).split(self.sizes[2:], -1)
+        return dict(zip(self._gate_names(), values, strict=True))
+
+    def _gates(self, gate: dict[str, Tensor]) -> Gates:
         bound = 1.0 if self.learner.steps else self.rate
         share, carry = self._share(gate["theta"]), None
         rate = bound * share
@@ -258,10 +274,6 @@ class LMM(nn.Module):
         share = theta.sigmoid()
         return (share - self.threshold).relu() / (1 - self.threshold) if self.threshold else share
 
-    def _written(self, x: Tensor) -> Tensor:
-        """How much of each token is written, 0 to 1 [b, t, h]."""
-        return self._share(self.gates(x)[..., : self.heads].to(torch.promote_types(x.dtype, torch.float32)))
-
     def _fresh(self, dtype: torch.dtype, batch: int) -> Memory:
         """The memory before a document's first token: the learned one, after the persistent tokens."""
         wide = torch.promote_types(self.conv_weight.dtype, torch.float32)
@@ -280,7 +292,7 @@ class LMM(nn.Module):
         the memory the update of each token (forward, backward and the outer products, of all tokens of its window) and its read, as if
         token by token; with Muon five Newton-Schulz steps of each matrix, for a token or for a chunk."""
         inner = self.heads * self.width
-        projections = 2 * self.dim * (4 * inner + inner + self.gates.out_features)
+        projections = 2 * self.dim * 5 * inner + 2 * self.gates.weight.numel()
         weights = self.heads * sum(o * i for o, i in self.net.shapes)
         first = self.heads * self.net.shapes[0][0] * self.net.shapes[0][1]
         learned = self.rule.window * (2 * weights + 2 * (weights - first) + 2 * weights) + 2 * weights

@@ -55,7 +55,7 @@ def test_the_gates_are_their_formula(threshold):
     m, x = LMM(16, heads=2, chunk=4, threshold=threshold).double(), torch.randn(1, 50, 16, dtype=torch.double)
     with torch.no_grad():
         m.gates.weight.mul_(30)
-    got = m._gates(x)
+    got = m._gates(m._gate(x))
     theta, eta, alpha = m.gates(x).split(2, -1)
     share = [[max(0.0, 1 / (1 + math.exp(-g)) - threshold) / (1 - threshold) for g in row] for row in theta[0].tolist()]
     share = torch.tensor([share], dtype=torch.double)
@@ -65,11 +65,25 @@ def test_the_gates_are_their_formula(threshold):
     torch.testing.assert_close(got.keep.exp(), 1 - forgets)
 
 
+@torch.inference_mode()
+def test_gates_read_off_the_convolution_see_the_tokens_before():
+    x = torch.randn(1, 8, 16)
+    other = x.clone()
+    other[:, 4] += 1
+    for gates, touched in (("token", [4]), ("conv", [4, 5, 6])):
+        torch.manual_seed(0)
+        m = LMM(16, heads=2, conv=3, gates=gates)
+        with observed(m) as found:
+            m(x), m(other)
+        one, two = found[""]
+        assert (one != two).any(-1)[0].nonzero().flatten().tolist() == touched
+
+
 def test_an_open_gate_that_forgets_all_stays_finite():
     m = LMM(16, heads=2, threshold=0.5)
     with torch.no_grad():
         m.gates.bias.fill_(90.0)
-    gates = m._gates(torch.zeros(1, 3, 16))
+    gates = m._gates(m._gate(torch.zeros(1, 3, 16)))
     gates.keep.sum().backward()
     assert bool(gates.keep.isfinite().all()) and bool(m.gates.bias.grad.isfinite().all())
 
