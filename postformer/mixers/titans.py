@@ -25,7 +25,7 @@ from postformer.ops.fast_weights import maps
 from postformer.ops.layers import Linear, RMSNorm
 from postformer.ops.matvec import project
 from postformer.ops.memory import Gates, Memory, Places, begun, memory
-from postformer.ops.norm import rms_norm
+from postformer.ops.norm import rms_norm, unit
 from postformer.ops.packing import WHOLE, Packing
 
 
@@ -204,7 +204,7 @@ class LMM(nn.Module):
         inner = self.sizes[1]
         q, z = project(x, self.inp.weight[:inner]), project(x, self.inp.weight[-inner:])
         q, past = causal_conv(q, self.conv_weight[:inner], None, held.conv, *packing, silu=True)
-        q = F.normalize(q.to(held.weights[0].dtype).unflatten(-1, (self.heads, -1)), dim=-1)
+        q = unit(q.to(held.weights[0].dtype).unflatten(-1, (self.heads, -1)))
         return self._answer(self._recalled(q, held.weights), z), Recall(past, held.weights)
 
     def _recalled(self, q: Float[Tensor, "b t h e"], weights: tuple[Tensor, ...]) -> Float[Tensor, "b t h e"]:
@@ -238,10 +238,11 @@ class LMM(nn.Module):
         wide = torch.promote_types(x.dtype, torch.float32)
         mixed, z = self.inp(x).split(self.sizes[:2], -1)
         mixed, past = causal_conv(mixed, self.conv_weight, None, past, *packing, silu=True)
+        gate = self._gate(x if self.gated_by == "token" else mixed) if writes else {}
         q, k, v = mixed.to(wide).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        q, k, v = unit(q), unit(k), v.contiguous()
+        del mixed  # the memory's peak is that of the two passes
         if writes:
-            gate = self._gate(x if self.gated_by == "token" else mixed)
             for seen_by in observers:
                 seen_by.append(self._share(gate["theta"]))
             y, held = memory(self.net, self.bias, q, k, v, self._gates(gate), held, fresh, places, self.rule)

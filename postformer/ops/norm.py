@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from postformer.ops import _cpu
 
@@ -19,6 +20,7 @@ SHARE = 64
 """At least so many rows are added up in one sum for the weight's gradient, and SPLITS such sums at most: the result does not depend
 on the number of threads."""
 SPLITS = 32
+SMALLEST = 1e-12
 FEW = 1 << 13
 """Up to so many numbers torch's own takes less time than the call of an operator."""
 
@@ -49,6 +51,32 @@ def rms_norm(
         rows = x.reshape(-1, x.shape[-1])
         return torch.ops.postformer.rms_norm(rows, weight.float(), flat, eps, groups, after).view(x.shape)
     return rms_norm_reference(x, weight, eps, gate, groups, after=after)
+
+
+def unit(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+    """x / max(|x|, 1e-12), as torch's `normalize`; for the gradient it keeps the result and |x|, so that x itself can be freed.
+
+    Gradients are first-order only where no transform of torch.func is at work.
+    """
+    return F.normalize(x, dim=-1) if _cpu.transformed() else _Unit.apply(x)  # type: ignore[no-any-return]
+
+
+class _Unit(torch.autograd.Function):
+    """y = x / n, n = max(|x|, 1e-12); dx = (dy - y <y, dy>) / n, without the projection where n is the bound."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        n = x.norm(dim=-1, keepdim=True)
+        y = x / n.clamp(min=SMALLEST)
+        ctx.save_for_backward(y, n)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (dy,), (y, n) = grad_outputs, ctx.saved_tensors
+        along = torch.where(n > SMALLEST, (y * dy).sum(-1, keepdim=True), 0.0)
+        return torch.addcmul(dy, y, along, value=-1).div_(n.clamp(min=SMALLEST))
 
 
 def rms_norm_reference(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from postformer.ops import _cpu, norm
-from postformer.ops.norm import rms_norm, rms_norm_reference
+from postformer.ops.norm import rms_norm, rms_norm_reference, unit
 
 kernel = pytest.mark.skipif(not _cpu.BUILT, reason="the CPU kernels are not built")
 HALF = torch.bfloat16
@@ -158,3 +158,38 @@ def test_few_numbers_go_to_torch_and_come_out_the_same(monkeypatch):
     by_kernel = norm.rms_norm(x, weight, 1e-5)
     monkeypatch.setattr(norm, "FEW", 120)
     torch.testing.assert_close(norm.rms_norm(x, weight, 1e-5), by_kernel)
+
+
+# ---------------------------------------------------------------- vectors of length 1
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 5), (2, 4, 3, 1)])
+def test_a_unit_is_torchs_normalize_with_its_gradient(shape):
+    x = torch.randn(shape, dtype=torch.double, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    dy = torch.randn(shape, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    expected = torch.nn.functional.normalize(x, dim=-1)
+    torch.testing.assert_close(unit(x), expected, rtol=1e-14, atol=1e-14)
+    (got,), (wanted,) = (torch.autograd.grad(y, x, dy) for y in (unit(x), expected))
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(unit, x)
+
+
+def test_a_unit_of_nothing_is_nothing():
+    x = torch.tensor([[0.0, 0.0], [3e-13, 4e-13], [3.0, 4.0]], dtype=torch.double, requires_grad=True)
+    y = unit(x)
+    torch.testing.assert_close(y, torch.tensor([[0.0, 0.0], [0.3, 0.4], [0.6, 0.8]], dtype=torch.double))
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    (wanted,) = torch.autograd.grad(torch.nn.functional.normalize(x, dim=-1), x, torch.ones_like(y))
+    torch.testing.assert_close(dx, wanted)
+
+
+def test_a_unit_under_a_transform_is_torchs():
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(torch.func.vmap(unit)(x), unit(x))
+
+
+def test_a_units_input_can_be_freed():
+    x = torch.randn(8, 4, requires_grad=True)
+    y = unit(x * 1)
+    kept = [t.data_ptr() for t in y.grad_fn.saved_tensors]
+    assert y.data_ptr() in kept and len(kept) == 2
