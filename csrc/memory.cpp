@@ -53,11 +53,14 @@ void read(const Inputs& in, const Sizes& s, const Outputs& out, int64_t row, int
 extern "C" KERNEL int32_t memory_forward(ParallelFor pool, const float* q, const float* k, const float* v, const float* rate, const float* keep,
                                          const float* carry, const float* limit, const float* held, const float* fresh, const uint8_t* begins,
                                          const uint8_t* starts, const uint8_t* real, float* y, float* after, float* kept, int64_t b, int64_t t,
-                                         int64_t h, int64_t d, int64_t hidden, int64_t depth, int64_t bias, int64_t residual,
+                                         int64_t h, int64_t d, int64_t hidden, int64_t depth, int64_t bias, int64_t residual, int64_t damping,
                                          int64_t runs, int64_t run) {
     const Inputs in{q, k, v, rate, keep, carry, limit, held, fresh, begins, starts, real};
-    const Sizes s{b, t, h, d, hidden, depth, bias, residual};
+    const Sizes s{b, t, h, d, hidden, depth, bias, residual, static_cast<float>(bits_as<double>(damping))};
     const Outputs out{y, after, kept, runs, run};
-    auto task = [&](int64_t i) { read(in, s, out, i / h, i % h); };
+    auto task = [&](int64_t i) {
+        [[maybe_unused]] const Flushed flushed;
+        read(in, s, out, i / h, i % h);
+    };
     return parallel(pool, b * h, task);
 }

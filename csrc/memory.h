@@ -7,6 +7,10 @@
 #include <cmath>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
 #include "blocks.h"
 #include "floats.h"
 #include "parallel.h"
@@ -14,12 +18,34 @@
 
 static inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
+// While it lives, its thread takes numbers too small to be normal for 0: a processor needs many times as long for them, and what fades,
+// such as the shares of distant tokens, comes to them.
+class Flushed {
+#if defined(__x86_64__)
+    const unsigned before = _mm_getcsr();
+
+  public:
+    Flushed() { _mm_setcsr(before | 0x8040); }  // results, and what is read
+    ~Flushed() { _mm_setcsr(before); }
+#elif defined(__aarch64__)
+    uint64_t before;
+
+  public:
+    Flushed() {
+        asm volatile("mrs %0, fpcr" : "=r"(before));
+        asm volatile("msr fpcr, %0" : : "r"(before | 1 << 24));
+    }
+    ~Flushed() { asm volatile("msr fpcr, %0" : : "r"(before)); }
+#endif
+};
+
 enum Bias { L2, DOT, HUBER };
 
 constexpr int64_t DEEPEST = 8;
 
 struct Sizes {
     int64_t b, t, h, d, hidden, depth, bias, residual;
+    float damping;  // of the layer norm, added to the variance
 
     int64_t in(int64_t l) const { return l ? hidden : d; }
     int64_t out(int64_t l) const { return l < depth - 1 ? hidden : d; }
@@ -139,10 +165,8 @@ static inline void turn(int64_t rows, int64_t columns, const float* from, int64_
 static inline Vec slope(Vec z, Vec s) { return s * (1.0f + z * (1.0f - s)); }
 static inline Vec bend(Vec z, Vec s) { return s * (1.0f - s) * (2.0f + z * (1.0f - 2.0f * s)); }
 
-constexpr float NORM_EPS = 1e-5f;
-
-// Columns of `from` [d, n] without their mean and with length sqrt(d), and what they were multiplied with.
-static inline void norm_columns(int64_t d, int64_t n, const float* from, float* unit, float* scale) {
+// Columns of `from` [d, n] without their mean, over sqrt(variance + damping), and what they were multiplied with.
+static inline void norm_columns(int64_t d, int64_t n, float damping, const float* from, float* unit, float* scale) {
     each(n, [&](int64_t j) INLINE {
         Vec mean = {}, square = {};
         for (int64_t i = 0; i < d; i++) mean += load(from + i * n + j);
@@ -152,7 +176,7 @@ static inline void norm_columns(int64_t d, int64_t n, const float* from, float* 
             square += centred * centred;
             store(unit + i * n + j, centred);
         }
-        store(scale + j, square / static_cast<float>(d) + NORM_EPS);
+        store(scale + j, square / static_cast<float>(d) + damping);
     });
     for (int64_t j = 0; j < n; j++) scale[j] = 1 / sqrtf(scale[j]);
     for (int64_t i = 0; i < d; i++) each(n, [&](int64_t j) INLINE { store(unit + i * n + j, load(unit + i * n + j) * load(scale + j)); });
@@ -284,7 +308,7 @@ struct Task {
             product(s.out(l), n, s.in(l), {W + s.place(l), s.apart(l), 1}, a[l], n, {Into::PUT, z[l], n});
             if (l < s.depth - 1) activate(s.out(l), z[l], a[l + 1]);
         }
-        if (s.residual) norm_columns(s.d, n, z[s.depth - 1], unit, scale);
+        if (s.residual) norm_columns(s.d, n, s.damping, z[s.depth - 1], unit, scale);
         miss();
         if (s.residual) norm_back(s.d, n, unit, scale, missed, delta[s.depth - 1]);
         for (int64_t l = s.depth - 2; l >= 0; l--) {
@@ -309,7 +333,7 @@ struct Task {
             if (l < s.depth - 1) activate(o, p[l], x[l + 1]);
         }
         if (s.residual) {
-            norm_columns(s.d, n, p[s.depth - 1], p_unit, p_scale);
+            norm_columns(s.d, n, s.damping, p[s.depth - 1], p_unit, p_scale);
             each(s.d * n, [&](int64_t i) INLINE { store(reply + i, load(x[0] + i) + load(p_unit + i)); });
         }
     }

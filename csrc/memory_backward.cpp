@@ -325,10 +325,13 @@ extern "C" KERNEL int32_t memory_backward(ParallelFor pool, const float* q, cons
                                           const uint8_t* starts, const uint8_t* real, const float* dy, const float* dafter, const float* kept,
                                           float* dq, float* dk, float* dv, float* drate, float* dkeep, float* dcarry, float* dlimit, float* dheld,
                                           float* dfresh, int64_t b, int64_t t, int64_t h, int64_t d, int64_t hidden, int64_t depth, int64_t bias,
-                                          int64_t residual, int64_t runs, int64_t run) {
+                                          int64_t residual, int64_t damping, int64_t runs, int64_t run) {
     const Inputs in{q, k, v, rate, keep, carry, limit, held, fresh, begins, starts, real};
-    const Sizes s{b, t, h, d, hidden, depth, bias, residual};
+    const Sizes s{b, t, h, d, hidden, depth, bias, residual, static_cast<float>(bits_as<double>(damping))};
     const Gradients by{dy, dafter, kept, dq, dk, dv, drate, dkeep, dcarry, dlimit, dheld, dfresh, runs, run};
-    auto task = [&](int64_t i) { read_back(in, s, by, i / h, i % h); };
+    auto task = [&](int64_t i) {
+        [[maybe_unused]] const Flushed flushed;
+        read_back(in, s, by, i / h, i % h);
+    };
     return parallel(pool, b * h, task);
 }

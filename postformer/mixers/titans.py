@@ -52,12 +52,12 @@ class Recall(NamedTuple):
 
 class LMM(nn.Module):
     """`preset` names the choices of one paper (postformer/ops/family.py); what is given besides changes them. The network has `depth`
-    matrices, `expand` times as wide inside as a head, and with `residual` (default: where the depth is above 1) answers x + LN(y).
-    `chunk` tokens share the weights at which their gradients are taken, and `window` tokens take part in each step. theta is 1 - eta
-    times at most `rate` (default: 0.5 / chunk), which bounds the step instead where that is Muon's. Without `momentum` eta is 0, without
-    `forgetting` alpha is 0. A token of which theta's share is at most `threshold` is not written: theta and alpha are 0, and above it
-    both grow from 0, so that what was read of no use neither changes nor wears out the memory. `gates` are read off the `token`, or off
-    what the convolution made of it and of those before it."""
+    matrices, `expand` times as wide inside as a head, and with `residual` (default: where the depth is above 1) answers x + LN(y), the
+    norm over sqrt(variance + `damping`). `chunk` tokens share the weights at which their gradients are taken, and `window` tokens take
+    part in each step. theta is 1 - eta times at most `rate` (default: 0.5 / chunk), which bounds the step instead where that is Muon's.
+    Without `momentum` eta is 0, without `forgetting` alpha is 0. A token of which theta's share is at most `threshold` is not written:
+    theta and alpha are 0, and above it both grow from 0, so that what was read of no use neither changes nor wears out the memory.
+    `gates` are read off the `token`, or off what the convolution made of it and of those before it."""
 
     def __init__(
         self,
@@ -71,6 +71,7 @@ class LMM(nn.Module):
         expand: int | None = None,
         activation: Activation | None = None,
         residual: bool | None = None,
+        damping: float | None = None,
         bias: BiasName | None = None,
         p: float | None = None,
         retention: Retention | None = None,
@@ -104,6 +105,7 @@ class LMM(nn.Module):
             "expand": expand,
             "activation": activation,
             "residual": residual,
+            "damping": damping,
             "bias": bias,
             "p": p,
             "retention": retention,

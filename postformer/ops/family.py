@@ -36,6 +36,7 @@ _PLAIN: dict[str, Any] = {
     "expand": 2,
     "activation": "silu",
     "residual": None,
+    "damping": 1e-5,
     "bias": "l2",
     "p": 3.0,
     "retention": "decay",
@@ -47,17 +48,19 @@ _PLAIN: dict[str, Any] = {
     "forgetting": True,
     "chunk": 16,
 }
+_DAMPED = {"damping": 1.0}
+"""Weights that decay would step ever farther under a norm that undoes their decay."""
 _MIRAS = {"expand": 4, "activation": "gelu"}
 PRESETS: dict[str, dict[str, Any]] = {
-    "titans": {"momentum": True},
+    "titans": {"momentum": True, **_DAMPED},
     "titans-linear": {"momentum": True, "depth": 1},
     "ttt-linear": {"depth": 1, "residual": True, "forgetting": False},
     "ttt-mlp": {"expand": 4, "activation": "gelu", "forgetting": False},
     "moneta": {**_MIRAS, "bias": "lp", "retention": "lq"},
-    "yaad": {**_MIRAS, "bias": "huber"},
+    "yaad": {**_MIRAS, "bias": "huber", **_DAMPED},
     "memora": {**_MIRAS, "retention": "softmax"},
     "lact": {"network": "swiglu", "bias": "dot", "step": "muon", "write": "chunks", "forgetting": False, "chunk": 512},
-    "atlas": {"momentum": True, "step": "muon", "window": 16, "chunk": 64},
+    "atlas": {"momentum": True, "step": "muon", "window": 16, "chunk": 64, **_DAMPED},
 }
 
 
@@ -96,7 +99,7 @@ def learner(width: int, preset: str, given: dict[str, Any]) -> Learner:
     net: Net = SwiGLU(width, hidden)
     if choice["network"] == "mlp":
         residual = choice["depth"] > 1 if choice["residual"] is None else choice["residual"]
-        net = MLP(width, choice["depth"], hidden, choice["activation"], residual)
+        net = MLP(width, choice["depth"], hidden, choice["activation"], residual, choice["damping"])
     weights = {"decay": IDENTITY, "lq": lq(choice["q"]), "softmax": softmax}[choice["retention"]]
     polish = newton_schulz if choice["step"] == "muon" else None
     rule = Rule(weights, polish, choice["write"] == "chunks", choice["window"])

@@ -22,8 +22,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 Map = Callable[[Tensor], Tensor]
-EPS = 1e-5
-"""Of the layer norm."""
 
 
 def maps(W: Sequence[Tensor]) -> list[Map]:
@@ -58,13 +56,16 @@ class Net(ABC):
 
 
 class MLP(Net):
-    """`depth` matrices with SiLU or GELU between them, `hidden` wide; with `residual` x is added to the layer-normed output."""
+    """`depth` matrices with SiLU or GELU between them, `hidden` wide; with `residual` x is added to the layer-normed output, in whose
+    norm `damping` is added to the variance."""
 
-    def __init__(self, width: int, depth: int, hidden: int, activation: str = "silu", residual: bool = False):
+    def __init__(
+        self, width: int, depth: int, hidden: int, activation: str = "silu", residual: bool = False, damping: float = 1e-5
+    ):
         sizes = [width] + [hidden] * (depth - 1) + [width]
         self.shapes = tuple((o, i) for i, o in itertools.pairwise(sizes))
         self.activation, self.residual = ACTIVATIONS[activation], residual
-        self.hidden, self.silu = hidden, activation == "silu"
+        self.hidden, self.damping, self.silu = hidden, damping, activation == "silu"
 
     def forward(self, x: Tensor, maps: Sequence[Map]) -> tuple[Tensor, Any]:
         inputs, outputs = [x], []
@@ -72,11 +73,11 @@ class MLP(Net):
             outputs.append(apply(inputs[-1]))
             inputs.append(self.activation.value(outputs[-1]))
         y = outputs[-1]
-        return x + F.layer_norm(y, y.shape[-1:], eps=EPS) if self.residual else y, (inputs[:-1], outputs)
+        return x + F.layer_norm(y, y.shape[-1:], eps=self.damping) if self.residual else y, (inputs[:-1], outputs)
 
     def gradients(self, tape: Any, dy: Tensor, W: Sequence[Tensor]) -> list[Outer]:
         inputs, outputs = tape
-        delta = _layer_norm_gradient(outputs[-1], dy) if self.residual else dy
+        delta = _layer_norm_gradient(outputs[-1], dy, self.damping) if self.residual else dy
         found = [Outer(delta, inputs[-1])]
         for a, z, w in zip(inputs[-2::-1], outputs[-2::-1], list(W)[:0:-1], strict=True):
             delta = (delta @ w) * self.activation.slope(z)
@@ -123,10 +124,10 @@ def _gelu_slope(z: Tensor) -> Tensor:
 ACTIVATIONS = {"silu": Activation(F.silu, _silu_slope), "gelu": Activation(F.gelu, _gelu_slope)}
 
 
-def _layer_norm_gradient(z: Tensor, dy: Tensor) -> Tensor:
+def _layer_norm_gradient(z: Tensor, dy: Tensor, eps: float) -> Tensor:
     """Through y = LN(z), without gain and shift."""
     centred = z - z.mean(-1, keepdim=True)
-    scale = (centred.square().mean(-1, keepdim=True) + EPS).rsqrt()
+    scale = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
     unit = centred * scale
     return scale * (dy - dy.mean(-1, keepdim=True) - unit * (dy * unit).mean(-1, keepdim=True))
 

@@ -58,7 +58,7 @@ def read(
     """The answers [b, t, h, d] to the queries, and the memory after the text. `vectors`: queries, keys and values, [b, t, h, d]."""
     inputs = *vectors, gates.rate, gates.keep, gates.carry, gates.limit, held, fresh
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    sizes = [net.hidden, len(net.shapes), KINDS.index(type(bias)), int(net.residual)]
+    sizes = [net.hidden, len(net.shapes), KINDS.index(type(bias)), int(net.residual), _cpu.bits(net.damping)]
     pieces = int((begins if starts is None else begins | starts).sum(1).max()) + 1
     run = max(LEAST_RUN, math.isqrt(pieces))
     y, after, _ = torch.ops.postformer.memory(*inputs, begins, starts, real, [*sizes, pieces // run + 1, run], keep)
@@ -120,7 +120,7 @@ def _memory_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The answers, the memory after the text, and the memories from which backward goes on."""
     q, held, sizes, grad = inputs[0], inputs[7], inputs[-2], inputs[-1]
     b, _, h, d = q.shape
-    kept = q.new_empty(b, h, sizes[4] if grad else 0, _kept_floats(d, sizes))
+    kept = q.new_empty(b, h, sizes[5] if grad else 0, _kept_floats(d, sizes))
     return q.new_empty(q.shape), held.new_empty(held.shape), kept
 
 
@@ -130,7 +130,7 @@ def _memory_backward_cpu(*inputs: Any) -> tuple[Tensor, ...]:
     _check("memory_backward", inputs[:-3])
     q, held = tensors[0], tensors[7]
     _cpu.check("memory_backward", dy=(dy, tuple(q.shape)), dafter=(dafter, tuple(held.shape)))
-    _cpu.check("memory_backward", kept=(kept, (*held.shape[:2], sizes[4], _kept_floats(q.shape[3], sizes))))
+    _cpu.check("memory_backward", kept=(kept, (*held.shape[:2], sizes[5], _kept_floats(q.shape[3], sizes))))
     grads = [m.zero_() for m in _memory_backward_fake(*inputs)]
     if not q.numel():
         grads[7].copy_(dafter)

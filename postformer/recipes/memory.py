@@ -12,9 +12,9 @@ from postformer.config import OptimConfig, Run, Spec, TrainConfig
 
 WINDOW = 128
 """Tokens of a segment or a window, where there is attention."""
-WRITE_COST = 0.5
+WRITE_COST = 1.0
 """What a row whose answers are right pays for writing; docs/titans.md tells what it is worth."""
-_INSIDE: Spec = {"kind": "lmm", "heads": 4, "threshold": 0.1, "rate": 0.125}
+_INSIDE: Spec = {"kind": "lmm", "heads": 4, "threshold": 0.1, "rate": 0.125, "gates": "conv", "damping": 1e-5}
 _LMM: Spec = {**_INSIDE, "persistent": 4}
 _WINDOWED: Spec = {"kind": "attention", "heads": 4, "window": WINDOW}
 METHODS: dict[str, Spec] = {

@@ -15,8 +15,8 @@ DIM, T = 6, 10
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
 
-def layer_norm(z):
-    return (z - z.mean()) / (z.var(correction=0) + 1e-5).sqrt()
+def layer_norm(z, damping=1e-5):
+    return (z - z.mean()) / (z.var(correction=0) + damping).sqrt()
 
 
 def gelu(z):
@@ -34,15 +34,16 @@ def muon(S):
 
 
 NETS = {
-    "titans": lambda W, x: x + layer_norm(W[1] @ F.silu(W[0] @ x)),
+    "titans": lambda W, x: x + layer_norm(W[1] @ F.silu(W[0] @ x), 1.0),
     "titans-linear": lambda W, x: W[0] @ x,
     "ttt-linear": lambda W, x: x + layer_norm(W[0] @ x),
     "ttt-mlp": lambda W, x: x + layer_norm(W[1] @ gelu(W[0] @ x)),
     "lact": lambda W, x: W[2] @ (F.silu(W[0] @ x) * (W[1] @ x)),
-    "atlas": lambda W, x: x + layer_norm(W[1] @ F.silu(W[0] @ x)),
+    "atlas": lambda W, x: x + layer_norm(W[1] @ F.silu(W[0] @ x), 1.0),
 }
-for name in ("moneta", "yaad", "memora"):
+for name in ("moneta", "memora"):
     NETS[name] = NETS["ttt-mlp"]
+NETS["yaad"] = lambda W, x: x + layer_norm(W[1] @ gelu(W[0] @ x), 1.0)
 
 
 def huber(e, limit):

@@ -16,6 +16,7 @@ NETS = {
     "mlp-2": MLP(D, 2, 6),
     "mlp-3": MLP(D, 3, 5, "gelu"),
     "residual": MLP(D, 2, 6, "gelu", residual=True),
+    "damped": MLP(D, 2, 6, residual=True, damping=0.3),
     "swiglu": SwiGLU(D, 5),
 }
 SOURCE = torch.Generator()
