@@ -72,7 +72,7 @@ def recalled(lmm, x, W, upto: int):
     q = y = queries(lmm, x)[:, upto:]
     for i, w in enumerate(W):
         y = torch.einsum("bthi,bhoi->btho", F.silu(y) if i else y, w)
-    y = q + F.layer_norm(y, y.shape[-1:])
+    y = q + F.layer_norm(y, y.shape[-1:], eps=lmm.net.damping)
     return answered(lmm, y, x[:, upto:])
 
 
