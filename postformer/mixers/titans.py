@@ -97,8 +97,8 @@ class LMM(nn.Module):
             raise ValueError(f"rate={rate} must be above 0")
         if not 0 <= threshold < 1:
             raise ValueError(f"threshold={threshold} must be at least 0 and below 1")
-        if gates not in ("token", "conv"):
-            raise ValueError(f"gates: {gates!r} is not a choice; choose from token, conv")
+        if damping is not None and damping <= 0:
+            raise ValueError(f"damping={damping} must be above 0")
         given = {
             "network": network,
             "depth": depth,
@@ -243,7 +243,7 @@ class LMM(nn.Module):
         gate = self._gate(x if self.gated_by == "token" else mixed) if writes else {}
         q, k, v = mixed.to(wide).unflatten(-1, (3, self.heads, -1)).unbind(2)
         q, k, v = unit(q), unit(k), v.contiguous()
-        del mixed  # the memory's peak is that of the two passes
+        del mixed  # not held while the memory reads, where most is held
         if writes:
             for seen_by in observers:
                 seen_by.append(self._share(gate["theta"]))

@@ -47,9 +47,8 @@ class Answers(nn.Module):
             nats = torch.lerp(nats, spread, self.smoothing)
         hits = logits.detach().argmax(-1) == target
         found = {"loss": nats.mean(), "accuracy": hits.float().mean(), "tokens": torch.tensor(ids.numel())}
-        if writes:
+        if shares := [share for each in writes.values() for share in each]:
             solved = torch.ones_like(asked).masked_scatter(asked, hits).all(1)
-            shares = [share for each in writes.values() for share in each]
             written = torch.cat(shares, 1).mean((1, 2))
             found |= {"loss": found["loss"] + self.write_cost * (solved * written).mean(), "written": written.detach().mean()}
         return found

@@ -63,6 +63,8 @@ def test_every_mixer_has_a_case():
         ({"kind": "lmm", "persistent": -1}, "persistent=-1"),
         ({"kind": "lmm", "rate": 0.0}, "rate=0.0 must be above 0"),
         ({"kind": "lmm", "threshold": 1.0}, "threshold=1.0 must be at least 0 and below 1"),
+        ({"kind": "lmm", "damping": -1.0}, "damping=-1.0 must be above 0"),
+        ({"kind": "lmm", "gates": "tokens"}, "gates: 'tokens' is not a choice; choose from token, conv"),
         ({"kind": "mac", "segment": 0}, "here: segment=0"),
         ({"kind": "mac", "gate": "or"}, "here.gate: 'or' is not a choice; choose from memory, both, product"),
         ({"kind": "mac", "memory": 3}, "here.memory: expected a table, got 3"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from postformer.config import ConfigError, build
 from postformer.data.tasks import IGNORED, TASKS, ModularArithmetic, Parity, SelectiveCopying
 from postformer.models.language import LanguageModel
-from postformer.models.writing import observed
+from postformer.models.writing import frozen, observed
 from postformer.objectives import OBJECTIVES
 from postformer.objectives.accuracy import accuracy, scaled
 from postformer.objectives.answers import Answers
@@ -83,6 +83,8 @@ def test_writing_has_its_price_where_all_is_right():
     paid["loss"].backward()
     gates = model.backbone.blocks[0].mixer.gates.bias.grad[:2]
     assert float(gates.abs().min()) > 0
+    with frozen(model):  # it writes nothing
+        assert "written" not in Answers(model, write_cost=3.0)(right)
 
 
 def test_what_cannot_write_pays_nothing():
