@@ -166,6 +166,8 @@ def main() -> int:
     parser.add_argument("--render", type=Path, metavar="FOLDER", help="print a study's table, and measure nothing")
     args = parser.parse_args()
     if args.render:
+        if not (args.render / "ablation.jsonl").exists():
+            raise UserError(f"--render: {args.render} holds no ablation.jsonl; give the --out of a study")
         print(render(args.render))
         return 0
     args.variants = args.variants.split(",")

@@ -209,6 +209,8 @@ def main() -> int:
     parser.add_argument("--render", type=Path, metavar="FOLDER", help="print a study's tables, and measure nothing")
     args = parser.parse_args()
     if args.render:
+        if not (args.render / f"{args.name}.jsonl").exists():
+            raise UserError(f"--render: {args.render} holds no {args.name}.jsonl; give the --out of a study")
         print(render(args.name, args.render))
         return 0
     args.methods = args.methods.split(",")

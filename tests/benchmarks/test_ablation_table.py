@@ -55,6 +55,12 @@ def test_a_variant_is_paired_with_the_whole_memory_of_its_seed(tmp_path):
     assert without.endswith(f"| 28.98 | {math.log(28.98 / 27.01):+.3f} |")
 
 
+def test_a_study_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ablation", "--render", str(tmp_path)])
+    with pytest.raises(UserError, match=r"--render: .* holds no ablation.jsonl; give the --out of a study"):
+        ablation.main()
+
+
 def test_an_unknown_variant(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ablation", "--variants", "lmm,no memory", "--out", str(tmp_path)])
     with pytest.raises(UserError, match="--variants: unknown 'no memory'; choose from lmm, mac, linear, no conv"):

@@ -53,6 +53,12 @@ def test_the_table(tmp_path):
     assert any(line.startswith("| window | 0.0 [0, 16] (0) |  | 7 | 10 |") for line in table)
 
 
+def test_a_study_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["reading", "needles", "--render", str(tmp_path)])
+    with pytest.raises(UserError, match=r"--render: .* holds no needles.jsonl; give the --out of a study"):
+        reading.main()
+
+
 def test_an_unknown_method(tmp_path, monkeypatch):
     small(monkeypatch, tmp_path, "--methods", "lmm,elephant")
     with pytest.raises(UserError, match="--methods: unknown 'elephant'; choose from lmm, mac"):
