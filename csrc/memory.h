@@ -46,6 +46,7 @@ constexpr int64_t DEEPEST = 8;
 struct Sizes {
     int64_t b, t, h, d, hidden, depth, bias, residual;
     float damping;  // of the layer norm, added to the variance
+    int64_t anchored;  // whether the memory decays towards the fresh one's weights, home: then M is counted from them
 
     int64_t in(int64_t l) const { return l ? hidden : d; }
     int64_t out(int64_t l) const { return l < depth - 1 ? hidden : d; }
@@ -254,6 +255,11 @@ struct Task {
                 for (int64_t i = 0; i < s.in(l); i++) to[s.stored(l) + o * s.in(l) + i] += from[s.place(l) + o * s.apart(l) + i];
     }
 
+    // to += sign * from, over all weights.
+    void add(const float* from, float sign, float* to) const {
+        each(s.weights(), [&](int64_t i) INLINE { store(to + i, load(to + i) + load(from + i) * sign); });
+    }
+
     // Vectors [b, t, h, d] of the piece, with a column for each token and zeros in the columns after them.
     void load_columns(const float* from, float* to) const {
         for (int64_t i = 0; c < n && i < s.d; i++) std::fill(to + i * n + c, to + i * n + n, 0.0f);
@@ -320,13 +326,14 @@ struct Task {
         }
     }
 
-    // What the weights after each token answer to its query, from M and S before the piece.
-    void answer(const float* M, const float* S) {
+    // What the weights after each token answer to its query, from M and S before the piece, and home, which may be null.
+    void answer(const float* M, const float* S, const float* home) {
         load_columns(in.q, x[0]);
         for (int64_t l = 0; l < s.depth; l++) {
             const int64_t o = s.out(l), i = s.in(l), at = s.place(l);
             product(o, n, i, {M + at, s.apart(l), 1}, x[l], n, {Into::PUT, p[l], n, mix.beta});
             if (in.carry) product(o, n, i, {S + at, s.apart(l), 1}, x[l], n, {Into::ADD, p[l], n, mix.f});
+            if (home) product(o, n, i, {home + at, s.apart(l), 1}, x[l], n, {Into::ADD, p[l], n});
             product(c, n, i, {a[l], 1, n}, x[l], n, {Into::PUT, seen[l], n});
             each(c * n, [&](int64_t j) INLINE { store(square + j, load(seen[l] + j) * load(mix.turned + j)); });
             product(o, n, c, {delta[l], n, 1}, square, n, {Into::TAKE, p[l], n});

@@ -34,12 +34,12 @@ struct Back : Task {
     }
 
     // A piece that was begun, learned and answered: dM and dS by the memory after it become those by the memory before it; dW grows by its.
-    void piece_back(const float* W, const float* M, const float* S, float* dW, float* dM, float* dS) {
+    void piece_back(const float* W, const float* M, const float* S, const float* home, float* dW, float* dM, float* dS, float* dhome) {
         for (float* some : {dG_last, dN_last, dbeta, df}) std::fill(some, some + n, 0.0f);
         std::fill(dturned, dturned + n * n, 0.0f);
         dfade = 0;
         update_back(M, S, dM, dS);
-        answer_back(M, S, dM, dS);
+        answer_back(M, S, home, dM, dS, dhome);
         learn_back(W, dW);
         mix_back();
     }
@@ -84,7 +84,7 @@ struct Back : Task {
         dbeta[c - 1] = sum(of_beta), df[c - 1] = sum(of_f), dfade = sum(of_fade);
     }
 
-    void answer_back(const float* M, const float* S, float* dM, float* dS) {
+    void answer_back(const float* M, const float* S, const float* home, float* dM, float* dS, float* dhome) {
         load_columns(by.y, dp);
         if (s.residual) {
             std::copy_n(dp, s.d * n, dy);
@@ -109,6 +109,10 @@ struct Back : Task {
                 scale_columns(o, dp, mix.f, wide);
                 product(o, apart, c, {wide, n, 1}, rows, apart, {Into::ADD, dS + at, apart});
             }
+            if (home) {
+                product(i, n, o, {home + at, 1, apart}, dp, n, {Into::ADD, dx, n});
+                product(o, apart, c, {dp, n, 1}, rows, apart, {Into::ADD, dhome + at, apart});
+            }
             pairs_back(l);
             if (!l) break;
             each(i * n, [&](int64_t j) INLINE {
@@ -116,7 +120,7 @@ struct Back : Task {
                 store(dp + j, load(dx + j) * slope(was, sigmoid(was)));
             });
         }
-        if (s.residual) add(s.d * n, dy, dx);
+        if (s.residual) add_all(s.d * n, dy, dx);
         store_columns(dx, by.q);
     }
 
@@ -159,7 +163,7 @@ struct Back : Task {
                 store(dz[l - 1] + j, load(dz[l - 1] + j) + load(da[l] + j) * slope(was, sigmoid(was)));
             });
         }
-        if (s.residual) add(s.d * n, dy, da[0]);
+        if (s.residual) add_all(s.d * n, dy, da[0]);
         store_columns(da[0], by.k);
     }
 
@@ -198,7 +202,7 @@ struct Back : Task {
         store_columns(first, by.v);
         if (!s.residual) return;
         norm_back(s.d, n, unit, scale, dy, first);
-        add(s.d * n, first, dz[s.depth - 1]);
+        add_all(s.d * n, first, dz[s.depth - 1]);
     }
 
     // Through e limit / |e| of the errors e beyond their limit.
@@ -239,7 +243,7 @@ struct Back : Task {
         }
     }
 
-    static void add(int64_t count, const float* from, float* to) {
+    static void add_all(int64_t count, const float* from, float* to) {
         each(count, [&](int64_t i) INLINE { store(to + i, load(to + i) + load(from + i)); });
     }
 
@@ -255,7 +259,7 @@ struct Back : Task {
 
 // The memories before each piece of a run.
 struct Memories {
-    float *W, *M, *S;
+    float *W, *M, *S, *own;
 };
 
 void read_back(const Inputs& in, const Sizes& s, const Gradients& by, int64_t row, int64_t head) {
@@ -265,19 +269,23 @@ void read_back(const Inputs& in, const Sizes& s, const Gradients& by, int64_t ro
     runs.push_back(plan.pieces.size());
     size_t longest = 0;
     for (size_t r = 0; r + 1 < runs.size(); r++) longest = std::max(longest, runs[r + 1] - runs[r]);
-    Room room(Back::floats(s, padded(plan.longest)) + (2 * longest + 7) * weights);
+    Room room(Back::floats(s, padded(plan.longest)) + ((2 + s.anchored) * (longest + 1) + 7) * weights);
     Back task(in, s, plan, row, head, by, room);
     float *held = room.take(weights), *fresh = room.take(weights), *dW = room.take(weights), *dM = room.take(weights), *dS = room.take(weights);
     std::vector<Memories> before(longest + 1);
-    for (Memories& m : before) m.M = room.take(weights), m.S = room.take(weights);
+    for (Memories& m : before) m.M = room.take(weights), m.S = room.take(weights), m.own = s.anchored ? room.take(weights) : nullptr;
+    float *home = s.anchored ? room.take(weights) : nullptr, *dhome = s.anchored ? room.take(weights) : nullptr;
+    if (home) task.load_weights(in.fresh + task.part(1), home);
 
     auto load = [&](const float* from, float* W, Memories& to) {
         to.W = W;
         task.load_weights(from + task.part(0), W), task.load_weights(from + task.part(1), to.M);
         if (in.carry) task.load_weights(from + task.part(2), to.S);
+        if (home) task.add(home, -1, to.M);
     };
     task.load_weights(by.after + task.part(0), dW), task.load_weights(by.after + task.part(1), dM);
     if (in.carry) task.load_weights(by.after + task.part(2), dS);
+    if (home) task.add(dM, 1, dhome);
     for (size_t r = runs.size() - 1; r-- > 0;) {
         if (r) {
             const float* from = by.kept + ((row * s.h + head) * by.runs + r) * 2 * weights;
@@ -289,7 +297,8 @@ void read_back(const Inputs& in, const Sizes& s, const Gradients& by, int64_t ro
         for (size_t i = runs[r]; i < runs[r + 1]; i++) {
             Memories &now = before[i - runs[r]], &next = before[i - runs[r] + 1];
             if (plan.pieces[i].fresh) load(in.fresh, fresh, now);
-            if (plan.pieces[i].begins) now.W = now.M;
+            if (plan.pieces[i].begins && home) now.W = now.own, std::copy_n(now.M, weights, now.W), task.add(home, 1, now.W);
+            if (plan.pieces[i].begins && !home) now.W = now.M;
             next.W = now.W;
             if (i + 1 == runs[r + 1]) break;
             task.begin(plan.pieces[i]);
@@ -300,12 +309,15 @@ void read_back(const Inputs& in, const Sizes& s, const Gradients& by, int64_t ro
             const Memories& now = before[i - runs[r]];
             task.begin(plan.pieces[i]);
             task.learn(now.W);
-            task.answer(now.M, now.S);
-            task.piece_back(now.W, now.M, now.S, dW, dM, dS);
+            task.answer(now.M, now.S, home);
+            task.piece_back(now.W, now.M, now.S, home, dW, dM, dS, dhome);
             if (plan.pieces[i].begins) {
-                each(weights, [&](int64_t j) INLINE { store(dM + j, ::load(dM + j) + ::load(dW + j)), store(dW + j, Vec{}); });
+                task.add(dW, 1, dM);
+                if (home) task.add(dW, 1, dhome);
+                std::fill(dW, dW + weights, 0.0f);
             }
             if (plan.pieces[i].fresh) {
+                if (home) task.add(dM, -1, dhome);
                 float* parts[] = {dW, dM, dS};
                 for (int64_t part = 0; part < in.parts(); part++) {
                     task.add_weights(parts[part], by.fresh + task.part(part));
@@ -314,6 +326,7 @@ void read_back(const Inputs& in, const Sizes& s, const Gradients& by, int64_t ro
             }
         }
     }
+    if (home) task.add(dM, -1, dhome), task.add_weights(dhome, by.fresh + task.part(1));
     task.store_weights(dW, by.held + task.part(0)), task.store_weights(dM, by.held + task.part(1));
     if (in.carry) task.store_weights(dS, by.held + task.part(2));
 }
@@ -325,9 +338,9 @@ extern "C" KERNEL int32_t memory_backward(ParallelFor pool, const float* q, cons
                                           const uint8_t* starts, const uint8_t* real, const float* dy, const float* dafter, const float* kept,
                                           float* dq, float* dk, float* dv, float* drate, float* dkeep, float* dcarry, float* dlimit, float* dheld,
                                           float* dfresh, int64_t b, int64_t t, int64_t h, int64_t d, int64_t hidden, int64_t depth, int64_t bias,
-                                          int64_t residual, int64_t damping, int64_t runs, int64_t run) {
+                                          int64_t residual, int64_t damping, int64_t anchored, int64_t runs, int64_t run) {
     const Inputs in{q, k, v, rate, keep, carry, limit, held, fresh, begins, starts, real};
-    const Sizes s{b, t, h, d, hidden, depth, bias, residual, static_cast<float>(bits_as<double>(damping))};
+    const Sizes s{b, t, h, d, hidden, depth, bias, residual, static_cast<float>(bits_as<double>(damping)), anchored};
     const Gradients by{dy, dafter, kept, dq, dk, dv, drate, dkeep, dcarry, dlimit, dheld, dfresh, runs, run};
     auto task = [&](int64_t i) {
         [[maybe_unused]] const Flushed flushed;

@@ -32,6 +32,7 @@ CASES = {
     "lmm": {"kind": "lmm", "heads": 2, "chunk": 4},
     "lmm-matrix": {"kind": "lmm", "heads": 2, "depth": 1, "chunk": 3, "momentum": False, "forgetting": False, "conv": 1},
     "lmm-persistent": {"kind": "lmm", "heads": 1, "depth": 3, "expand": 1, "chunk": 5, "persistent": 3, "bias": "huber"},
+    "lmm-initial": {"kind": "lmm", "heads": 2, "chunk": 4, "retention": "initial", "persistent": 3},
     "lmm-moneta": {"kind": "lmm", "heads": 1, "head_dim": 4, "preset": "moneta", "chunk": 3},
     "lmm-memora": {"kind": "lmm", "heads": 1, "head_dim": 4, "preset": "memora", "chunk": 3},
     "lmm-lact": {"kind": "lmm", "heads": 1, "head_dim": 4, "preset": "lact", "chunk": 3, "conv": 2},

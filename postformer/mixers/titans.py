@@ -171,7 +171,7 @@ class LMM(nn.Module):
         position = packing.positions(seen, t)
         held = fresh = Memory(start, now, surprise, recent)
         unread = bool((seen == 0).any())
-        if unread or packing.starts is not None or self.rule.at_ends:
+        if unread or packing.starts is not None or self.rule.at_ends or self.rule.anchored:
             fresh = self._fresh(x.dtype, b)
         if unread:
             held = begun(seen == 0, fresh, held)
@@ -299,7 +299,7 @@ class LMM(nn.Module):
         weights = self.heads * sum(o * i for o, i in self.net.shapes)
         first = self.heads * self.net.shapes[0][0] * self.net.shapes[0][1]
         learned = self.rule.window * (2 * weights + 2 * (weights - first) + 2 * weights) + 2 * weights
-        each = projections + 2 * self.conv_weight.numel() + learned + (2 + self.momentum * 2) * weights
+        each = projections + 2 * self.conv_weight.numel() + learned + (2 + self.momentum * 2 + self.rule.anchored * 2) * weights
         begun = 0 if self.prefix is None else len(self.prefix)
         chunks = (begun + past + length - 1) // self.chunk - (begun + past - 1) // self.chunk
         return length * each + (chunks if self.rule.at_ends else length) * self._polishing()

@@ -58,7 +58,7 @@ def load(level: str) -> Any:
     return library
 
 
-VERSION = 25
+VERSION = 26
 """Of csrc/version.cpp."""
 SIGNATURES = {
     "conv_forward": (6, 7),
@@ -67,8 +67,8 @@ SIGNATURES = {
     "cross_entropy_backward": (6, 2),
     "mamba_steps": (2, 11),
     "matvec": (3, 4),
-    "memory_forward": (15, 11),
-    "memory_backward": (24, 11),
+    "memory_forward": (15, 12),
+    "memory_backward": (24, 12),
     "norm_backward": (7, 10),
     "norm_forward": (4, 9),
     "scan_forward": (12, 7),

@@ -26,7 +26,7 @@ Preset = Literal["titans", "titans-linear", "ttt-linear", "ttt-mlp", "moneta", "
 Network = Literal["mlp", "swiglu"]
 Activation = Literal["silu", "gelu"]
 BiasName = Literal["l2", "dot", "lp", "huber"]
-Retention = Literal["decay", "lq", "softmax"]
+Retention = Literal["decay", "initial", "lq", "softmax"]
 Step = Literal["gradient", "muon"]
 Write = Literal["tokens", "chunks"]
 
@@ -36,7 +36,7 @@ _PLAIN: dict[str, Any] = {
     "expand": 2,
     "activation": "silu",
     "residual": None,
-    "damping": 1e-5,
+    "damping": None,
     "bias": "l2",
     "p": 3.0,
     "retention": "decay",
@@ -48,19 +48,17 @@ _PLAIN: dict[str, Any] = {
     "forgetting": True,
     "chunk": 16,
 }
-_DAMPED = {"damping": 1.0}
-"""Weights that decay would step ever farther under a norm that undoes their decay."""
 _MIRAS = {"expand": 4, "activation": "gelu"}
 PRESETS: dict[str, dict[str, Any]] = {
-    "titans": {"momentum": True, **_DAMPED},
+    "titans": {"momentum": True},
     "titans-linear": {"momentum": True, "depth": 1},
     "ttt-linear": {"depth": 1, "residual": True, "forgetting": False},
     "ttt-mlp": {"expand": 4, "activation": "gelu", "forgetting": False},
     "moneta": {**_MIRAS, "bias": "lp", "retention": "lq"},
-    "yaad": {**_MIRAS, "bias": "huber", **_DAMPED},
+    "yaad": {**_MIRAS, "bias": "huber"},
     "memora": {**_MIRAS, "retention": "softmax"},
     "lact": {"network": "swiglu", "bias": "dot", "step": "muon", "write": "chunks", "forgetting": False, "chunk": 512},
-    "atlas": {"momentum": True, "step": "muon", "window": 16, "chunk": 64, **_DAMPED},
+    "atlas": {"momentum": True, "step": "muon", "window": 16, "chunk": 64},
 }
 
 
@@ -99,9 +97,15 @@ def learner(width: int, preset: str, given: dict[str, Any]) -> Learner:
     net: Net = SwiGLU(width, hidden)
     if choice["network"] == "mlp":
         residual = choice["depth"] > 1 if choice["residual"] is None else choice["residual"]
-        net = MLP(width, choice["depth"], hidden, choice["activation"], residual, choice["damping"])
-    weights = {"decay": IDENTITY, "lq": lq(choice["q"]), "softmax": softmax}[choice["retention"]]
+        net = MLP(width, choice["depth"], hidden, choice["activation"], residual, _damping(choice))
+    weights = {"decay": IDENTITY, "initial": IDENTITY, "lq": lq(choice["q"]), "softmax": softmax}[choice["retention"]]
     polish = newton_schulz if choice["step"] == "muon" else None
-    rule = Rule(weights, polish, choice["write"] == "chunks", choice["window"])
+    rule = Rule(weights, polish, choice["write"] == "chunks", choice["window"], choice["retention"] == "initial")
     bias = Lp(choice["p"]) if choice["bias"] == "lp" else BIASES[choice["bias"]]()
     return Learner(net, bias, rule, choice["momentum"], choice["forgetting"], choice["chunk"])
+
+
+def _damping(choice: dict[str, Any]) -> float:
+    """Weights that decay to 0 would step ever farther under a norm that undoes their decay."""
+    fades = choice["forgetting"] and choice["retention"] == "decay"
+    return (1.0 if fades else 1e-5) if choice["damping"] is None else choice["damping"]

@@ -86,6 +86,8 @@ def _reference_step(
         eta = 0 if gates.carry is None else gates.carry.exp()[..., None]
         S = [eta * s - theta * g for s, g in zip(surprise or now, u, strict=True)]
         M = tuple(keep * m + step * rule.polished(s) for m, s in zip(now, S, strict=True))
+        if rule.anchored:
+            M = tuple(m + (1 - keep) * home for m, home in zip(M, fresh.now, strict=True))
         after = Memory(start, M, tuple(S) if surprise else (), recent)
     return net.read(q, maps([rule.weights(w) for w in after.now])), after
 
@@ -104,8 +106,8 @@ def memory(
 ) -> tuple[Float[Tensor, "b t h d"], Memory]:
     """The same in matrix products, by the kernel where it serves."""
     if not memory.recent and memory_kernel.serves(net, bias, rule, gates, places.begins, q, k, v, *memory.now):
-        fresh_too = None if places.starts is None else _packed(fresh)
-        y, after = memory_kernel.read(net, bias, (q, k, v), gates, _packed(memory), fresh_too, *places)
+        fresh_too = _packed(fresh) if rule.anchored or places.starts is not None else None
+        y, after = memory_kernel.read(net, bias, rule, (q, k, v), gates, _packed(memory), fresh_too, *places)
         return y, _unpacked(after, memory)
     return memory_in_torch(net, bias, q, k, v, gates, memory, fresh, places, rule)
 

@@ -189,12 +189,25 @@ def _read_piece(
     if rule.at_ends:
         S = tuple(s - (mix.N.diagonal(dim1=1, dim2=2)[..., None] * g.delta).mT @ g.a for s, g in zip(surprise, u, strict=True))
         return net.read(text.q, maps([rule.weights(w) for w in now])), Memory(start, now, S)
+    home = fresh.now if rule.anchored else ()
+    apart = _less(now, home)
     if rule.linear:
-        return net.read(text.q, _reads(mix, now, surprise, u)), Memory(start, *_after(mix, now, surprise, u), recent)
-    every = [rule.every(mix, M, S, g) for M, S, g in zip(now, surprise or [None] * len(now), u, strict=True)]
-    y = net.read(text.q, [_one_each(rule.weights(A)) for A, _ in every])
+        M, S = _after(mix, apart, surprise, u)
+        return net.read(text.q, _reads(mix, apart, surprise, u, home)), Memory(start, _plus(M, home), S, recent)
+    every = [rule.every(mix, M, S, g) for M, S, g in zip(apart, surprise or [None] * len(now), u, strict=True)]
+    each = _plus(tuple(A for A, _ in every), tuple(w[:, None] for w in home))
+    y = net.read(text.q, [_one_each(rule.weights(A)) for A in each])
     last = tuple(S[:, -1] for _, S in every) if surprise else ()
-    return y, Memory(start, tuple(A[:, -1] for A, _ in every), last, recent)
+    return y, Memory(start, tuple(A[:, -1] for A in each), last, recent)
+
+
+def _less(weights: Weights, home: Weights) -> Weights:
+    """How far they are from home, where there is one."""
+    return tuple(w - at for w, at in zip(weights, home, strict=True)) if home else weights
+
+
+def _plus(weights: Weights, home: Weights) -> Weights:
+    return tuple(w + at for w, at in zip(weights, home, strict=True)) if home else weights
 
 
 def _with_recent(
@@ -231,8 +244,8 @@ def _mixes(gates: Gates, real: Bool[Tensor, "n t"] | None, count: int) -> list[M
     return [whole.piece(p) for p in range(count)]
 
 
-def _reads(mix: Mix, now: Weights, surprise: Weights, u: Sequence[Outer]) -> list[Map]:
-    """Of each matrix, as it is after each token."""
+def _reads(mix: Mix, now: Weights, surprise: Weights, u: Sequence[Outer], home: Weights = ()) -> list[Map]:
+    """Of each matrix, as it is after each token; `now` is counted from home, where there is one."""
     beta, f = mix.beta[..., None], None if mix.f is None else mix.f[..., None]
 
     def read(layer: int) -> Map:
@@ -240,6 +253,8 @@ def _reads(mix: Mix, now: Weights, surprise: Weights, u: Sequence[Outer]) -> lis
             y = (beta * z) @ now[layer].mT
             if f is not None:
                 y = torch.baddbmm(y, f * z, surprise[layer].mT)
+            if home:
+                y = torch.baddbmm(y, z, home[layer].mT)
             return torch.baddbmm(y, mix.G * (z @ u[layer].a.mT), u[layer].delta, alpha=-1)
 
         return apply

@@ -31,7 +31,8 @@ LEAST_RUN = 8
 
 def serves(net: Net, bias: Bias, rule: Rule, gates: Gates, begins: Tensor, *tensors: Tensor) -> TypeGuard[MLP]:
     """Whether the kernel can take this memory, its gates and chunks."""
-    known = isinstance(net, MLP) and net.silu and len(net.shapes) <= DEEPEST and type(bias) in KINDS and rule == LINEAR
+    known = isinstance(net, MLP) and net.silu and len(net.shapes) <= DEEPEST and type(bias) in KINDS
+    known = known and rule._replace(anchored=False) == LINEAR
     return known and gates.step is None and _cpu.serves(*tensors) and _longest(begins) <= LONGEST_CHUNK
 
 
@@ -47,6 +48,7 @@ def _longest(begins: Tensor) -> int:
 def read(
     net: MLP,
     bias: Bias,
+    rule: Rule,
     vectors: Sequence[Tensor],
     gates: Gates,
     held: Tensor,
@@ -58,7 +60,14 @@ def read(
     """The answers [b, t, h, d] to the queries, and the memory after the text. `vectors`: queries, keys and values, [b, t, h, d]."""
     inputs = *vectors, gates.rate, gates.keep, gates.carry, gates.limit, held, fresh
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    sizes = [net.hidden, len(net.shapes), KINDS.index(type(bias)), int(net.residual), _cpu.bits(net.damping)]
+    sizes = [
+        net.hidden,
+        len(net.shapes),
+        KINDS.index(type(bias)),
+        int(net.residual),
+        _cpu.bits(net.damping),
+        int(rule.anchored),
+    ]
     pieces = int((begins if starts is None else begins | starts).sum(1).max()) + 1
     run = max(LEAST_RUN, math.isqrt(pieces))
     y, after, _ = torch.ops.postformer.memory(*inputs, begins, starts, real, [*sizes, pieces // run + 1, run], keep)
@@ -97,8 +106,8 @@ def _check(operator: str, inputs: Sequence[Any]) -> None:
     _cpu.check(operator, rate=(rate, gate), keep=(keep, gate), carry=(carry, gate), limit=(limit, gate))
     _cpu.check(operator, held=(held, memory), fresh=(fresh, memory))
     _cpu.check(operator, torch.bool, begins=(begins, (b, t)), starts=(starts, (b, t)), real=(real, (b, t)))
-    if fresh is None and starts is not None:
-        raise ValueError(f"{operator}: documents begin, and no fresh memory was given")
+    if fresh is None and (starts is not None or sizes[5]):
+        raise ValueError(f"{operator}: documents begin or the memory is anchored, and no fresh memory was given")
 
 
 @torch.library.impl(_cpu.LIBRARY, "memory", "CPU")
@@ -120,7 +129,7 @@ def _memory_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The answers, the memory after the text, and the memories from which backward goes on."""
     q, held, sizes, grad = inputs[0], inputs[7], inputs[-2], inputs[-1]
     b, _, h, d = q.shape
-    kept = q.new_empty(b, h, sizes[5] if grad else 0, _kept_floats(d, sizes))
+    kept = q.new_empty(b, h, sizes[6] if grad else 0, _kept_floats(d, sizes))
     return q.new_empty(q.shape), held.new_empty(held.shape), kept
 
 
@@ -130,7 +139,7 @@ def _memory_backward_cpu(*inputs: Any) -> tuple[Tensor, ...]:
     _check("memory_backward", inputs[:-3])
     q, held = tensors[0], tensors[7]
     _cpu.check("memory_backward", dy=(dy, tuple(q.shape)), dafter=(dafter, tuple(held.shape)))
-    _cpu.check("memory_backward", kept=(kept, (*held.shape[:2], sizes[5], _kept_floats(q.shape[3], sizes))))
+    _cpu.check("memory_backward", kept=(kept, (*held.shape[:2], sizes[6], _kept_floats(q.shape[3], sizes))))
     grads = [m.zero_() for m in _memory_backward_fake(*inputs)]
     if not q.numel():
         grads[7].copy_(dafter)
@@ -170,9 +179,10 @@ torch.library.register_autograd("postformer::memory_backward", _cpu.first_order_
 def _flops(
     q: torch.Size, k: Any, v: Any, rate: Any, keep: Any, carry: Any, limit: Any, held: torch.Size, *rest: Any, **words: Any
 ) -> int:
-    """Of matrix products as if token by token: the answers to key and query, the gradient by activations and the outer products."""
+    """Of matrix products as if token by token: the answers to key and query, and of the first weights, the gradient by activations and the
+    outer products."""
     b, t, h, d = q
     *_, sizes, _ = rest
     weights = held[3]
     first = math.prod(_shapes(d, sizes)[0])
-    return b * t * h * (8 * weights - 2 * first)
+    return b * t * h * ((8 + 2 * sizes[5]) * weights - 2 * first)

@@ -5,6 +5,8 @@
                 W = softmax(A) over the inputs          MIRAS's Memora: A = alpha A - eta u is W = softmax(alpha log W - eta u), equation 27
     polished    NS5(S)                                  ATLAS (Behrouz et al. 2025, arXiv 2505.23735, section 5): Muon in the memory
     at_ends     W = |W_0| norm(W + NS5(S))              LaCT (Zhang et al. 2025, arXiv 2505.23884, section 3.1): S of a whole chunk at once
+    anchored    M_t = (1 - alpha) M + alpha M_0 + S_t       decay towards the weights before the first token (L2-SP, Li et al. 2018, arXiv
+                                                        1802.01483), not towards 0
     window      S_t = eta S_{t-1} - theta sum_i g_i u_i  ATLAS's Omega rule (equation 9): over the last tokens, each with a share g_i
 
 n rows and heads, c tokens of a chunk, o outputs and i inputs of a matrix.
@@ -94,6 +96,8 @@ class Rule(NamedTuple):
     """Whether a chunk is written when it has ended, and read with the weights before it."""
     window: int = 1
     """Tokens whose gradients each token takes in, its own with them."""
+    anchored: bool = False
+    """Whether the memory decays towards what it was before the document's first token, and not towards 0."""
 
     @property
     def linear(self) -> bool:

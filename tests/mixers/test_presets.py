@@ -185,3 +185,15 @@ def test_a_million_tokens_leave_a_state_as_large_as_a_thousand():
             sizes.append((nbytes(state), sum(leaf.untyped_storage().nbytes() for _, leaf in leaves(state))))
     assert int(state.seen) == (1 << 20) + (1 << 10)
     assert bool(y.isfinite().all()) and len(set(sizes)) == 1
+
+
+@pytest.mark.parametrize("muon", [False, True], ids=["gradient", "muon"])
+def test_a_memory_that_is_not_written_returns_to_its_first_weights(muon):
+    words = {"kind": "lmm", "retention": "initial", "heads": 2, "persistent": 3, **({"step": "muon"} if muon else {})}
+    m = build(words, MIXERS, "", dim=8).double()
+    with torch.no_grad():
+        m.gates.weight.zero_()
+        m.gates.bias.copy_(torch.tensor([-60.0, -60.0, 60.0] + [-60.0] * muon).repeat_interleave(2))
+        _, state = m(torch.randn(1, 9, 8, dtype=torch.double), m.init_state(1))
+    for w, first in zip(state.now, m.initial, strict=True):
+        torch.testing.assert_close(w[0], first)

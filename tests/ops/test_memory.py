@@ -111,6 +111,9 @@ RULES = {
     "muon": rules.Rule(rules.IDENTITY, rules.newton_schulz),
     "ends": rules.Rule(rules.IDENTITY, rules.newton_schulz, at_ends=True),
     "omega": rules.Rule(rules.IDENTITY, window=3),
+    "anchored": rules.Rule(anchored=True),
+    "anchored-muon": rules.Rule(rules.IDENTITY, rules.newton_schulz, anchored=True),
+    "anchored-omega": rules.Rule(window=3, anchored=True),
     "omega-muon": rules.Rule(rules.IDENTITY, rules.newton_schulz, window=4),
     "omega-wide": rules.Rule(rules.IDENTITY, window=12),
 }

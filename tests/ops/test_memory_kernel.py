@@ -19,8 +19,21 @@ RESIDUAL = {"matrix residual": (7, 1, 0), "two residual": (16, 2, 8), "two dampe
 class Case:
     """Inputs in float64, of rows that have read `phases` tokens of a chunk and in which documents start and padding lies as told."""
 
-    def __init__(self, net: str, bias: str, t: int, chunk: int, phases=(0, 0), starts=(), ends=None, momentum=True, seed=0):
+    def __init__(
+        self,
+        net: str,
+        bias: str,
+        t: int,
+        chunk: int,
+        phases=(0, 0),
+        starts=(),
+        ends=None,
+        momentum=True,
+        seed=0,
+        rule=rules.LINEAR,
+    ):
         source = torch.Generator().manual_seed(seed)
+        self.rule = rule
         d, depth, hidden = (NETS | RESIDUAL)[net]
         self.net, self.bias, (b, h) = MLP(d, depth, hidden, residual=net in RESIDUAL), BIASES[bias](), (len(phases), 2)
         self.net.damping = 0.3 if "damped" in net else 1e-5
@@ -58,7 +71,7 @@ class Case:
         vectors, gates, *memories = self.inputs
         vectors, gates = [cast(x) for x in vectors], rules.Gates(*map(cast, gates))
         memories = [Memory(*(tuple(map(cast, part)) for part in m)) for m in memories]
-        y, after = form(self.net, self.bias, *vectors, gates, *memories, self.places)
+        y, after = form(self.net, self.bias, *vectors, gates, *memories, self.places, self.rule)
         real = self.places.real
         out = [y if real is None else y[real], *(w for part in after for w in part)]
         number = sum((o * torch.linspace(0.5, 1.5, o.numel()).to(dtype).view_as(o).cos()).sum() for o in out)
@@ -88,6 +101,16 @@ def test_equals_the_token_loop(net, bias, momentum):
     Case(net, bias, 21, 4, momentum=momentum).check()
 
 
+ANCHORED = rules.Rule(anchored=True)
+
+
+@pytest.mark.parametrize("momentum", [True, False], ids=["momentum", "none"])
+@pytest.mark.parametrize("net", ["two odd", "three residual"])
+def test_weights_return_to_their_first(net, momentum):
+    Case(net, "l2", 21, 4, momentum=momentum, rule=ANCHORED).check()
+    Case("two", "l2", 12 * 16 + 5, 16, (0,), [(0, 7 * 16 + 2, 0)], momentum=momentum, rule=ANCHORED).check(IN_TORCH)
+
+
 @settings(max_examples=30)
 @given(
     net=st.sampled_from(["two odd", "three"]),
@@ -100,7 +123,17 @@ def test_phases_documents_and_padding(net, t, chunk, phases, data):
     rows, at = st.integers(0, len(phases) - 1), st.integers(0, t - 1)
     starts = data.draw(st.lists(st.tuples(rows, at, st.integers(0, 3)), max_size=3, unique_by=lambda s: s[:2]))
     ends = data.draw(st.none() | st.lists(st.integers(0, t), min_size=len(phases), max_size=len(phases)))
-    Case(net, "l2", t, chunk, phases, sorted(starts), ends, data.draw(st.booleans())).check()
+    Case(
+        net,
+        "l2",
+        t,
+        chunk,
+        phases,
+        sorted(starts),
+        ends,
+        data.draw(st.booleans()),
+        rule=data.draw(st.sampled_from([rules.LINEAR, ANCHORED])),
+    ).check()
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 16, 33, 64])
@@ -130,7 +163,7 @@ def test_a_chunk_too_long_for_the_kernel_goes_to_torch():
     assert memory_kernel.serves(*arguments, begins, torch.ones(1))
 
 
-def operands(b=2, t=23, h=3, d=9, hidden=17, grad=True):
+def operands(b=2, t=23, h=3, d=9, hidden=17, grad=True, anchored=1):
     """Inputs of the operator, with documents and padding."""
     source = torch.Generator().manual_seed(0)
 
@@ -155,7 +188,7 @@ def operands(b=2, t=23, h=3, d=9, hidden=17, grad=True):
         begins,
         starts,
         real,
-        [hidden, 2, 0, 1, _cpu.bits(1e-5), 3, 2],
+        [hidden, 2, 0, 1, _cpu.bits(1e-5), anchored, 3, 2],
     ]
 
 
@@ -216,7 +249,7 @@ def test_the_operator_refuses_what_it_cannot_read():
 
 def test_what_fades_comes_to_nothing():
     """Numbers below the normal ones, which cost a processor many times as much, are never left in a memory."""
-    q, k, v, rate, keep, *rest = operands(grad=False)
+    q, k, v, rate, keep, *rest = operands(grad=False, anchored=0)
     keep = torch.full_like(keep, -9.0)
     for held in rest[2:4]:
         held[:, :, 2] = 0.0
