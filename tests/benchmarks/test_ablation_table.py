@@ -45,12 +45,15 @@ def test_a_study_from_training_to_the_table(tmp_path, monkeypatch, capsys):
 def test_a_variant_is_paired_with_the_whole_memory_of_its_seed(tmp_path):
     def found(variant: str, seed: int, nats: float) -> str:
         one = {"key": [variant, seed, 400, 16384], "nats": nats, "first": nats + 0.5, "bits_per_byte": 2.0, "parameters": 7}
-        return json.dumps(one)
+        return json.dumps({**one, "frozen": nats + 0.25})
 
     nats = {("lmm", 0): 3.0, ("lmm", 1): 4.0, ("no momentum", 0): 3.0 + NO_MOMENTUM, ("no momentum", 1): 4.0 + NO_MOMENTUM}
     (tmp_path / "ablation.jsonl").write_text("\n".join(found(*key, value) for key, value in nats.items()))
     whole, without = ablation.render(tmp_path).splitlines()[2:]
-    assert whole.startswith(f"| lmm | {math.exp(3.5):.2f} | {math.exp(3):.2f}, {math.exp(4):.2f} |  |  | 2.000 | 7 | 27.01 |")
+    assert whole.startswith(
+        f"| lmm | {math.exp(3.5):.2f} | {math.exp(3):.2f}, {math.exp(4):.2f} |  |  | +0.250 [+0.250, +0.250] "
+    )
+    assert whole.endswith("| 2.000 | 7 | 27.01 |  |")
     assert "| +0.100 [+0.100, +0.100] | +0.100 [+0.100, +0.100] |" in without
     assert without.endswith(f"| 28.98 | {math.log(28.98 / 27.01):+.3f} |")
 
