@@ -34,6 +34,8 @@ METHODS: dict[str, Spec] = {
     "attention": {"kind": "attention", "heads": 4},
 }
 """By the name of a table's column."""
+OWN: dict[str, dict[str, Any]] = {"mamba2": {"kind": "adamw", "lr": 3e-3}}
+"""The optimizer of a method that does not learn by the recipes'."""
 
 
 def _reading(name: str, data: Spec, *, steps: int, **model: Any) -> Run:
@@ -84,5 +86,6 @@ def diaries() -> Run:
 
 
 def remembering_by(run: Run, method: str) -> Run:
-    """The run with another of METHODS."""
-    return dataclasses.replace(run, name=f"{run.name}-{method}", model={**run.model, "mixers": (METHODS[method],)})
+    """The run with another of METHODS and the optimizer that it needs."""
+    model, optim = {**run.model, "mixers": (METHODS[method],)}, dataclasses.replace(run.optim, **OWN.get(method, {}))
+    return dataclasses.replace(run, name=f"{run.name}-{method}", model=model, optim=optim)
