@@ -17,6 +17,8 @@ CASES = {
     "attention": {"kind": "attention", "heads": 2},
     "attention-grouped-qknorm": {"kind": "attention", "heads": 4, "kv_heads": 2, "qk_norm": True},
     "attention-persistent": {"kind": "attention", "heads": 2, "persistent": 3},
+    "attention-conv": {"kind": "attention", "heads": 4, "kv_heads": 2, "conv": 3, "persistent": 2},
+    "attention-window-conv": {"kind": "attention", "heads": 2, "window": 4, "conv": 4, "qk_norm": True},
     "attention-window": {"kind": "attention", "heads": 4, "kv_heads": 2, "window": 5},
     "attention-window-1": {"kind": "attention", "heads": 2, "window": 1},
     "attention-window-persistent": {"kind": "attention", "heads": 2, "window": 4, "persistent": 2, "qk_norm": True},
@@ -40,6 +42,7 @@ CASES = {
     "lmm-swiglu": {"kind": "lmm", "heads": 2, "network": "swiglu", "chunk": 2, "bias": "lp"},
     "lmm-threshold": {"kind": "lmm", "heads": 2, "chunk": 4, "threshold": 0.5, "gates": "conv"},
     "mac": {"kind": "mac", "memory": {"heads": 1, "chunk": 4, "rate": 0.02}, "attention": {"heads": 2}, "segment": 8},
+    "mac-conv": {"kind": "mac", "memory": {"heads": 1, "chunk": 4}, "attention": {"heads": 2, "conv": 4}, "segment": 6},
     "mac-persistent": {
         "kind": "mac",
         "memory": {"heads": 2, "depth": 1, "chunk": 5, "rate": 0.03, "conv": 2, "persistent": 2},
@@ -57,7 +60,7 @@ CASES = {
     "mag-growing": {"kind": "mag", "memory": {"kind": "gated_delta", "heads": 1}, "attention": {"kind": "attention"}},
     "mal": {"kind": "mal", "memory": {"heads": 1, "depth": 1, "chunk": 4}, "attention": {"heads": 2, "window": 5}},
 }
-GROWING = ["attention", "attention-grouped-qknorm", "attention-persistent", "mag-growing"]
+GROWING = ["attention", "attention-conv", "attention-grouped-qknorm", "attention-persistent", "mag-growing"]
 RECURRENT = [c for c in CASES if c not in GROWING]
 DIM = 16
 EXACT = {"rtol": 0.0, "atol": 1e-10}

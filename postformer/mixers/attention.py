@@ -2,9 +2,10 @@
 
 Vaswani et al. 2017 (arXiv 1706.03762, section 3.2); grouped queries: Ainslie et al. 2023 (arXiv 2305.13245); rotary
 positions: Su et al. 2021 (arXiv 2104.09864); sliding window: Beltagy et al. 2020 (arXiv 2004.05150); query/key norm: Dehghani et al. 2023
-(arXiv 2302.05442); persistent tokens: Behrouz et al. 2024 (arXiv 2501.00663, eq. 19). With the defaults it is Llama's attention.
+(arXiv 2302.05442); persistent tokens: Behrouz et al. 2024 (arXiv 2501.00663, eq. 19); convolution of queries, keys and values: So et al.
+2021 (arXiv 2109.08668, Primer's multi-DConv-head attention). With the defaults it is Llama's attention.
 
-b batch, t new tokens, h query heads, g key/value heads, e head width, s slots of the cache.
+b batch, t new tokens, h query heads, g key/value heads, e head width, s slots of the cache, c channels of the convolution.
 """
 
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from postformer.ops.attention import HIDDEN, attention, causal_attention, read_all, rotate
+from postformer.ops.conv import causal_conv
 from postformer.ops.layers import Linear, RMSNorm
 from postformer.ops.packing import WHOLE, Packing
 
@@ -25,11 +27,12 @@ APART = 1 << 40
 
 
 class AttentionState(NamedTuple):
-    """Keys (rotated) and values: slot j holds position j."""
+    """Keys (rotated) and values: slot j holds position j; the convolution's last inputs [b, past, c], if there is one."""
 
     k: Float[Tensor, "b g s e"]
     v: Float[Tensor, "b g s e"]
     seen: Int[Tensor, " b"]
+    conv: tuple[Tensor, ...] = ()
     grows = (("k", 2), ("v", 2))
 
 
@@ -39,10 +42,12 @@ class RingState(NamedTuple):
     k: Float[Tensor, "b g w e"]
     v: Float[Tensor, "b g w e"]
     seen: Int[Tensor, " b"]
+    conv: tuple[Tensor, ...] = ()
 
 
 class Attention(nn.Module):
-    """`kv_heads` divides `heads`; `window` bounds what is seen and the state; `persistent` learned tokens are seen by all."""
+    """`kv_heads` divides `heads`; `window` bounds what is seen and the state; `persistent` learned tokens are seen by all; with `conv` taps
+    each channel of queries, keys and values is convolved over the last tokens, first by what leaves it as it is."""
 
     def __init__(
         self,
@@ -53,6 +58,7 @@ class Attention(nn.Module):
         head_dim: int | None = None,
         window: int | None = None,
         persistent: int = 0,
+        conv: int = 0,
         qk_norm: bool = False,
         rope_base: float = 1e4,
     ):
@@ -67,6 +73,8 @@ class Attention(nn.Module):
             raise ValueError(f"the head width must be even for rotary positions; it is {self.width}")
         if (window is not None and not 1 <= window <= LARGEST_WINDOW) or persistent < 0:
             raise ValueError(f"window={window} must be 1 to {LARGEST_WINDOW} and persistent={persistent} at least 0")
+        if conv < 0:
+            raise ValueError(f"conv={conv} must be at least 0")
         if rope_base <= 0:
             raise ValueError(f"rope_base={rope_base} must be above 0")
         self.dim, self.window, self.persistent, self.rope_base = dim, window, persistent, rope_base
@@ -77,13 +85,16 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.width) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.width) if qk_norm else nn.Identity()
         self.prefix = nn.Parameter(torch.randn(persistent, dim) * 0.02) if persistent else None
+        self.conv_weight = None
+        if conv:
+            self.conv_weight = nn.Parameter(torch.eye(conv)[-1].repeat((heads + 2 * self.groups) * self.width, 1))
 
     def init_state(self, batch: int) -> AttentionState | RingState:
         """An empty cache, or a ring of `window` slots."""
         like = {"device": self.out.weight.device, "dtype": self.out.weight.dtype}
         k, v = (torch.zeros(batch, self.groups, self.window or 0, self.width, **like) for _ in "kv")
         kind = RingState if self.window else AttentionState
-        return kind(k, v, torch.zeros(batch, dtype=torch.long, device=like["device"]))
+        return kind(k, v, torch.zeros(batch, dtype=torch.long, device=like["device"]), self.init_past(batch))
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: AttentionState | RingState | None = None, packing: Packing = WHOLE
@@ -92,32 +103,45 @@ class Attention(nn.Module):
         b, t, _ = x.shape
         if not b * t:
             return x, state
-        q = self.q_norm(self.q(x).view(b, t, self.heads, self.width))
-        k = self.k_norm(self.k(x).view(b, t, self.groups, self.width))
-        v = self.v(x).view(b, t, self.groups, self.width)
-        seen = torch.zeros(b, dtype=torch.long, device=x.device) if state is None else state.seen
-        position = packing.positions(seen, t)
+        held = state if state is not None else self.init_state(b)
+        q, k, v, past = self.project(x, held.conv, packing)
+        position = packing.positions(held.seen, t)
         q, k = rotate(torch.cat([q, k], 2), position, self.rope_base).split([self.heads, self.groups], 2)
         if packing is not WHOLE:
-            y, after = self._read_packed(q, k, v, position, state if state is not None else self.init_state(b), packing)
-            return self.out(y.flatten(2)), None if state is None else after
+            y, after = self._read_packed(q, k, v, position, held, packing)
+            return self.out(y.flatten(2)), None if state is None else after._replace(conv=past)
         if state is None:
             return self.out(self._fresh(q, k, v, position).flatten(2)), None
         read = self._read_cache if self.window is None else self._read_ring
         y, keys, values = read(q, k, v, position, state)
-        return self.out(y.flatten(2)), type(state)(keys, values, seen + t)
+        return self.out(y.flatten(2)), type(state)(keys, values, state.seen + t, past)
 
-    def queries(self, x: Float[Tensor, "b t d"], position: Int[Tensor, "b t"]) -> Float[Tensor, "b t h e"]:
-        """The tokens' queries, rotated to their positions."""
-        q = self.q_norm(self.q(x).unflatten(-1, (self.heads, self.width)))
-        return rotate(q, position, self.rope_base)
+    def init_past(self, batch: int, queries: bool = True) -> tuple[Tensor, ...]:
+        """The convolution's inputs [b, past, c] before the first token, for `project`: zeros."""
+        if self.conv_weight is None:
+            return ()
+        channels, taps = self.conv_weight[self._first(queries) :].shape
+        return (self.conv_weight.new_zeros(batch, taps - 1, channels),)
 
-    def keys(
-        self, x: Float[Tensor, "b t d"], position: Int[Tensor, "b t"]
-    ) -> tuple[Float[Tensor, "b t g e"], Float[Tensor, "b t g e"]]:
-        """The tokens' keys, rotated to their positions, and values."""
-        k, v = (m(x).unflatten(-1, (self.groups, self.width)) for m in (self.k, self.v))
-        return rotate(self.k_norm(k), position, self.rope_base), v
+    def project(
+        self, x: Float[Tensor, "b t d"], past: tuple[Tensor, ...], packing: Packing = WHOLE, queries: bool = True
+    ) -> tuple[Float[Tensor, "b t h e"], Float[Tensor, "b t g e"], Float[Tensor, "b t g e"], tuple[Tensor, ...]]:
+        """The tokens' queries (none without `queries`) and keys, to be rotated, their values, and the convolution's past after them."""
+        parts = [m(x) for m in ((self.q, self.k, self.v) if queries else (self.k, self.v))]
+        if self.conv_weight is not None:
+            weight = self.conv_weight[self._first(queries) :]
+            mixed, last = causal_conv(torch.cat(parts, -1), weight, None, past[0], *packing)
+            parts, past = list(mixed.split([m.shape[-1] for m in parts], -1)), (last,)
+        q, k, v = (m.unflatten(-1, (-1, self.width)) for m in (parts if queries else [x[..., :0], *parts]))
+        return self.q_norm(q) if queries else q, self.k_norm(k), v, past
+
+    def _first(self, queries: bool) -> int:
+        """The first channel of the convolution that is used."""
+        return 0 if queries else self.heads * self.width
+
+    def rotated(self, x: Float[Tensor, "b t n e"], position: Int[Tensor, "b t"]) -> Float[Tensor, "b t n e"]:
+        """Queries or keys at their positions."""
+        return rotate(x, position, self.rope_base)
 
     def _fresh(self, q: Tensor, k: Tensor, v: Tensor, position: Tensor) -> Tensor:
         if self.prefix is None and (self.window is None or k.shape[1] <= self.window):
@@ -198,8 +222,16 @@ class Attention(nn.Module):
         """Floating-point operations of `length` new tokens after `past` others (a multiply-add is two)."""
         inner = self.heads * self.width
         pairs = self._pairs(past + length) - self._pairs(past)
-        projections = 2 * self.dim * (2 * inner + 2 * self.groups * self.width)
+        projections = 2 * self.dim * (2 * inner + 2 * self.groups * self.width) + self.conv_flops()
         return length * projections + 4 * inner * (pairs + length * self.persistent)
+
+    def conv_flops(self, queries: bool = True) -> int:
+        """Floating-point operations of a token's convolution."""
+        return 0 if self.conv_weight is None else 2 * self.conv_weight[self._first(queries) :].numel()
+
+    def conv_bytes(self, itemsize: int = 4, queries: bool = True) -> int:
+        """Bytes of one row's past of the convolution."""
+        return 0 if self.conv_weight is None else self.conv_weight[self._first(queries) :, 1:].numel() * itemsize
 
     def _pairs(self, n: int) -> int:
         """Pairs of a query and a key that it sees, over the first n tokens."""
@@ -209,7 +241,7 @@ class Attention(nn.Module):
     def state_bytes(self, length: int, itemsize: int = 4) -> int:
         """Bytes of one row's state after `length` tokens."""
         slots = self.window if self.window is not None else -(-length // BLOCK) * BLOCK
-        return 2 * slots * self.groups * self.width * itemsize + 8
+        return 2 * slots * self.groups * self.width * itemsize + self.conv_bytes(itemsize) + 8
 
 
 def _grow(cache: Tensor, length: int) -> Tensor:

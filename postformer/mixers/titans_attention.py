@@ -43,12 +43,15 @@ class JoinedState(NamedTuple):
 
 class MACState(NamedTuple):
     """The memory of what attention answered; what is recalled from, the weights with which the segment began; and of each of the
-    segment's tokens so far the keys (rotated) and values of what was recalled, and of itself: slot j holds the segment's token j."""
+    segment's tokens so far the keys (rotated) and values of what was recalled, and of itself: slot j holds the segment's token j. With a
+    convolution in attention its last inputs, of what was recalled and of the tokens."""
 
     memory: Any
     recall: Any
     k: Float[Tensor, "b s 2 g e"]
     v: Float[Tensor, "b s 2 g e"]
+    recalled: tuple[Tensor, ...] = ()
+    conv: tuple[Tensor, ...] = ()
 
 
 class MAC(nn.Module):
@@ -84,7 +87,8 @@ class MAC(nn.Module):
         """Zeros: nothing was read."""
         a = self.attention
         k, v = (a.out.weight.new_zeros(batch, self.segment, 2, a.groups, a.width) for _ in "kv")
-        return MACState(self.memory.init_state(batch), self.memory.init_recall(batch), k, v)
+        pasts = a.init_past(batch, queries=False), a.init_past(batch)
+        return MACState(self.memory.init_state(batch), self.memory.init_recall(batch), k, v, *pasts)
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: MACState | None = None, packing: Packing = WHOLE
@@ -115,30 +119,32 @@ class MAC(nn.Module):
             found = tuple(torch.where(begins[:, None, None, None], a, w) for a, w in zip(found, recall.weights, strict=True))
             recall = recall._replace(weights=found)
         h, recall = self.memory.recall(x, recall, packing)
-        y, k, v = self._attend(x, h, held, place, packing)
+        y, held = self._attend(x, h, held, place, packing)
         y = self.norm(y)
         m, memory = self.memory(y, held.memory, packing)
-        return self.gate(y, self.memory_norm(m)), MACState(memory, recall, k, v)
+        return self.gate(y, self.memory_norm(m)), held._replace(memory=memory, recall=recall)
 
     def _attend(
-        self, x: Tensor, h: Tensor, held: MACState, place: Tensor, packing: Packing
-    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b s 2 g e"], Float[Tensor, "b s 2 g e"]]:
-        """Attention's answers, and the segment's keys and values so far. A token shares its position with what it recalled."""
-        now = place[:, None] + torch.arange(x.shape[1], device=x.device)
-        new = [torch.stack(pair, 2) for pair in zip(self.attention.keys(h, now), self.attention.keys(x, now), strict=True)]
-        k, v = (_kept(old.to(m.dtype), m, place, packing) for old, m in zip(held[2:], new, strict=True))
+        self, x: Float[Tensor, "b n d"], h: Float[Tensor, "b n d"], held: MACState, place: Int[Tensor, " b"], packing: Packing
+    ) -> tuple[Float[Tensor, "b n d"], MACState]:
+        """Attention's answers, and the state with the segment's keys and values. A token shares its position with what it recalled."""
+        a, now = self.attention, place[:, None] + torch.arange(x.shape[1], device=x.device)
+        q, k, v, conv = a.project(x, held.conv, packing)
+        _, found_k, found_v, recalled = a.project(h, held.recalled, packing, queries=False)
+        keys = a.rotated(torch.cat((found_k, k), 2), now).unflatten(2, (2, -1))
+        values = torch.stack((found_v, v), 2)
+        k, v = (_kept(old.to(m.dtype), m, place, packing) for old, m in ((held.k, keys), (held.v, values)))
         most = min(int(place.max()) + x.shape[1], self.segment)
         slots = torch.arange(most, device=x.device).repeat_interleave(2).expand(len(x), -1)
-        q = self.attention.queries(x, now)
-        y = self.attention.attend(q, k[:, :most].flatten(1, 2), v[:, :most].flatten(1, 2), now, slots)
-        return self.attention.out(y.flatten(2)), k, v
+        y = a.attend(a.rotated(q, now), k[:, :most].flatten(1, 2), v[:, :most].flatten(1, 2), now, slots)
+        return a.out(y.flatten(2)), held._replace(k=k, v=v, recalled=recalled, conv=conv)
 
     def flops(self, length: int, past: int = 0) -> int:
         """Floating-point operations of `length` new tokens after `past` others (a multiply-add is two): the memory's two readings and its
         update, queries, keys and values of a token and of what it recalled, pairs inside of segments, and the projection."""
         a, dim = self.attention, self.out.in_features
         inner = a.heads * a.width
-        projections = 2 * dim * (2 * inner + 4 * a.groups * a.width + dim)
+        projections = 2 * dim * (2 * inner + 4 * a.groups * a.width + dim) + a.conv_flops() + a.conv_flops(queries=False)
         keys = 2 * (self._pairs(past + length) - self._pairs(past)) + length * a.persistent
         return self.memory.flops(length, past) + self.memory.recall_flops(length) + length * projections + 4 * inner * keys
 
@@ -149,8 +155,9 @@ class MAC(nn.Module):
 
     def state_bytes(self, length: int, itemsize: int = 4) -> int:
         """Bytes of one row's state, the same after any number of tokens."""
-        slots = 2 * 2 * self.segment * self.attention.groups * self.attention.width * itemsize
-        return self.memory.state_bytes(length, itemsize) + self.memory.recall_bytes(itemsize) + slots
+        a = self.attention
+        kept = 4 * self.segment * a.groups * a.width * itemsize + a.conv_bytes(itemsize) + a.conv_bytes(itemsize, queries=False)
+        return self.memory.state_bytes(length, itemsize) + self.memory.recall_bytes(itemsize) + kept
 
 
 class _Joined(nn.Module):

@@ -19,6 +19,7 @@ CASES = {
     "wide": {"kind": "attention", "heads": 3, "head_dim": 6},
     "persistent": {"kind": "attention", "heads": 2, "persistent": 3},
     "window": {"kind": "attention", "heads": 2, "window": 5},
+    "convolved": {"kind": "attention", "heads": 2, "window": 5, "conv": 3},
     "mamba": {"kind": "mamba"},
     "mamba-small": {"kind": "mamba", "state": 3, "conv": 2, "rank": 2, "expand": 1},
     "mamba2": {"kind": "mamba2", "state": 6, "head_dim": 8, "groups": 2},
@@ -30,6 +31,7 @@ CASES = {
     "lmm-threshold": {"kind": "lmm", "heads": 2, "chunk": 4, "threshold": 0.49},
     "lmm-initial": {"kind": "lmm", "heads": 2, "retention": "initial", "persistent": 3},
     "mac": {"kind": "mac", "memory": {"heads": 2, "chunk": 3}, "attention": {"heads": 2}, "segment": 4, "persistent": 2},
+    "mac-conv": {"kind": "mac", "memory": {"heads": 2, "chunk": 3}, "attention": {"heads": 2, "conv": 3}, "segment": 4},
     "mag": {"kind": "mag", "memory": {"heads": 2, "chunk": 4}, "attention": {"heads": 2, "window": 5}, "gate": "product"},
     "mal": {"kind": "mal", "memory": {"heads": 2, "chunk": 4}, "attention": {"heads": 2, "window": 5}, "persistent": 2},
 }
@@ -57,6 +59,7 @@ def test_every_mixer_has_a_case():
         ({"kind": "attention", "heads": 16}, "the head width must be even for rotary positions; it is 1"),
         ({"kind": "attention", "window": 0}, "window=0 must be 1 to"),
         ({"kind": "attention", "persistent": -1}, "persistent=-1 at least 0"),
+        ({"kind": "attention", "conv": -1}, "conv=-1 must be at least 0"),
         ({"kind": "attention", "rope_base": 0.0}, "rope_base=0.0"),
         ({"kind": "mamba", "state": 0}, "state=0"),
         ({"kind": "lmm", "chunk": 0}, "chunk=0"),
@@ -209,14 +212,16 @@ def kept_as(case: str, dtype: torch.dtype) -> dict[str, torch.dtype]:
     nested = {f"memory.{name}": kind for name, kind in memory.items()}
     cache = {"k": dtype, "v": dtype, "seen": torch.int64}
     joined = nested | {f"attention.{name}": kind for name, kind in cache.items()}
+    convolved = {"conv": dtype} if "conv" in CASES[case] else {}
+    both = {"recalled": dtype, "conv": dtype} if case == "mac-conv" else {}
     return {
-        "attention": cache,
+        "attention": cache | convolved,
         "mamba": {"conv": dtype, "ssm": wide},
         "mamba2": {"conv": dtype, "ssm": wide},
         "mamba3": {"angle": wide, "ssm": wide, "B": wide, "x": wide},
         "gated_delta": {"conv": dtype, "memory": wide},
         "lmm": memory,
-        "mac": nested | {"recall.conv": dtype, "recall.weights": wide, "k": dtype, "v": dtype},
+        "mac": nested | both | {"recall.conv": dtype, "recall.weights": wide, "k": dtype, "v": dtype},
         "mag": joined,
         "mal": joined,
     }[CASES[case]["kind"]]

@@ -76,17 +76,33 @@ def recalled(lmm, x, W, upto: int):
     return answered(lmm, y, x[:, upto:])
 
 
-def softmax(a, x, others, window: int = 10**6):
-    """Softmax attention of x over P, `others` (as many tokens, at the same positions) and x, pair by pair."""
+def taps(a, name):
+    """Of the convolution, for queries, keys or values; one that changes nothing where attention has none."""
+    q, kv = a.heads * a.width, a.groups * a.width
+    begin, size = {"q": (0, q), "k": (q, kv), "v": (q + kv, kv)}[name]
+    return torch.ones(size, 1, dtype=torch.double) if a.conv_weight is None else a.conv_weight[begin : begin + size]
+
+
+def softmax(a, x, others, window: int = 10**6, all_x=None):
+    """Softmax attention of x over P, `others` (at the same positions) and x, pair by pair; x are the last of `all_x` and its answers of
+    `others`, which the convolution also sees."""
+    all_x = x if all_x is None else all_x
     (b, t, _), now = x.shape, torch.arange(x.shape[1]).expand(len(x), -1)
 
     def split(m, w):
         return (m @ w.mT).unflatten(-1, (-1, a.width))
 
-    q = rotate(split(x, a.q.weight), now)
-    sources = [m for m in (others, x) if m is not None]
-    k = [rotate(split(m, a.k.weight), now) for m in sources]
-    v = [split(m, a.v.weight) for m in sources]
+    def mixed(name, m):
+        """Queries, keys or values of the last t of the tokens m, convolved."""
+        y, w = m @ getattr(a, name).weight.mT, taps(a, name)
+        y = F.pad(y, (0, 0, w.shape[1] - 1, 0))
+        y = sum(w[:, j] * y[:, j : j + m.shape[1]] for j in range(w.shape[1]))
+        return y[:, -t:].unflatten(-1, (-1, a.width))
+
+    q = rotate(mixed("q", all_x), now)
+    sources = [m for m in (others, all_x) if m is not None]
+    k = [rotate(mixed("k", m), now) for m in sources]
+    v = [mixed("v", m) for m in sources]
     out = torch.zeros_like(q)
     for i in range(t):
         seen = slice(max(0, i - window + 1), i + 1)
@@ -108,13 +124,13 @@ JOINS = {
 
 def mac(m, x, gate: str):
     """Segment by segment; the memory reads all answers so far from the beginning."""
-    ys = x[:, :0]
+    ys = hs = x[:, :0]
     W = tuple(w.expand(len(x), *w.shape) for w in m.memory.initial)
     if m.memory.prefix is not None:
         W = learned(m.memory, ys)[1]
     for i in range(0, x.shape[1], m.segment):
-        h = recalled(m.memory, x[:, : i + m.segment], W, i)  # 21
-        y = softmax(m.attention, x[:, i : i + m.segment], h)  # 22, 23
+        hs = torch.cat([hs, recalled(m.memory, x[:, : i + m.segment], W, i)], 1)  # 21
+        y = softmax(m.attention, x[:, i : i + m.segment], hs, all_x=x[:, : i + m.segment])  # 22, 23
         ys = torch.cat([ys, norm(y, m.norm.weight)], 1)
         told, W = learned(m.memory, ys)  # 24
     return JOINS[gate](ys, norm(told, m.memory_norm.weight)) @ m.out.weight.mT  # 25
@@ -143,6 +159,8 @@ CASES = {
             "gate": "both",
         },
     ),
+    "mac-conv": (mac, {"kind": "mac", "memory": LMM, "attention": {"heads": 2, "conv": 3}, "segment": 5, "persistent": 2}),
+    "mag-conv": (mag, {"kind": "mag", "memory": LMM, "attention": {"heads": 2, "window": 4, "conv": 4}, "persistent": 2}),
     "mag": (mag, {"kind": "mag", "memory": LMM, "attention": {"heads": 2, "window": 4}, "gate": "both"}),
     "mag-p": (mag, {"kind": "mag", "memory": LMM, "attention": {"heads": 2, "window": 4}, "persistent": 2}),
     "mal": (mal, {"kind": "mal", "memory": LMM, "attention": {"heads": 2, "window": 4}}),
