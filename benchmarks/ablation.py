@@ -15,13 +15,13 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import study_results as results
+from study_results import Line
 
 from postformer.claims import streams
 from postformer.claims.ledger import NotMeasurable
-from postformer.claims.stamp import stamp
 from postformer.claims.stats import Estimate, mean_interval
 from postformer.cli import positive, seed_list
 from postformer.config import OptimConfig, Run, Spec, TrainConfig, UserError
@@ -39,9 +39,10 @@ VARIANTS: dict[str, Spec] = {
         "segment": 128,
         "persistent": 4,
         "memory": _MEMORY,
-        "attention": {"heads": 4},
+        "attention": {"heads": 4, "conv": 4},
     },
-    "linear": {**LMM, "preset": "titans-linear"},
+    "linear": {**LMM, "depth": 1, "residual": True},
+    "bare matrix": {**LMM, "depth": 1},
     "no conv": {**LMM, "conv": 1},
     "no momentum": {**LMM, "momentum": False},
     "no decay": {**LMM, "forgetting": False},
@@ -91,13 +92,14 @@ def study(args: argparse.Namespace) -> None:
         raise UserError(f"--out: {args.out} holds a study of {held}, not of {text.name}; give another folder")
     corpus = args.out / "corpus"
     read = streams.streams(text, open_corpus(corpus, verify=False).tokens, args.read)
-    done = {tuple(found["key"]) for found in saved(path)}
     for seed in args.seeds:
         for variant in args.variants:
-            if (key := (variant, seed, args.steps, read.ids.shape[1] - 1)) in done:
+            run = run_of(variant, seed, corpus, args.steps, args.threads)
+            of = results.digest(run, text.name, read.ids.tolist())
+            if results.find(path, of):
                 continue
-            out = args.out / f"{variant.replace(' ', '-')}-{seed}-{args.steps}"
-            summary = train_run(run_of(variant, seed, corpus, args.steps, args.threads), out)
+            began, out = results.about(run), args.out / of[:16]
+            summary = train_run(run, out)
             if summary.stopped:
                 sys.exit(130)
             model = open_model(out)
@@ -106,7 +108,10 @@ def study(args: argparse.Namespace) -> None:
                 with frozen(model):
                     cold = streams.token_nats(model, read.ids)
             found = {
-                "key": key,
+                "variant": variant,
+                "seed": seed,
+                "steps": args.steps,
+                "stretch": args.read,
                 "nats": float(nats.mean()),
                 "first": float(nats[:, :LENGTH].mean()),
                 "frozen": float(cold.mean()),
@@ -115,21 +120,23 @@ def study(args: argparse.Namespace) -> None:
                 "tokens": summary.tokens,
                 "read": nats.size,
             }
-            with path.open("a") as f:
-                f.write(json.dumps(found) + "\n")
+            results.add(path, of, found, began)
             print(f"{variant:14} seed {seed}: perplexity {math.exp(found['nats']):.2f}, {summary.seconds:.0f} s", flush=True)
 
 
-def saved(path: Path) -> list[dict[str, Any]]:
-    """The scores found so far."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def render(path: Path) -> str:
+    """A table for each number of steps and length of stretches."""
+    found = results.latest(results.read(path / "ablation.jsonl"), "variant", "seed", "steps", "stretch")
+    settings = sorted({(f["steps"], f["stretch"]) for f in found})
+    tables = (_table([f for f in found if (f["steps"], f["stretch"]) == setting], *setting) for setting in settings)
+    return "\n\n".join(tables)
+
+
+def _table(found: list[Line], steps: int, stretch: int) -> str:
     """A line for each variant: its mean over seeds, and its distance from the whole memory of the same seeds with Student's interval."""
-    found = saved(path / "ablation.jsonl")
-    by = {variant: {tuple(f["key"][1:]): f for f in found if f["key"][0] == variant} for variant in VARIANTS}
+    by = {variant: {f["seed"]: f for f in found if f["variant"] == variant} for variant in VARIANTS}
     lines = [
+        f"{steps} steps, read in stretches of {stretch:,} tokens\n",
         "| | perplexity | each seed | nats above `lmm` | first 1,024 tokens | writing is worth | bits per byte | parameters "
         "| the paper | its nats above |",
         "|" + "---|" * 10,
@@ -138,7 +145,7 @@ def render(path: Path) -> str:
         if not own:
             continue
         each = [f["nats"] for f in own.values()]
-        pairs = [(f, by["lmm"][key]) for key, f in own.items() if key in by["lmm"]]
+        pairs = [(f, by["lmm"][seed]) for seed, f in own.items() if seed in by["lmm"]]
         above, early = (_above([a[part] - b[part] for a, b in pairs]) for part in ("nats", "first"))
         row = [
             variant,
@@ -184,8 +191,6 @@ def main() -> int:
     if unknown := [v for v in args.variants if v not in VARIANTS]:
         raise UserError(f"--variants: unknown '{unknown[0]}'; choose from {', '.join(VARIANTS)}")
     args.out.mkdir(parents=True, exist_ok=True)
-    about = stamp(command=["python", *sys.argv], seeds=list(args.seeds), threads=args.threads)
-    (args.out / "stamp.json").write_text(json.dumps(about, indent=1) + "\n")
     study(args)
     print(render(args.out))
     return 0

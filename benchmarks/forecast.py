@@ -10,20 +10,19 @@ a run whose recipe or file has changed is trained anew. The protocol: docs/forec
 
 import argparse
 import dataclasses
-import json
 import shutil
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from postformer.claims.stamp import closed, stamp
+import study_results as results
+from study_results import Line
+
 from postformer.cli import positive, seed_list
-from postformer.config import Run, UserError, build, plain
+from postformer.config import Run, UserError, build
 from postformer.data import DATA
-from postformer.files import sha256_bytes
 from postformer.objectives.errors import errors
 from postformer.recipes import RECIPES
 from postformer.train.process import threads
@@ -40,8 +39,6 @@ PAPERS = {
     "DLinear": {"ETTh1": (0.456, 0.452), "ETTh2": (0.559, 0.515)},
 }
 """MSE and MAE averaged over the horizons, look-back 96: Behrouz et al. 2024, table 3, and Liu et al. 2024 (arXiv 2310.06625), table 1."""
-
-Line = dict[str, Any]
 
 
 def main() -> None:
@@ -82,12 +79,10 @@ def asked(recipe: str, series: str, horizon: int, seed: int, threads: int, steps
 def result(run: Run, recipe: str, out: Path) -> Line:
     """The line of a run, from the file or measured now."""
     data = build(run.data, DATA, "data")
-    digest = sha256_bytes(json.dumps([plain(run), data.digest], sort_keys=True).encode())
-    file = out / "results.jsonl"
-    if found := [line for line in read(file) if line["run"] == digest]:
-        return found[-1]
-    about = stamp(command=["python", *sys.argv], seeds=[run.seed], threads=run.train.threads)
-    folder = out / digest[:16]
+    file, of = out / "results.jsonl", results.digest(run, data.digest)
+    if found := results.find(file, of):
+        return found
+    began, folder = results.about(run), out / of[:16]
     summary = train_run(run, folder)
     if summary.stopped:
         sys.exit(130)
@@ -107,26 +102,9 @@ def result(run: Run, recipe: str, out: Path) -> Line:
         "steps": run.train.steps,
         "parameters": sum(p.numel() for p in models[best].parameters()),
         "seconds": summary.seconds,
-        "run": digest,
-        "stamp": closed(about),
     }
-    with file.open("a", encoding="utf-8") as f:
-        f.write(json.dumps(line) + "\n")
     shutil.rmtree(folder)
-    return line
-
-
-def read(file: Path) -> list[Line]:
-    """The lines that are whole; a kill may have cut the last."""
-    if not file.exists():
-        return []
-    lines = []
-    for text in file.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return lines
+    return results.add(file, of, line, began)
 
 
 def told(line: Line) -> str:

@@ -7,24 +7,25 @@
 In the shape of Titans' table 2 (Behrouz et al. 2024, arXiv 2501.00663) and of ARMT's table 1 (Rodkin et al. 2024, arXiv 2407.04841), whose
 figures stand beside ours: there models of 130M parameters and more were trained on language before, here models of 1M learn one task
 alone. The tokenizer is a BPE of 4,096 pieces, made once from training texts. Trained runs and measured cells stay in --out, so that an
-interrupted study goes on.
+interrupted study goes on; what was changed is trained and asked anew.
 """
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from postformer import state as states
-from postformer.claims.stamp import stamp
+import study_results as results
+import torch
+from study_results import Line
+
 from postformer.claims.stats import share_over
 from postformer.claims.tasks import shortened
 from postformer.cli import positive, seed_list
-from postformer.config import UserError, build
+from postformer.config import Run, UserError, build
 from postformer.data import DATA
 from postformer.objectives.accuracy import accuracy
 from postformer.recipes import RECIPES
@@ -63,9 +64,14 @@ QA1 = {
     "Mamba 130M": "100, 99.5, 92.3, -",
     "ARMT 145M": "100, 99.9, 99.3, 98.5",
     "GPT-4": "30, 24, -, -",
-    "GPT-4 + RAG": "50, 56, -, 50",
+    "GPT-4 + RAG": "50, 56, 50, 56",
 }
-QA2 = {"RMT 137M": "72.7, 56.3, 32.0, 25.5", "Mamba 130M": "95.0, 86.7, -, -", "ARMT 145M": "100, 99.8, 99.4, 99.4"}
+QA2 = {
+    "RMT 137M": "72.7, 56.3, 32.0, 25.5",
+    "Mamba 130M": "95.0, 86.7, -, -",
+    "ARMT 145M": "100, 99.8, 99.4, 99.4",
+    "GPT-4": "4, 8, -, -",
+}
 """ARMT, table 1: at 64K, 128K, 500K and 1M tokens."""
 _SHORT = {"shortest": 40, "start": 56}
 """The first texts are as short as the tokenizer allows: they hold little more than what is asked."""
@@ -89,6 +95,10 @@ VOCAB = 4096
 CHUNK = 1024
 AT_ONCE = 1 << 15
 """Tokens of a chunk over all rows: bounds memory."""
+ASKED = 1000
+"""The passages of seed s are drawn from ASKED + s: other ones for each model, and others than any setting was chosen by."""
+TIMED = 1 << 14
+"""Tokens of one row that are read for `--time`."""
 
 
 def tokenizer(out: Path) -> Path:
@@ -102,8 +112,8 @@ def tokenizer(out: Path) -> Path:
     return folder
 
 
-def trained(method: str, seed: int, args: argparse.Namespace) -> Any:
-    """The method's model after all of its steps, trained now or before, and the run."""
+def run_of(method: str, seed: int, args: argparse.Namespace) -> Run:
+    """The method's run as it is trained."""
     study = STUDIES[args.name]
     run = remembering_by(RECIPES[study.recipe](), method)
     words, longer = LONGER.get(method, ({}, 1.0))
@@ -112,13 +122,17 @@ def trained(method: str, seed: int, args: argparse.Namespace) -> Any:
     if args.steps:
         run = shortened(run, args.steps / run.train.steps, args.threads)
     data = {**run.data, "tokenizer": str(tokenizer(args.out))}
-    run = dataclasses.replace(run, seed=seed, data=data, train=dataclasses.replace(run.train, threads=args.threads))
-    out = args.out / f"{args.name}-{method}-{seed}"
+    return dataclasses.replace(run, seed=seed, data=data, train=dataclasses.replace(run.train, threads=args.threads))
+
+
+def trained(run: Run, args: argparse.Namespace) -> Any:
+    """The run's model after all of its steps, trained now or before."""
+    out = args.out / f"{run.name}-{run.seed}-{results.digest(run)[:8]}"
     summary = train_run(run, out)
     if summary.stopped:
         sys.exit(130)
-    print(f"{method}, seed {seed}: {summary.steps} steps in {summary.seconds:.0f} s", file=sys.stderr, flush=True)
-    return open_model(out), run
+    print(f"{run.name}, seed {run.seed}: {summary.steps} steps in {summary.seconds:.0f} s", file=sys.stderr, flush=True)
+    return open_model(out)
 
 
 def cells(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
@@ -128,67 +142,86 @@ def cells(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
             yield column, length, max(args.least, min(args.rows, args.tokens // length))
 
 
-def measure(model: Any, run: Any, asked: dict[str, Any], length: int, rows: int) -> dict[str, Any]:
+def asked_of(run: Run, column: str, length: int, args: argparse.Namespace) -> dict[str, Any]:
+    """The data of a cell: passages of one length."""
+    longest = {"length": length, "shortest": None, "start": None, "grow": 0, "fill": 0}
+    return {**run.data, **STUDIES[args.name].columns[column], **longest}
+
+
+def right(model: Any, data: dict[str, Any], rows: int, seed: int) -> int:
     """Passages answered right, each from the first token to the last with the state carried on."""
-    words = {**asked, "length": length, "shortest": None, "start": None, "grow": 0, "fill": 0}
-    began = time.perf_counter()
-    batch = max(1, min(rows, AT_ONCE // min(length, CHUNK)))
-    score = accuracy(model, build({**run.data, **words}, DATA, "data"), rows=rows, batch=batch, chunk=CHUNK)
-    seconds = (time.perf_counter() - began) / (rows * length) * 1e6
-    return {"right": score.rows_right, "rows": rows, "s_per_million": seconds}
+    batch = max(1, min(rows, AT_ONCE // min(data["length"], CHUNK)))
+    return accuracy(model, build(data, DATA, "data"), rows=rows, seed=ASKED + seed, batch=batch, chunk=CHUNK).rows_right
 
 
 def study(args: argparse.Namespace) -> None:
     """Train and measure what is not there yet."""
     path = args.out / f"{args.name}.jsonl"
-    done = {tuple(c["key"]) for c in saved(path)}
     for seed in args.seeds:
         for method in args.methods:
-            most = args.attention_to if method == "attention" else 1 << 40
-            keyed = {(method, seed, args.steps or 0, *cell[:2]): cell for cell in cells(args) if cell[1] <= most}
-            if keyed.keys() <= done:
-                continue
-            model, run = trained(method, seed, args)
-            about = {
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "state_bytes": states.nbytes(model.init_state(1)),
-            }
-            with threads(args.threads):
-                for key in (k for k in keyed if k not in done):
-                    column, length, rows = keyed[key]
-                    cell = {"key": key, **about, **measure(model, run, STUDIES[args.name].columns[column], length, rows)}
-                    with path.open("a") as f:
-                        f.write(json.dumps(cell) + "\n")
-                    print(f"{method:12} seed {seed} {column:8} {length:9,}: {cell['right']}/{rows}", flush=True)
+            run, model = run_of(method, seed, args), None
+            for column, length, rows in cells(args):
+                data = asked_of(run, column, length, args)
+                of = results.digest(run, data, rows)
+                if (method == "attention" and length > args.attention_to) or results.find(path, of):
+                    continue
+                model = trained(run, args) if model is None else model
+                began = results.about(run)
+                with threads(args.threads):
+                    hits = right(model, data, rows, seed)
+                cost = model.cost(length)
+                line = {"method": method, "seed": seed, "steps": run.train.steps, "question": column, "length": length}
+                line |= {"right": hits, "rows": rows, "parameters": cost.parameters, "state_bytes": cost.state_bytes}
+                results.add(path, of, line, began)
+                print(f"{method:12} seed {seed} {column:8} {length:9,}: {hits}/{rows}", flush=True)
 
 
-def saved(path: Path) -> list[dict[str, Any]]:
-    """The cells measured so far."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def timings(args: argparse.Namespace) -> None:
+    """Seconds a million tokens of each method's first model, on one row of random tokens: the least of five rounds, in turns."""
+    path = args.out / f"{args.name}.jsonl"
+    runs = {method: run_of(method, args.seeds[0], args) for method in args.methods}
+    models = {method: trained(run, args) for method, run in runs.items()}
+    least = dict.fromkeys(models, float("inf"))
+    with threads(args.threads), torch.inference_mode():
+        for _ in range(5):
+            for method, model in models.items():
+                ids, state = torch.randint(model.vocab, (1, TIMED)), model.init_state(1)
+                began = time.perf_counter()
+                for piece in ids.split(CHUNK, 1):
+                    _, state = model.hidden(piece, state)
+                least[method] = min(least[method], time.perf_counter() - began)
+    for method, run in runs.items():
+        line = {"method": method, "seed": run.seed, "steps": run.train.steps, "question": "time", "length": TIMED}
+        line |= {"seconds": least[method] / TIMED * 1e6, "threads": args.threads}
+        results.add(path, results.digest(run, "time", args.threads), line, results.about(run))
 
 
 def render(name: str, path: Path) -> str:
-    """A table for each question: a line for each method, in percent over all seeds, with Wilson's interval or Student's over seeds."""
-    found, study = saved(path / f"{name}.jsonl"), STUDIES[name]
-    lengths = sorted({c["key"][4] for c in found})
+    """For each question a line of each method and number of steps, in percent over all seeds, with Wilson's interval or Student's over
+    seeds."""
+    found = results.latest(results.read(path / f"{name}.jsonl"), "method", "seed", "steps", "question", "length")
+    times = {(c["method"], c["steps"]): c["seconds"] for c in found if c["question"] == "time"}
+    study = STUDIES[name]
+    lengths = sorted({c["length"] for c in found if c["question"] != "time"})
     lines = []
     for column in study.columns:
-        lines += [
-            "",
-            f"| {column} | " + " | ".join(f"{n:,}" for n in lengths) + " | state bytes | s a million tokens | the paper |",
-        ]
-        lines.append("|" + "---|" * (len(lengths) + 4))
+        cells = [c for c in found if c["question"] == column]
+        head = (column, "steps", *(f"{n:,}" for n in lengths), "state bytes at the longest", "s a million tokens", "the paper")
+        lines += ["", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for method in dict.fromkeys([*METHODS, *study.paper]):
-            own = [c for c in found if c["key"][0] == method and c["key"][3] == column]
-            row = [_percent([c for c in own if c["key"][4] == n]) for n in lengths]
             paper = study.paper.get(method, {}).get(column, "")
-            if own or method not in METHODS:
-                about = (f"{own[0]['state_bytes']:,}", f"{min(c['s_per_million'] for c in own):.0f}") if own else ("", "")
-                lines.append(f"| {method} | " + " | ".join([*row, *about]) + f" | {paper} |")
+            for steps in sorted({c["steps"] for c in cells if c["method"] == method}):
+                own = [c for c in cells if (c["method"], c["steps"]) == (method, steps)]
+                row = [_percent([c for c in own if c["length"] == n]) for n in lengths]
+                kept, time = max(own, key=lambda c: c["length"])["state_bytes"], times.get((method, steps))
+                about = (f"{kept:,}", "" if time is None else f"{time:.0f}", paper)
+                lines.append("| " + " | ".join([method, str(steps), *row, *about]) + " |")
+            if method not in METHODS:
+                lines.append("| " + " | ".join([method, *[""] * (len(lengths) + 3), paper]) + " |")
     return "\n".join(lines[1:])
 
 
-def _percent(group: list[dict[str, Any]]) -> str:
+def _percent(group: list[Line]) -> str:
     if not group:
         return ""
     share = share_over([(c["right"], c["rows"]) for c in group])
@@ -212,6 +245,9 @@ def main() -> int:
     parser.add_argument("--least", type=positive, default=20)
     parser.add_argument("--attention-to", type=positive, default=16384, help="longest text of full attention")
     parser.add_argument("--out", type=Path, default=Path("runs/reading"))
+    parser.add_argument(
+        "--time", action="store_true", help="time how long each method reads, on a quiet machine, and ask nothing"
+    )
     parser.add_argument("--render", type=Path, metavar="FOLDER", help="print a study's tables, and measure nothing")
     args = parser.parse_args()
     if args.render:
@@ -223,9 +259,7 @@ def main() -> int:
     if unknown := [m for m in args.methods if m not in METHODS]:
         raise UserError(f"--methods: unknown '{unknown[0]}'; choose from {', '.join(METHODS)}")
     args.out.mkdir(parents=True, exist_ok=True)
-    about = stamp(command=["python", *sys.argv], seeds=list(args.seeds), threads=args.threads)
-    (args.out / f"{args.name}-stamp.json").write_text(json.dumps(about, indent=1) + "\n")
-    study(args)
+    (timings if args.time else study)(args)
     print(render(args.name, args.out))
     return 0
 

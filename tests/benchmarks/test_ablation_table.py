@@ -36,7 +36,7 @@ def test_a_study_from_training_to_the_table(tmp_path, monkeypatch, capsys):
     assert first.count("perplexity") == 5
     monkeypatch.setattr(ablation, "train_run", None)  # nothing is trained or scored anew
     assert ablation.main() == 0
-    assert capsys.readouterr().out == first[first.index("|") :]
+    assert capsys.readouterr().out == first[first.index("2 steps, read") :]
     monkeypatch.setattr(sys, "argv", [*command, "--text", str(tmp_path), "--out", str(tmp_path / "out")])
     with pytest.raises(UserError, match=r"--out: .*out holds a study of .*text.jsonl, not of"):
         ablation.main()
@@ -44,12 +44,14 @@ def test_a_study_from_training_to_the_table(tmp_path, monkeypatch, capsys):
 
 def test_a_variant_is_paired_with_the_whole_memory_of_its_seed(tmp_path):
     def found(variant: str, seed: int, nats: float) -> str:
-        one = {"key": [variant, seed, 400, 16384], "nats": nats, "first": nats + 0.5, "bits_per_byte": 2.0, "parameters": 7}
+        one = {"variant": variant, "seed": seed, "steps": 400, "stretch": 16384, "nats": nats, "first": nats + 0.5}
+        one |= {"bits_per_byte": 2.0, "parameters": 7}
         return json.dumps({**one, "frozen": nats + 0.25})
 
     nats = {("lmm", 0): 3.0, ("lmm", 1): 4.0, ("no momentum", 0): 3.0 + NO_MOMENTUM, ("no momentum", 1): 4.0 + NO_MOMENTUM}
     (tmp_path / "ablation.jsonl").write_text("\n".join(found(*key, value) for key, value in nats.items()))
-    whole, without = ablation.render(tmp_path).splitlines()[2:]
+    title, _, _, _, whole, without = ablation.render(tmp_path).splitlines()
+    assert title == "400 steps, read in stretches of 16,384 tokens"
     assert whole.startswith(
         f"| lmm | {math.exp(3.5):.2f} | {math.exp(3):.2f}, {math.exp(4):.2f} |  |  | +0.250 [+0.250, +0.250] "
     )
@@ -66,5 +68,5 @@ def test_a_study_that_is_not_there(tmp_path, monkeypatch):
 
 def test_an_unknown_variant(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ablation", "--variants", "lmm,no memory", "--out", str(tmp_path)])
-    with pytest.raises(UserError, match="--variants: unknown 'no memory'; choose from lmm, mac, linear, no conv"):
+    with pytest.raises(UserError, match="--variants: unknown 'no memory'; choose from lmm, mac, linear, bare matrix"):
         ablation.main()

@@ -60,4 +60,4 @@ def test_an_unknown_recipe(monkeypatch, tmp_path):
 def test_a_line_is_json_that_names_its_run(own, tmp_path):
     forecast.result(forecast.asked("forecast-dlinear", own, 10, 0, 1, 2), "forecast-dlinear", tmp_path)
     saved = json.loads((tmp_path / "results.jsonl").read_text())
-    assert {"series", "horizon", "recipe", "seed", "test", "valid", "best", "run", "stamp"} <= saved.keys()
+    assert {"series", "horizon", "recipe", "seed", "test", "valid", "best", "of", "stamp"} <= saved.keys()

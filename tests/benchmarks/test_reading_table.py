@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import study_results as results
 
 from benchmarks import reading
 from postformer.config import UserError
@@ -32,25 +33,62 @@ def test_a_study_from_training_to_the_table(tmp_path, monkeypatch, capsys):
     assert reading.main() == 0
     first = capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "needles.jsonl").read_text().splitlines()]
-    assert [row["key"] for row in rows] == [[m, 0, 2, "passkey", n] for m in ("lmm", "window") for n in (160, 192)]
-    assert all(row["state_bytes"] > 0 and row["rows"] == 2 for row in rows)
+    assert [(row["method"], row["length"]) for row in rows] == [(m, n) for m in ("lmm", "window") for n in (160, 192)]
+    assert all(row["state_bytes"] > 0 and row["rows"] == 2 and row["steps"] == 10 for row in rows)
+    with (tmp_path / "needles.jsonl").open("a") as f:
+        f.write('{"method": "lmm", ')  # cut by a kill
     monkeypatch.setattr(reading, "train_run", None)  # nothing is trained or measured anew
     assert reading.main() == 0
     assert capsys.readouterr().out == first[first.index("|") :]
 
 
-def cell(method: str, seed: int, length: int, right: int, kept: int = 100) -> str:
-    one = {"key": [method, seed, 0, "passkey", length], "parameters": 1, "state_bytes": kept, "right": right, "rows": 20}
-    return json.dumps({**one, "s_per_million": 10.0 + seed})
+def test_what_was_changed_is_measured_anew(tmp_path, monkeypatch, capsys):
+    small(monkeypatch, tmp_path, "--methods", "window", "--lengths", "160")
+    assert reading.main() == 0
+    monkeypatch.setitem(reading.METHODS, "window", {**reading.METHODS["window"], "window": 64})
+    assert reading.main() == 0
+    lines = results.read(tmp_path / "needles.jsonl")
+    assert len({line["of"] for line in lines}) == len(lines) == 2
+    assert lines[0]["state_bytes"] > lines[1]["state_bytes"]
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[3] for line in table[-2:] if line.startswith("| window")] == [f"{lines[1]['state_bytes']:,}"]
+
+
+def test_time(tmp_path, monkeypatch, capsys):
+    small(monkeypatch, tmp_path, "--methods", "window", "--lengths", "160")
+    monkeypatch.setattr(reading, "TIMED", 256)
+    assert reading.main() == 0
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--time"])
+    assert reading.main() == 0
+    found = results.read(tmp_path / "needles.jsonl")[-1]
+    assert found["question"] == "time" and found["threads"] == 1
+    assert f"| {found['seconds']:.0f} |" in capsys.readouterr().out
+
+
+def cell(method: str, seed: int, length: int, right: int, kept: int = 100, steps: int = 9) -> str:
+    one = {
+        "method": method,
+        "seed": seed,
+        "steps": steps,
+        "question": "passkey",
+        "length": length,
+        "of": f"{method}{seed}{length}",
+    }
+    return json.dumps({**one, "parameters": 1, "state_bytes": kept, "right": right, "rows": 20})
 
 
 def test_the_table(tmp_path):
-    lines = [cell("lmm", 0, 1024, 20), cell("lmm", 1, 1024, 10), cell("lmm", 0, 4096, 5), cell("window", 0, 1024, 0, 7)]
+    lines = [cell("lmm", 0, 1024, 20), cell("lmm", 1, 1024, 10), cell("lmm", 0, 4096, 5, 101), cell("window", 0, 1024, 0, 7)]
+    lines += [
+        cell("lmm", 0, 1024, 1, steps=2),
+        json.dumps({"method": "lmm", "seed": 0, "steps": 9, "question": "time", "length": 9, "seconds": 7.4}),
+    ]
     (tmp_path / "needles.jsonl").write_text("\n".join(lines))
     table = reading.render("needles", tmp_path).splitlines()
-    assert table[0] == "| passkey | 1,024 | 4,096 | state bytes | s a million tokens | the paper |"
-    assert table[2].startswith("| lmm | 75.0 [0, 100] (100/50) | 25.0 [11, 47] (25) | 100 | 10 |")
-    assert any(line.startswith("| window | 0.0 [0, 16] (0) |  | 7 | 10 |") for line in table)
+    assert table[0] == "| passkey | steps | 1,024 | 4,096 | state bytes at the longest | s a million tokens | the paper |"
+    assert table[2].startswith("| lmm | 2 | 5.0 [1, 24] (5) |  | 100 |  | 99.8, 98.4")
+    assert table[3].startswith("| lmm | 9 | 75.0 [0, 100] (100/50) | 25.0 [11, 47] (25) | 101 | 7 | 99.8, 98.4")
+    assert any(line.startswith("| window | 9 | 0.0 [0, 16] (0) |  | 7 |  |") for line in table)
 
 
 def test_a_study_that_is_not_there(tmp_path, monkeypatch):

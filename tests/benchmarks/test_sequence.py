@@ -9,15 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import sequence_rows as rows
+import sequence_tables as tables
+
+from postformer.claims.words import TIMES
+from postformer.ops._cpu import BUILT
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(SCRIPTS))
-
-import sequence_rows as rows  # noqa: E402
-import sequence_tables as tables  # noqa: E402
-
-from postformer.claims.words import TIMES  # noqa: E402
-from postformer.ops._cpu import BUILT  # noqa: E402
 
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
