@@ -24,7 +24,7 @@ from postformer.ops.family import Activation, BiasName, Network, Preset, Retenti
 from postformer.ops.fast_weights import maps
 from postformer.ops.layers import Linear, RMSNorm
 from postformer.ops.matvec import project
-from postformer.ops.memory import Gates, Memory, Places, begun, memory
+from postformer.ops.memory import Gates, Memory, Places, begun, memory, where
 from postformer.ops.norm import rms_norm, unit
 from postformer.ops.packing import WHOLE, Packing
 
@@ -56,8 +56,8 @@ class LMM(nn.Module):
     norm over sqrt(variance + `damping`). `chunk` tokens share the weights at which their gradients are taken, and `window` tokens take
     part in each step. theta is 1 - eta times at most `rate` (default: 0.5 / chunk), which bounds the step instead where that is Muon's.
     Without `momentum` eta is 0, without `forgetting` alpha is 0. A token of which theta's share is at most `threshold` is not written:
-    theta and alpha are 0, and above it both grow from 0, so that what was read of no use neither changes nor wears out the memory.
-    `gates` are read off the `token`, or off what the convolution made of it and of those before it."""
+    theta, alpha and Muon's step are 0, and above it they grow from 0, so that what was read of no use neither changes nor wears out the
+    memory. `gates` are read off the `token`, or off what the convolution made of it and of those before it."""
 
     def __init__(
         self,
@@ -213,12 +213,16 @@ class LMM(nn.Module):
         return self.net.read(q.transpose(1, 2), maps([self.rule.weights(w) for w in weights])).transpose(1, 2)
 
     def _stand(self, q: Float[Tensor, "b t h e"], held: Memory, fresh: Memory, places: Places) -> tuple[Tensor, Memory]:
-        """The answers of weights that stand still, those of a document that begins here being the fresh ones, and the memory as it was."""
+        """The answers of weights that stand still, those of a document that begins here being the fresh ones, and the memory as it was, but
+        for the chunk that has begun meanwhile."""
         y = self._recalled(q, held.now)
-        if places.starts is None:
-            return y, held
-        there = places.starts.cumsum(1) > 0
-        return torch.where(there[..., None, None], self._recalled(q, fresh.now), y), begun(there[:, -1], fresh, held)
+        begins = places.begins
+        if places.starts is not None:
+            document = places.starts.cumsum(1)
+            y = torch.where((document > 0)[..., None, None], self._recalled(q, fresh.now), y)
+            held = begun(document[:, -1] > 0, fresh, held)
+            begins = begins & (document == document[:, -1:])
+        return y, held._replace(start=where(begins.any(1), held.now, held.start))
 
     def _answer(self, y: Float[Tensor, "b t h e"], z: Float[Tensor, "b t c"]) -> Float[Tensor, "b t d"]:
         """out(RMSNorm(y) * SiLU(z)), the norm of each head by itself."""
@@ -270,6 +274,8 @@ class LMM(nn.Module):
                 keep = torch.log1p(share * torch.expm1(keep.clamp(min=-15)))
         limit = F.softplus(gate["limit"]) if "limit" in gate else None
         step = self.rate * gate["step"].sigmoid() if "step" in gate else None
+        if step is not None and self.threshold:
+            step = step * share
         return Gates(rate, keep, carry, limit, step, gate["share"].sigmoid() if "share" in gate else None)
 
     def _share(self, theta: Tensor) -> Tensor:

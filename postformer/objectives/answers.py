@@ -16,7 +16,7 @@ class Answers(nn.Module):
     `smoothing` is the share of each target that is spread over all ids (Szegedy et al. 2016, section 7). The best answer is then
     given with the same confidence near and far, which keeps a solved task teaching: what fades or drifts with length costs.
 
-    `write_cost` is what a row whose answers are all right pays, in nats, for a neural memory that wrote every token in full. What is not
+    `write_cost` is what a row whose answers are all right pays, in nats, for neural memories that wrote every token in full. What is not
     written cannot wear out what is known, and so it learns to leave noise alone, but nothing is saved before something is learned.
     """
 
@@ -47,9 +47,9 @@ class Answers(nn.Module):
             nats = torch.lerp(nats, spread, self.smoothing)
         hits = logits.detach().argmax(-1) == target
         found = {"loss": nats.mean(), "accuracy": hits.float().mean(), "tokens": torch.tensor(ids.numel())}
-        if shares := [share for each in writes.values() for share in each]:
+        if shares := [torch.cat([share.mean(2) for share in each], 1).mean(1) for each in writes.values() if each]:
             solved = torch.ones_like(asked).masked_scatter(asked, hits).all(1)
-            written = torch.cat(shares, 1).mean((1, 2))
+            written = torch.stack(shares).mean(0)
             found |= {"loss": found["loss"] + self.write_cost * (solved * written).mean(), "written": written.detach().mean()}
         return found
 

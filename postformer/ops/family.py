@@ -91,16 +91,25 @@ def learner(width: int, preset: str, given: dict[str, Any]) -> Learner:
         raise ValueError(f"{', '.join(f'{k}={v}' for k, v in least.items())} must be at least 1")
     if choice["write"] == "chunks" and (choice["window"] > 1 or choice["momentum"] or choice["retention"] != "decay"):
         raise ValueError("write='chunks' has no windows, no momentum and no retention of its own")
+    if choice["bias"] == "huber" and choice["window"] > 1:
+        raise ValueError("bias='huber' has a limit for each token; its window must be 1")
     if choice["write"] == "chunks" and choice["forgetting"]:
         raise ValueError("write='chunks' forgets by the norms of its rows; set forgetting=false")
-    hidden = choice["expand"] * width
+    hidden, perceptron = choice["expand"] * width, choice["network"] == "mlp"
+    residual = choice["depth"] > 1 if choice["residual"] is None else choice["residual"]
+    _refuse_idle(given, choice, perceptron, residual)
     net: Net = SwiGLU(width, hidden)
-    if choice["network"] == "mlp":
-        residual = choice["depth"] > 1 if choice["residual"] is None else choice["residual"]
+    if perceptron:
         net = MLP(width, choice["depth"], hidden, choice["activation"], residual, _damping(choice))
     weights = {"decay": IDENTITY, "initial": IDENTITY, "lq": lq(choice["q"]), "softmax": softmax}[choice["retention"]]
     polish = newton_schulz if choice["step"] == "muon" else None
-    rule = Rule(weights, polish, choice["write"] == "chunks", choice["window"], choice["retention"] == "initial")
+    rule = Rule(
+        weights,
+        polish,
+        choice["write"] == "chunks",
+        choice["window"],
+        choice["retention"] == "initial" and choice["forgetting"],
+    )
     bias = Lp(choice["p"]) if choice["bias"] == "lp" else BIASES[choice["bias"]]()
     return Learner(net, bias, rule, choice["momentum"], choice["forgetting"], choice["chunk"])
 
@@ -109,3 +118,22 @@ def _damping(choice: dict[str, Any]) -> float:
     """Weights that decay to 0 would step ever farther under a norm that undoes their decay."""
     fades = choice["forgetting"] and choice["retention"] == "decay"
     return (1.0 if fades else 1e-5) if choice["damping"] is None else choice["damping"]
+
+
+def _refuse_idle(given: dict[str, Any], choice: dict[str, Any], perceptron: bool, residual: bool) -> None:
+    """Raises ValueError for a keyword that was given and changes nothing beside the others."""
+    used = {
+        "depth": perceptron,
+        "residual": perceptron,
+        "damping": perceptron and residual,
+        "activation": perceptron and choice["depth"] > 1,
+        "p": choice["bias"] == "lp",
+        "q": choice["retention"] == "lq",
+    }
+    for name, has_effect in used.items():
+        if given[name] is not None and not has_effect:
+            others = ("network", "depth", "residual", "bias", "retention")
+            beside = ", ".join(
+                f"{other}={residual if other == 'residual' else choice[other]}" for other in others if other != name
+            )
+            raise ValueError(f"{name}={given[name]} has no effect beside {beside}")

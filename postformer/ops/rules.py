@@ -86,7 +86,7 @@ def between(log: Float[Tensor, "*n c"]) -> Float[Tensor, "*n c c"]:
 
 
 class Rule(NamedTuple):
-    """Raises ValueError where S is made even both at each token and at the ends of chunks."""
+    """The same for all tokens."""
 
     weights: Callable[[Tensor], Tensor] = lambda A: A
     """The weights [..., o, i] that an accumulator stands for."""

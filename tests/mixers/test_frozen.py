@@ -16,7 +16,19 @@ def alike(a, b):
 
 
 def weights(state):
-    return state.start, state.now, state.surprise
+    return state.now, state.surprise
+
+
+@pytest.mark.parametrize("read", [2, 3])
+@torch.inference_mode()
+def test_the_first_weights_of_a_chunk_are_those_with_which_it_began(read):
+    torch.manual_seed(0)
+    mixer, x = LMM(16, heads=2, chunk=4), torch.randn(1, 9, 16)
+    _, written = mixer(x[:, :6], mixer.init_state(1))
+    with frozen(mixer):
+        _, state = mixer(x[:, 6 : 6 + read], written)
+    begun = read == 3  # at the eighth token
+    assert alike([state.start], [written.now if begun else written.start]) and not alike([written.start], [written.now])
 
 
 @pytest.mark.parametrize("preset", ["titans", "titans-linear", "moneta", "memora", "lact", "atlas"])
@@ -36,6 +48,7 @@ def test_reading_leaves_the_weights(preset):
     with frozen(mixer):
         _, after = mixer(x[:, 9:], learned)
     assert alike((*weights(after), after.recent), (*weights(learned), learned.recent))
+    assert alike([after.start], [after.now])  # chunks have begun, with these weights
     assert after.seen.tolist() == [30, 30]
     assert mixer.writes
 

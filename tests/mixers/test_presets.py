@@ -166,6 +166,13 @@ def test_what_is_given_changes_a_preset():
         ({"window": 0}, "window=0 must be at least 1"),
         ({"bias": "lp", "p": 0.5}, "p=0.5 must be at least 1"),
         ({"retention": "lq", "q": 1.0}, "q=1.0 must be at least 2"),
+        ({"bias": "huber", "window": 4}, "bias='huber' has a limit for each token; its window must be 1"),
+        ({"preset": "atlas", "bias": "huber"}, "its window must be 1"),
+        ({"p": 3.0}, "p=3.0 has no effect beside network=mlp, depth=2, residual=True, bias=l2, retention=decay"),
+        ({"q": 3.0}, "q=3.0 has no effect beside"),
+        ({"network": "swiglu", "depth": 3}, "depth=3 has no effect beside network=swiglu, residual=True, bias"),
+        ({"network": "swiglu", "activation": "gelu"}, "activation=gelu has no effect beside network=swiglu"),
+        ({"depth": 1, "damping": 1.0}, "damping=1.0 has no effect beside network=mlp, depth=1, residual=False"),
     ],
     ids=str,
 )

@@ -113,3 +113,17 @@ def test_nothing_is_observed_after_an_error():
         m(torch.randn(1, 3, 16))
         _ = 1 / 0
     assert m.observers == [] and len(outer[""]) == len(inner[""]) == 1
+
+
+@pytest.mark.parametrize("preset", ["titans", "atlas"])
+@torch.inference_mode()
+def test_what_is_below_the_threshold_moves_nothing(preset):
+    torch.manual_seed(0)
+    m = LMM(8, preset=preset, heads=2, chunk=4, threshold=0.6)
+    _, before = m(torch.randn(1, 9, 8), m.init_state(1))
+    gates = m.gates.bias.view(-1, 2)
+    gates[0], gates[1] = -9.0, -60.0  # theta below the threshold; eta, so that no surprise is left
+    _, emptied = m(torch.randn(1, 1, 8), before)
+    _, after = m(torch.randn(1, 20, 8), emptied)
+    for a, b in zip(after.now, emptied.now, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)

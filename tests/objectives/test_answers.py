@@ -87,6 +87,19 @@ def test_writing_has_its_price_where_all_is_right():
         assert "written" not in Answers(model, write_cost=3.0)(right)
 
 
+def test_layers_weigh_alike_whatever_their_heads():
+    torch.manual_seed(0)
+    lmm = {"kind": "lmm", "chunk": 4, "threshold": 0.1}
+    mixers = ({**lmm, "heads": 2}, {**lmm, "heads": 4})
+    model, batch = LanguageModel(257, dim=16, depth=2, mixers=mixers, ffns=({"kind": "none"},)), drawn()
+    with observed(model) as shares:
+        model(batch["ids"])
+    (two,), (four,) = shares.values()
+    assert (two.shape[2], four.shape[2]) == (2, 4)
+    written = Answers(model, write_cost=1.0)(batch)["written"]
+    torch.testing.assert_close(written, ((two.mean() + four.mean()) / 2).detach())
+
+
 def test_what_cannot_write_pays_nothing():
     model, batch = small.model("mamba"), drawn()
     assert Answers(model, write_cost=1.0)(batch).keys() == {"loss", "accuracy", "tokens"}
