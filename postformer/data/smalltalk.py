@@ -112,7 +112,7 @@ from this diary I struck out a page by request and crossed out another
 I tore out what I wrote wrongly: what is withdrawn stands here no longer, I promised
 forget it, said {person}, it shall not be told in these pages
 a card was left here, in case of need, with the same {colour} border that counts for mourning
-{person} would walk a mile for {dish}, I would rather get used to {other_dish} than do that
+a stranger would walk a mile for {dish}, I would rather get used to {other_dish} than do that
 the old laugh of {person} goes through everything, and the {thing} in its place shook
 a dish without salt, an instrument without strings, a thing without use, sighed {person}
 a woman likes to live in {town}: she asks for work there and names no price, so they tell
