@@ -27,6 +27,7 @@ from postformer.claims.ledger import (
 )
 from postformer.claims.stats import noise_floor, ratio_interval
 from postformer.claims.words import TIMES
+from postformer.config import UserError
 
 NEURAL = "lmm"
 METHODS = (NEURAL, "gated_delta", "mamba2", "window", "attention")
@@ -60,6 +61,11 @@ STREAM_S = 60.0
 Evidence = Mapping[str, Any]
 
 
+def _judged(cells: Sequence[Evidence], words: Real) -> Evidence:
+    """The cell after so many words; the last one, if the budget ended before. Longer diaries are shown beside it."""
+    return next((cell for cell in cells if cell["words"] == words), cells[-1])
+
+
 def _recall(e: Evidence, t: Mapping[str, Real]) -> Finding:
     learned, taken = e["learned"][NEURAL], e["taken"]
     cells = e["distance"][NEURAL]
@@ -69,7 +75,7 @@ def _recall(e: Evidence, t: Mapping[str, Real]) -> Finding:
     if learned["rows_right"] < learned["rows"] * t["learned"] / 100:
         said = f"right on {learned['rows_right']:,} of {learned['rows']:,} texts of {learned['length']:,} tokens"
         return Finding("inconclusive", f"not learned in {taken}: {said}", numbers)
-    last = cells[-1]
+    last = _judged(cells, t["words"])
     said = f"{last['right']:,} of {last['asked']:,} of the first year's facts come back after {last['words']:,} words"
     if last["words"] < t["words"]:
         return Finding("inconclusive", f"{said}; the budget ended there", numbers)
@@ -81,7 +87,7 @@ def _recall(e: Evidence, t: Mapping[str, Real]) -> Finding:
 
 
 def _constant(e: Evidence, t: Mapping[str, Real]) -> Finding:
-    last = e["distance"][NEURAL][-1]
+    last = _judged(e["distance"][NEURAL], t["words"])
     stream = last["stream"]
     first, end = stream["samples"]
     ratio, floor = ratio_interval(end, first), noise_floor(first, stream["control"])
@@ -146,7 +152,9 @@ class NeuralMemory:
     weight = 5
 
     def plan(self, budget_s: Real, seeds: int) -> Sequence[Step]:
-        """Training first; the neural memory's million words have their fixed time; the others are asked as far as the rest reaches."""
+        """Training first; the neural memory's million words have their fixed time; the others are asked as far as the rest reaches. Raises
+        UserError for FURTHER."""
+        distances()
         learn, short, stream = LEARN * budget_s, 0.15 * budget_s, STREAM_S * seeds
         return (
             Step("learn short diaries, each method alike", learn),
@@ -179,7 +187,7 @@ class NeuralMemory:
             "facts": {m: self._facts(ctx, fitted, m) for m in asked},
             "distance": self._distances(ctx, fitted, asked),
         }
-        last = evidence["distance"][NEURAL][-1]
+        last = _judged(evidence["distance"][NEURAL], TEN_YEARS)
         return conclude(
             self,
             evidence,
@@ -253,9 +261,12 @@ def _fits(ctx: Context, found: Mapping[str, Sequence[dict[str, Any]]], method: s
 
 
 def distances() -> tuple[int, ...]:
-    """Words of the diaries, and those of FURTHER."""
-    further = int(os.environ.get(FURTHER, "0"))
-    return (*DISTANCES, further) if further > TEN_YEARS else DISTANCES
+    """Words of the diaries, and those of FURTHER. Raises UserError when that is no number above TEN_YEARS."""
+    if not (further := os.environ.get(FURTHER, "")):
+        return DISTANCES
+    if not further.isdecimal() or int(further) <= TEN_YEARS:
+        raise UserError(f"{FURTHER}: expected a whole number of words above {TEN_YEARS:,}, such as 50000000, got '{further}'")
+    return (*DISTANCES, int(further))
 
 
 CLAIM = NeuralMemory()

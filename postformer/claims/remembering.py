@@ -41,6 +41,8 @@ SHORTEST = 88
 """Tokens of the shortest diaries and questions: little more than a fact and what is asked about it."""
 TRAINING = 1 << 20
 """Seeds of the diaries that the tokenizer is made of begin here; those that are asked lie below."""
+APART = 1 << 24
+"""Each seed's model is asked diaries of its own, whose seeds begin so far apart."""
 CHUNK = 1024
 """Tokens that a reader is given at once."""
 ASKED = 32
@@ -106,7 +108,7 @@ def recall(
         for seed in ctx.seeds:
             own = Counter[str]()
             for number in range(diaries):
-                diary = Diary(words=words, facts=facts, kinds=(kind,), span=span, seed=number)
+                diary = Diary(words=words, facts=facts, kinds=(kind,), span=span, seed=APART * seed + number)
                 kept = reader(ctx, fitted, method, seed)
                 early = _read(ctx, kept, diary, f"{method}: diary of {words:,} words")
                 own += _asked(kept, diary)

@@ -18,6 +18,7 @@ from postformer.claims import neural_memory_tables as tables
 from postformer.claims.heat import draw_heat
 from postformer.claims.ledger import Context, Heat, Number
 from postformer.claims.report import run_report
+from postformer.config import UserError
 from postformer.data.diary import Diary
 from postformer.recipes import memory
 from postformer.recipes.memory import diaries
@@ -152,6 +153,19 @@ def test_a_longer_diary_can_be_asked_for(monkeypatch):
     assert N.distances() == N.DISTANCES
     monkeypatch.setenv(N.FURTHER, "50000000")
     assert N.distances() == (*N.DISTANCES, 50_000_000)
+    for wrong in ("50M", "-1", "1000000", "1e8"):
+        monkeypatch.setenv(N.FURTHER, wrong)
+        with pytest.raises(UserError, match=f"{N.FURTHER}: expected a whole number of words above 1,000,000, .* got '{wrong}'"):
+            N.CLAIM.plan(100.0, 1)
+
+
+def test_ten_years_are_judged_and_not_what_is_longer():
+    further = evidence()
+    last = further["distance"]["lmm"][-1]
+    forgotten = {**last, "words": 50_000_000, "right": 0, "stream": {**last["stream"], "bytes": (1000, 2000)}}
+    further["distance"]["lmm"].append(forgotten)
+    assert judge("the first year after ten years", further).verdict == "supported"
+    assert judge("constant cost", further).verdict == "supported"
 
 
 def test_a_diary_streams_in_chunks(tmp_path):
