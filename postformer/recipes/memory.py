@@ -16,7 +16,8 @@ WRITE_COST = 1.0
 """What a row whose answers are right pays for writing; docs/titans.md tells what it is worth."""
 _INSIDE: Spec = {"kind": "lmm", "heads": 4, "threshold": 0.1, "rate": 0.125, "gates": "conv", "damping": 1e-5}
 _LMM: Spec = {**_INSIDE, "persistent": 4}
-_WINDOWED: Spec = {"kind": "attention", "heads": 4, "window": WINDOW}
+_ATTENTION: Spec = {"kind": "attention", "heads": 4, "conv": 4}
+_WINDOWED: Spec = {**_ATTENTION, "window": WINDOW}
 METHODS: dict[str, Spec] = {
     "lmm": _LMM,
     "mac": {
@@ -24,16 +25,16 @@ METHODS: dict[str, Spec] = {
         "segment": WINDOW,
         "persistent": 4,
         "memory": _INSIDE,
-        "attention": {"kind": "attention", "heads": 4},
+        "attention": _ATTENTION,
     },
     "mag": {"kind": "mag", "persistent": 4, "memory": _INSIDE, "attention": _WINDOWED},
     "mal": {"kind": "mal", "persistent": 4, "memory": _INSIDE, "attention": _WINDOWED},
     "mamba2": {"kind": "mamba2", "state": 64, "head_dim": 32},
     "gated_delta": {"kind": "gated_delta", "heads": 2},
     "window": _WINDOWED,
-    "attention": {"kind": "attention", "heads": 4},
+    "attention": _ATTENTION,
 }
-"""By the name of a table's column."""
+"""By the name of a table's column. All have a convolution over four tokens before they remember."""
 OWN: dict[str, dict[str, Any]] = {"mamba2": {"kind": "adamw", "lr": 3e-3}}
 """The optimizer of a method that does not learn by the recipes'."""
 
