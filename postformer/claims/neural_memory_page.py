@@ -1,8 +1,11 @@
 """What the page shows of `neural_memory`: heat maps, charts, and words from the evidence."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from postformer.claims.ledger import Chart, Context, Heat, Number, Series
 from postformer.claims.stats import share_over
@@ -22,6 +25,7 @@ NAMES = {
 }
 BESIDE = ("kept", "write 1K", "answer")
 NOT_ASKED = "no time"
+RESAMPLED = 2000
 
 
 def share_of(score: Cell, seeds: Sequence[int] = ()) -> Number:
@@ -146,17 +150,29 @@ def charts(e: Evidence) -> tuple[Chart, ...]:
 
 
 def capacity(cells: Sequence[Cell]) -> Number:
-    """The facts at which recall falls to half of that at the fewest, between two numbers by the logarithm; no value where it was below
-    50% from the start. A method that stays above keeps at least the most that were asked."""
-    shares = [c["right"] / c["asked"] for c in cells]
-    if shares[0] < 0.5:
+    """The facts at which recall falls to half of all, between two numbers by the logarithm; no value where it was below from the start, and
+    at least the most that were asked where it stays above. The interval is the bootstrap's over questions."""
+    found = _falls_to_half(cells, [c["right"] / c["asked"] for c in cells])
+    if found == 0.0:
         return Number(None, "", "measured", note="not learned")
-    half = shares[0] / 2
-    for (a, at), (b, bt) in zip(zip(cells, shares, strict=True), zip(cells[1:], shares[1:], strict=False), strict=False):
-        if bt <= half:
-            part = (at - half) / (at - bt)
-            return Number(math.exp(math.log(a["facts"]) + part * math.log(b["facts"] / a["facts"])), "", "measured")
-    return Number(cells[-1]["facts"], "", "measured", cells[-1]["facts"], None, note="at least")
+    rng, asked = np.random.default_rng(0), [c["asked"] for c in cells]
+    expected = [(c["right"] + 0.5) / (c["asked"] + 1) for c in cells]  # all right of a few is not always right
+    drawn = rng.binomial(asked, expected, (RESAMPLED, len(cells))) / np.array(asked)
+    low, high = np.quantile([_falls_to_half(cells, shares) for shares in drawn.tolist()], (0.025, 0.975), method="nearest")
+    if math.isinf(found):
+        return Number(cells[-1]["facts"], "", "measured", min(float(low), cells[-1]["facts"]), None, note="at least")
+    return Number(found, "", "measured", float(low), None if math.isinf(high) else float(high))
+
+
+def _falls_to_half(cells: Sequence[Cell], shares: Sequence[float]) -> float:
+    """0 where the first share is below half, and infinity where none is."""
+    if shares[0] < 0.5:
+        return 0.0
+    for (a, at), (b, bt) in itertools.pairwise(zip(cells, shares, strict=True)):
+        if bt < 0.5:
+            part = (at - 0.5) / (at - bt)
+            return math.exp(math.log(a["facts"]) + part * math.log(b["facts"] / a["facts"]))
+    return math.inf
 
 
 def at(table: Mapping[str, Sequence[Cell]], key: str, value: int) -> dict[str, Cell]:
@@ -169,7 +185,7 @@ def at(table: Mapping[str, Sequence[Cell]], key: str, value: int) -> dict[str, C
 
 def limits(e: Evidence, ctx: Context) -> tuple[str, ...]:
     last = e["distance"][e["neural"]][-1]
-    few = f"{last['asked']:,} questions about {'one diary' if len(ctx.seeds) == 1 else 'the same diary'}"
+    few = f"{last['asked']:,} questions about one diary a seed"
     skipped = (
         [] if "bm25" in e["methods"] else ["BM25 was not asked: bm25s is not installed (pip install 'postformer[retrieval]')."]
     )

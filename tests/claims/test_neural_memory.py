@@ -127,9 +127,14 @@ def test_capacity_lies_between_the_numbers_asked():
         cells = [cell(1, r, facts=f) for f, r in zip((2, 8, 32), rights, strict=True)]
         return page.capacity(cells)
 
-    assert of(24, 18, 6).value == pytest.approx(16)
+    found = of(24, 18, 6)
+    assert found.value == pytest.approx(16)
+    assert 8 <= found.low < 16 < found.high <= 32
     assert of(11, 0, 0).value is None
-    assert (of(24, 20, 13).value, of(24, 20, 13).low, of(24, 20, 13).high) == (32, 32, None)
+    assert of(12, 6, 0).value == pytest.approx(2)  # half of all, and not of what it once recalled
+    high, near = of(24, 24, 24), of(24, 20, 13)
+    assert (high.value, high.low, high.high) == (32, 32, None)
+    assert (near.value, near.high) == (32, None) and 8 < near.low < 32
 
 
 def test_what_is_written_is_shown():
