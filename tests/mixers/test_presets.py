@@ -35,6 +35,7 @@ def muon(S):
 
 NETS = {
     "titans": lambda W, x: x + layer_norm(W[1] @ F.silu(W[0] @ x), 1.0),
+    "titans, as printed": lambda W, x: W[1] @ F.silu(W[0] @ x),
     "titans-linear": lambda W, x: W[0] @ x,
     "ttt-linear": lambda W, x: x + layer_norm(W[0] @ x),
     "ttt-mlp": lambda W, x: x + layer_norm(W[1] @ gelu(W[0] @ x)),
@@ -124,12 +125,18 @@ def captured(mixer, x, monkeypatch):
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 64])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [*PRESETS, "titans, as printed"])
 def test_a_preset_is_its_papers_equations(preset, chunk, monkeypatch):
+    """With what docs/titans.md adds to them: the norm, its damping."""
     torch.manual_seed(0)
-    window = {"window": 3} if preset == "atlas" else {}
+    words = {"window": 3} if preset == "atlas" else {}
+    if preset.endswith("as printed"):
+        words = {"residual": False}
     mixer = build(
-        {"kind": "lmm", "preset": preset, "heads": 1, "expand": 2, "chunk": chunk, **window}, MIXERS, "", dim=DIM
+        {"kind": "lmm", "preset": preset.partition(",")[0], "heads": 1, "expand": 2, "chunk": chunk, **words},
+        MIXERS,
+        "",
+        dim=DIM,
     ).double()
     with torch.no_grad():
         mixer.gates.weight.mul_(20)

@@ -119,6 +119,18 @@ RULES = {
 }
 
 
+@pytest.mark.parametrize("net", ["matrix", "mlp-2", "mlp-3"])
+@pytest.mark.parametrize("chunk", [16, 64])
+def test_long_chunks_that_follow_each_other(net: str, chunk: int):
+    """Row 0 from a chunk's beginning, row 1 from its middle."""
+    agree(Case(NETS[net], "l2", 2 * chunk + 3, True), places(2 * chunk + 3, chunk, [0, chunk // 2]))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_over_long_chunks(rule: str):
+    agree(Case(NETS["mlp-2"], "l2", 35, True, rule=RULES[rule]), places(35, 16, [0, 8]))
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("chunk", [1, 4, 64])
 def test_rules_in_chunks_are_the_token_loop(rule: str, chunk: int):
