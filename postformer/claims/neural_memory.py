@@ -1,7 +1,7 @@
 """Claim: what the first year of a diary told still comes back from a neural memory after ten years, a million words, at constant cost.
 
 Small models that remember in different ways learn the same short diaries for as many steps, and are asked after longer ones and after
-more facts; BM25 that finds passages for the attention model is the rival that keeps the text.
+more facts; the rivals that keep the text find passages for the attention model, by BM25 or by an encoder's vectors.
 """
 
 import importlib.util
@@ -176,7 +176,7 @@ class NeuralMemory:
         for run in fitted.values():
             tasks.learn(ctx, run)
         found = importlib.util.find_spec("bm25s") is not None
-        asked = (*methods, remembering.RAG) if found else methods
+        asked = (*methods, *((remembering.BY_WORDS,) if found else ()), remembering.BY_MEANING)
         evidence = {
             "neural": NEURAL,
             "methods": asked,

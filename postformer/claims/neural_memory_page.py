@@ -22,6 +22,7 @@ NAMES = {
     "window": "sliding window",
     "attention": "attention, KV cache",
     "bm25": "BM25 + attention",
+    "dense": "vectors + attention",
 }
 BESIDE = ("kept", "write 1K", "answer")
 NOT_ASKED = "no time"

@@ -11,28 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model, save_model
 
 from postformer.claims import tasks
 from postformer.claims.ledger import Context, Real
 from postformer.claims.stats import interleaved
 from postformer.config import Run
-from postformer.data.diary import HEADING, Diary, sentences
+from postformer.data.diary import HEADING, Diaries, Diary, sentences
 from postformer.data.diary import written as pieces_of
 from postformer.data.facts import UNKNOWN
 from postformer.data.reading import FILLER, asking, chunks
 from postformer.data.statements import Kind
+from postformer.models.encoder import TextEncoder
 from postformer.models.language import LanguageModel
 from postformer.models.readers import Reader, StateReader, tokens_of
-from postformer.models.retrieval import RetrievalReader
+from postformer.models.retrieval import Dense, RetrievalReader
 from postformer.models.writing import observed
+from postformer.objectives.contrastive import asked_pairs, fit_encoder
 from postformer.recipes.memory import remembering_by
 from postformer.state import clone, nbytes
 from postformer.tokens import BPE, Tokens
 from postformer.train import process
 from postformer.train.session import open_model
 
-RAG = "bm25"
-"""Passages found by BM25 and read by the model of ANSWERS."""
+BY_WORDS, BY_MEANING = "bm25", "dense"
+"""Passages found by BM25, or by the vectors of an encoder that knows questions and statements, and read by the model of ANSWERS."""
 ANSWERS = "attention"
 VOCAB = 2048
 MADE_OF, WORDS, FACTS = 40, 3000, 100
@@ -41,6 +44,8 @@ SHORTEST = 88
 """Tokens of the shortest diaries and questions: little more than a fact and what is asked about it."""
 TRAINING = 1 << 20
 """Seeds of the diaries that the tokenizer is made of begin here; those that are asked lie below."""
+ENCODED, ENCODER_STEPS = 700, 150
+"""Bytes of the diaries that the encoder learns from, and its steps: about ten seconds."""
 APART = 1 << 24
 """Each seed's model is asked diaries of its own, whose seeds begin so far apart."""
 CHUNK = 1024
@@ -72,9 +77,22 @@ def runs(run: Run, methods: Sequence[str], folder: Path) -> dict[str, Run]:
 
 def reader(ctx: Context, fitted: dict[str, Run], method: str, seed: int) -> Reader:
     """A new reader with the trained model."""
-    if method == RAG:
-        return RetrievalReader(open_model(tasks.folder(ctx, fitted[ANSWERS], seed)), ask=asking)
+    if method in (BY_WORDS, BY_MEANING):
+        rank = Dense(encoder(ctx).encode) if method == BY_MEANING else None
+        return RetrievalReader(open_model(tasks.folder(ctx, fitted[ANSWERS], seed)), ask=asking, rank=rank)
     return StateReader(open_model(tasks.folder(ctx, fitted[method], seed)), ask=asking)
+
+
+def encoder(ctx: Context) -> TextEncoder:
+    """The encoder of BY_MEANING, trained where it is not there yet."""
+    path, found = ctx.files / "encoder.safetensors", TextEncoder()
+    if path.exists():
+        load_model(found, path)
+        return found.eval()
+    with process.threads(ctx.threads):
+        found = fit_encoder(asked_pairs(Diaries(length=ENCODED, kinds=("single", "updated"))), steps=ENCODER_STEPS)
+    save_model(found, str(path))
+    return found
 
 
 def streamed(diary: Diary, tokens: Tokens) -> Iterator[Any]:

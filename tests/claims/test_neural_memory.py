@@ -184,11 +184,20 @@ def test_a_diary_streams_in_chunks(tmp_path):
     assert text == "".join(f"\n\n{e.text}" for e in diary.entries())
 
 
+def test_the_encoder_is_trained_once(tmp_path, monkeypatch):
+    ctx = Context(folder=tmp_path, settings="0" * 64, budget_s=1)
+    monkeypatch.setattr(remembering, "ENCODER_STEPS", 3)
+    first = remembering.encoder(ctx).encode(["Ada Abel lives in Cork."])
+    monkeypatch.setattr(remembering, "fit_encoder", None)
+    np.testing.assert_array_equal(remembering.encoder(ctx).encode(["Ada Abel lives in Cork."]), first)
+
+
 def test_the_claim_small(tmp_path, monkeypatch):
     """From training to the page, with methods, words and facts cut down; the same command again measures nothing anew."""
     monkeypatch.setattr(N, "METHODS", ("lmm", "attention"))
     monkeypatch.setattr(N, "DISTANCES", (300, 600))
     monkeypatch.setattr(N, "FACTS", (2, 4))
+    monkeypatch.setattr(remembering, "ENCODER_STEPS", 2)
     for name, value in {"FACTS_WORDS": 200, "CHANGE_WORDS": 200, "QUESTIONS": 8, "ROWS": 4, "TEN_YEARS": 600}.items():
         monkeypatch.setattr(N, name, value)
     whole = diaries()
@@ -201,7 +210,9 @@ def test_the_claim_small(tmp_path, monkeypatch):
     (claim,) = report["claims"]
     result = claim["result"]
     assert result["verdict"] == "inconclusive" and "not learned in" in result["findings"][0]["because"]
-    assert [heat["rows"] for heat in result["heats"]] == [["neural memory", "attention, KV cache", "BM25 + attention"]] * 2
+    assert [heat["rows"] for heat in result["heats"]] == [
+        ["neural memory", "attention, KV cache", "BM25 + attention", "vectors + attention"]
+    ] * 2
     (writes,) = (table for table in result["tables"] if table["title"] == "What is written")
     assert [row[0] for row in writes["rows"]] == ["neural memory, layer 1", "neural memory, layer 2"]
     assert all(0 <= number["value"] <= 100 for row in writes["rows"] for number in row[1:])
