@@ -2,6 +2,7 @@
 
     python benchmarks/reading.py needles --methods lmm,mag,gated_delta --seeds 0
     python benchmarks/reading.py babilong-qa1 --lengths 4096,65536,1048576
+    python benchmarks/reading.py needles --methods lmm --seeds 0 --set model.mixers.0.threshold=0 --set objective.write_cost=0
     python benchmarks/reading.py needles --render runs/reading
 
 In the shape of Titans' table 2 (Behrouz et al. 2024, arXiv 2501.00663) and of ARMT's table 1 (Rodkin et al. 2024, arXiv 2407.04841), whose
@@ -25,7 +26,7 @@ from study_results import Line
 from postformer.claims.stats import share_over
 from postformer.claims.tasks import shortened
 from postformer.cli import positive, seed_list
-from postformer.config import Run, UserError, build
+from postformer.config import Run, UserError, build, override, parse, plain
 from postformer.data import DATA
 from postformer.objectives.accuracy import accuracy
 from postformer.recipes import RECIPES
@@ -122,7 +123,13 @@ def run_of(method: str, seed: int, args: argparse.Namespace) -> Run:
     if args.steps:
         run = shortened(run, args.steps / run.train.steps, args.threads)
     data = {**run.data, "tokenizer": str(tokenizer(args.out))}
-    return dataclasses.replace(run, seed=seed, data=data, train=dataclasses.replace(run.train, threads=args.threads))
+    run = dataclasses.replace(run, seed=seed, data=data, train=dataclasses.replace(run.train, threads=args.threads))
+    return parse(Run, override(plain(run), args.set)) if args.set else run
+
+
+def label(method: str, args: argparse.Namespace) -> str:
+    """The method's name in the table, with what is set."""
+    return method + "".join(f", {word.replace('model.mixers.0.', '')}" for word in args.set)
 
 
 def trained(run: Run, args: argparse.Namespace) -> Any:
@@ -170,7 +177,13 @@ def study(args: argparse.Namespace) -> None:
                 with threads(args.threads):
                     hits = right(model, data, rows, seed)
                 cost = model.cost(length)
-                line = {"method": method, "seed": seed, "steps": run.train.steps, "question": column, "length": length}
+                line = {
+                    "method": label(method, args),
+                    "seed": seed,
+                    "steps": run.train.steps,
+                    "question": column,
+                    "length": length,
+                }
                 line |= {"right": hits, "rows": rows, "parameters": cost.parameters, "state_bytes": cost.state_bytes}
                 results.add(path, of, line, began)
                 print(f"{method:12} seed {seed} {column:8} {length:9,}: {hits}/{rows}", flush=True)
@@ -191,7 +204,7 @@ def timings(args: argparse.Namespace) -> None:
                     _, state = model.hidden(piece, state)
                 least[method] = min(least[method], time.perf_counter() - began)
     for method, run in runs.items():
-        line = {"method": method, "seed": run.seed, "steps": run.train.steps, "question": "time", "length": TIMED}
+        line = {"method": label(method, args), "seed": run.seed, "steps": run.train.steps, "question": "time", "length": TIMED}
         line |= {"seconds": least[method] / TIMED * 1e6, "threads": args.threads}
         results.add(path, results.digest(run, "time", args.threads), line, results.about(run))
 
@@ -208,7 +221,8 @@ def render(name: str, path: Path) -> str:
         cells = [c for c in found if c["question"] == column]
         head = (column, "steps", *(f"{n:,}" for n in lengths), "state bytes at the longest", "s a million tokens", "the paper")
         lines += ["", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        for method in dict.fromkeys([*METHODS, *study.paper]):
+        others = sorted({c["method"] for c in cells} - METHODS.keys())
+        for method in dict.fromkeys([*METHODS, *others, *study.paper]):
             paper = study.paper.get(method, {}).get(column, "")
             for steps in sorted({c["steps"] for c in cells if c["method"] == method}):
                 own = [c for c in cells if (c["method"], c["steps"]) == (method, steps)]
@@ -216,7 +230,7 @@ def render(name: str, path: Path) -> str:
                 kept, time = max(own, key=lambda c: c["length"])["state_bytes"], times.get((method, steps))
                 about = (f"{kept:,}", "" if time is None else f"{time:.0f}", paper)
                 lines.append("| " + " | ".join([method, str(steps), *row, *about]) + " |")
-            if method not in METHODS:
+            if method in study.paper.keys() - METHODS.keys():
                 lines.append("| " + " | ".join([method, *[""] * (len(lengths) + 3), paper]) + " |")
     return "\n".join(lines[1:])
 
@@ -238,6 +252,9 @@ def main() -> int:
     parser.add_argument("--methods", default=",".join(METHODS), help="of %(default)s")
     parser.add_argument("--seeds", type=seed_list, default=(0, 1, 2), help="default: 0,1,2")
     parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="of the run, as model.mixers.0.threshold=0"
+    )
     parser.add_argument("--steps", type=positive, help="train for fewer steps than the recipe says")
     parser.add_argument("--lengths", type=seed_list, default=LENGTHS, help=f"tokens; default {','.join(map(str, LENGTHS))}")
     parser.add_argument("--rows", type=positive, default=200, help="passages of a cell, at most")

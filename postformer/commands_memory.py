@@ -121,7 +121,8 @@ def _rate(rates: Any, kind: str, tokens: int) -> str:
     """How often such an answer is right, as far as it was measured."""
     found = rates.of(kind, tokens) if rates else None
     if found:
-        return f"right: {found} on questions of this kind ({kind}) after {found.length:,} tokens of {rates.data['kind']}"
+        facts = f" with at most {rates.data['facts']:,} facts" if rates.data.get("facts") else ""
+        return f"right: {found} on questions of this kind ({kind}) after {found.length:,} tokens of {rates.data['kind']}{facts}"
     lengths = [rate.length for rate in rates.rates if rate.kind == kind] if rates else []
     measured = f", only up to {max(lengths):,}" if lengths else ""
     return f"right: not measured on questions of this kind ({kind}) after {tokens:,} tokens{measured}"

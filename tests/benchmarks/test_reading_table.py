@@ -54,6 +54,15 @@ def test_what_was_changed_is_measured_anew(tmp_path, monkeypatch, capsys):
     assert [line.split(" | ")[3] for line in table[-2:] if line.startswith("| window")] == [f"{lines[1]['state_bytes']:,}"]
 
 
+def test_what_is_set_is_told(tmp_path, monkeypatch, capsys):
+    small(monkeypatch, tmp_path, "--methods", "lmm", "--lengths", "160", "--set", "model.mixers.0.threshold=0.3")
+    assert reading.main() == 0
+    assert "| lmm, threshold=0.3 | 10 |" in capsys.readouterr().out
+    small(monkeypatch, tmp_path, "--methods", "lmm", "--set", "model.mixers.0.treshold=0.3")
+    with pytest.raises(UserError, match=r"unknown 'treshold' \(did you mean 'threshold'\?\)"):
+        reading.main()
+
+
 def test_time(tmp_path, monkeypatch, capsys):
     small(monkeypatch, tmp_path, "--methods", "window", "--lengths", "160")
     monkeypatch.setattr(reading, "TIMED", 256)
