@@ -96,7 +96,7 @@ def products(chunk: int) -> float:
     e, hidden = DIM // HEADS, 2 * DIM // HEADS
     weights = 2 * e * hidden
     learned = 2 * weights + 2 * e * hidden  # the answer to the key, and the gradient by what lies between the matrices
-    read = 2 * 2 * weights + 2 * 2 * chunk * (e + hidden)  # from M and S; pairs of tokens
+    read = 2 * 2 * weights + 2 * 2 * (chunk + 1) / 2 * (e + hidden)  # from M and S; pairs of a token and one before it
     written = 2 * 2 * weights
     projections = 2 * DIM * (4 * DIM + 3 * HEADS + DIM)
     return HEADS * (learned + read + written) + projections
