@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1] / "postformer"
 LAYERS = {
     "config": 0,
     "files": 0,
+    "interval": 0,
     "state": 1,
     "ops": 2,
     "tokens": 2,

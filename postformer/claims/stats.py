@@ -10,11 +10,11 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from postformer import interval
 from postformer.claims.ledger import Number, Real, Tag
 
 Samples = Sequence[Real] | np.ndarray
@@ -152,13 +152,9 @@ def mean_interval(values: Samples, level: float = 0.95) -> Estimate:
 
 
 def wilson(k: int, n: int, level: float = 0.95) -> Estimate:
-    """Share k of n with Wilson's score interval (Wilson 1927)."""
-    if n == 0:
-        return Estimate(math.nan, 0.0, 1.0, 0)
-    z, p = NormalDist().inv_cdf((1 + level) / 2), k / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Estimate(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), n)
+    """Share k of n with Wilson's score interval."""
+    low, high = interval.wilson(k, n, level)
+    return Estimate(k / n if n else math.nan, low, high, n)
 
 
 def share_over(counts: Sequence[tuple[int, int]], level: float = 0.95) -> Estimate:

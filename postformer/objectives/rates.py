@@ -6,16 +6,15 @@ with other texts it does not tell.
 
 import dataclasses
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 from postformer.config import ConfigError, UserError, parse, plain, read
 from postformer.data.reading import Reading, chunks
 from postformer.files import write_durably
+from postformer.interval import wilson
 from postformer.models.readers import Reader
 
 FILE = "rates.json"
@@ -54,16 +53,6 @@ class Rates:
         """The rate of the kind at the shortest text that is as long as `tokens`, or None where no text was so long."""
         fitting = [rate for rate in self.rates if rate.kind == kind and rate.length >= tokens]
         return min(fitting, key=lambda rate: rate.length, default=None)
-
-
-def wilson(right: int, asked: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927)."""
-    if not asked:
-        return 0.0, 1.0
-    z, p = NormalDist().inv_cdf((1 + level) / 2), right / asked
-    centre = (p + z * z / (2 * asked)) / (1 + z * z / asked)
-    half = z * math.sqrt(p * (1 - p) / asked + z * z / (4 * asked * asked)) / (1 + z * z / asked)
-    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
 def measure(

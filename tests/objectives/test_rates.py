@@ -7,7 +7,7 @@ import pytest
 from postformer.config import UserError
 from postformer.data import Babilong, Diaries, Needles
 from postformer.models.readers import Spent
-from postformer.objectives.rates import FILE, Rate, Rates, listed, load, measure, save, wilson
+from postformer.objectives.rates import FILE, Rate, Rates, listed, load, measure, save
 
 
 class Oracle:
@@ -110,10 +110,3 @@ def test_a_damaged_file_of_rates(tmp_path):
         (tmp_path / FILE).write_text(json.dumps({**data, **change}))
         with pytest.raises(UserError, match=says):
             load(tmp_path, "m")
-
-
-def test_wilson():
-    assert wilson(0, 0) == (0.0, 1.0)
-    low, high = wilson(20, 20)
-    assert (round(low, 3), high) == (0.839, 1.0)
-    assert wilson(0, 20)[0] == 0.0
