@@ -14,9 +14,11 @@ WINDOW = 128
 """Tokens of a segment or a window, where there is attention."""
 WRITE_COST = 1.0
 """What a row whose answers are right pays for writing; docs/titans.md tells what it is worth."""
-_INSIDE: Spec = {"kind": "lmm", "heads": 4, "threshold": 0.1, "rate": 0.125, "gates": "conv", "damping": 1e-5}
+CONV = 8
+"""Taps of every convolution: a fact's person and what is said of it stand further apart than the usual four."""
+_INSIDE: Spec = {"kind": "lmm", "heads": 4, "conv": CONV, "threshold": 0.1, "rate": 0.125, "gates": "conv", "damping": 1e-5}
 _LMM: Spec = {**_INSIDE, "persistent": 4}
-_ATTENTION: Spec = {"kind": "attention", "heads": 4, "conv": 4}
+_ATTENTION: Spec = {"kind": "attention", "heads": 4, "conv": CONV}
 _WINDOWED: Spec = {**_ATTENTION, "window": WINDOW}
 METHODS: dict[str, Spec] = {
     "lmm": _LMM,
@@ -29,12 +31,12 @@ METHODS: dict[str, Spec] = {
     },
     "mag": {"kind": "mag", "persistent": 4, "memory": _INSIDE, "attention": _WINDOWED},
     "mal": {"kind": "mal", "persistent": 4, "memory": _INSIDE, "attention": _WINDOWED},
-    "mamba2": {"kind": "mamba2", "state": 192, "head_dim": 32},
-    "gated_delta": {"kind": "gated_delta", "heads": 2, "head_dim": 110},
+    "mamba2": {"kind": "mamba2", "state": 192, "head_dim": 32, "conv": CONV},
+    "gated_delta": {"kind": "gated_delta", "heads": 2, "head_dim": 109, "conv": CONV},
     "window": {**_ATTENTION, "window": 192},
     "attention": _ATTENTION,
 }
-"""By the name of a table's column. All have a convolution over four tokens before they remember, and the rivals
+"""By the name of a table's column. All have a convolution over the last tokens before they remember, and the rivals
 of the memory alone a state of as many bytes as its own, at width 128 within 4%."""
 OWN: dict[str, dict[str, Any]] = {"mamba2": {"kind": "adamw", "lr": 3e-3}}
 """The optimizer of a method that does not learn by the recipes'."""
