@@ -28,8 +28,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from postformer import __version__
-from postformer.config import ConfigError, Run, parse, plain
+from postformer.config import ConfigError, Run, build, complete, parse, plain
+from postformer.data import DATA
 from postformer.files import durable_directory, sync
+from postformer.models import MODELS
 from postformer.train.manifest import CheckpointError, as_json, read_json, verify, write_manifest
 from postformer.train.optim import Optimizer, StateMismatch
 
@@ -221,6 +223,7 @@ def _parse_file(cls: type[T], path: Path) -> T:
 
 
 def _check_same_run(saved: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:
+    saved, ours = _with_todays_defaults(saved), _with_todays_defaults(ours)
     before, now = saved["train"]["steps"], ours["train"]["steps"]
     for side in (saved, ours):
         side.pop("name")
@@ -231,6 +234,16 @@ def _check_same_run(saved: dict[str, Any], ours: dict[str, Any], folder: Path) -
         raise CheckpointError(f"{folder}: belongs to another run: {place} is {there} there and {here} here")
     if now < before:
         raise CheckpointError(f"{folder}: train.steps is {before} there and {now} here; it may grow, not shrink")
+
+
+def _with_todays_defaults(run: dict[str, Any]) -> dict[str, Any]:
+    """A keyword that is younger than the checkpoint had its default there."""
+    try:
+        with torch.device("meta"):
+            model = build(run["model"], MODELS, "model").config
+        return {**run, "model": model, "data": complete(run["data"], DATA, "data")}
+    except (ConfigError, RuntimeError, NotImplementedError):  # parts that are not here: compared as they stand
+        return run
 
 
 def _first_difference(a: Any, b: Any, place: str = "") -> tuple[str, str, str] | None:

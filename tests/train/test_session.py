@@ -10,7 +10,7 @@ import torch
 from postformer.config import ConfigError, OptimConfig, Run, parse, plain
 from postformer.data import DataError
 from postformer.models.hub import ModelError
-from postformer.train.manifest import CheckpointError
+from postformer.train.manifest import CheckpointError, write_manifest
 from postformer.train.session import check, open_model, prepare, train_run
 
 
@@ -113,3 +113,26 @@ def test_what_cannot_be_opened(corpus, tmp_path):
     assert open_model(tmp_path / "r", warn=warned.append).vocab == 257
     assert len(warned) == 1
     assert "falling back" in warned[0]
+
+
+def test_a_checkpoint_older_than_a_keyword_goes_on(corpus, tmp_path):
+    """The keyword had its default there; another value than that is another run."""
+    mixers = (
+        {"kind": "attention", "heads": 2},
+        {"kind": "mag", "memory": {"heads": 2}, "attention": {"heads": 2, "window": 8}},
+    )
+    run = small.run(corpus, steps=2)
+    run = dataclasses.replace(run, model={**run.model, "mixers": mixers})
+    train_run(run, tmp_path)
+    folder = next((tmp_path / "checkpoints").iterdir())
+    saved = json.loads((folder / "run.json").read_text())
+    for attention in (saved["model"]["mixers"][0], saved["model"]["mixers"][1]["attention"]):
+        assert attention.pop("conv") == 0
+    (folder / "run.json").write_text(json.dumps(saved))
+    (folder / "manifest.json").unlink()
+    write_manifest(folder)
+    more = dataclasses.replace(run, train=dataclasses.replace(run.train, steps=3))
+    assert train_run(more, tmp_path).step == 3
+    other = dataclasses.replace(more, model={**run.model, "mixers": ({**mixers[0], "conv": 3}, mixers[1])})
+    with pytest.raises(CheckpointError, match=r"belongs to another run: model.mixers\[0\].conv is 0 there and 3 here"):
+        train_run(other, tmp_path)
