@@ -44,19 +44,19 @@ def text_hybrid() -> Run:
 
 def text_memory() -> Run:
     """Titans' memory, then a narrow window: what lies further back is in weights that are written while reading."""
-    return _reading("text-memory", ({"kind": "lmm", "heads": 4}, _NARROW), 384)
+    return _reading("text-memory", ({"kind": "lmm", "heads": 4, "retention": "initial"}, _NARROW), 384)
 
 
 def text_window() -> Run:
     """The same with a second window for the memory, and as many parameters in wider layers: it knows the last tokens only."""
-    return _reading("text-window", (_NARROW, _NARROW), 430)
+    return _reading("text-window", (_NARROW, _NARROW), 429)
 
 
-_NARROW: Spec = {"kind": "attention", "heads": 4, "window": 64}
+_NARROW: Spec = {"kind": "attention", "heads": 4, "window": 64, "conv": 4}
 
 
 def _reading(name: str, mixers: tuple[Spec, ...], hidden: int) -> Run:
     run = _text(name, depth=2, mixers=mixers, ffns=({"kind": "mlp", "hidden": hidden},))
-    optim, train = dataclasses.replace(run.optim, lr=1e-2, matrix_lr=0.04), dataclasses.replace(run.train, batch=2)
+    optim, train = dataclasses.replace(run.optim, lr=1e-2, matrix_lr=0.2), dataclasses.replace(run.train, batch=2)
     model, data = {**run.model, "dim": 128}, {**run.data, "length": 1024}
     return dataclasses.replace(run, model=model, data=data, optim=optim, train=train)
