@@ -76,19 +76,17 @@ QA2 = {
 """ARMT, table 1: at 64K, 128K, 500K and 1M tokens."""
 _SHORT = {"shortest": 40, "start": 56}
 """The first texts are as short as the tokenizer allows: they hold little more than what is asked."""
-_LATER = {**_SHORT, "grow": 1600, "power": 3.0}
-"""Texts of facts are short for longer."""
 LONGER = {"mamba2": ({"grow": 2500, "power": 4.0}, 1.5)}
 """Words of the data and a share of the steps for a method that stays with short texts for longer before it learns at all: with fewer it
 answers nothing."""
 STUDIES = {
     "needles": Study(recipe="needles", words=_SHORT, columns={n: {"needle": n} for n in (_PK, _N, _W)}, paper=NIAH),
     "babilong-qa1": Study(
-        recipe="babilong", words=_LATER, columns={"qa1": {}}, paper={name: {"qa1": row} for name, row in QA1.items()}
+        recipe="babilong", words=_SHORT, columns={"qa1": {}}, paper={name: {"qa1": row} for name, row in QA1.items()}
     ),
     "babilong-qa2": Study(
         recipe="babilong",
-        words={"task": 2, **_LATER},
+        words={"task": 2, **_SHORT},
         columns={"qa2": {}},
         paper={name: {"qa2": row} for name, row in QA2.items()},
     ),

@@ -68,8 +68,8 @@ def needles() -> Run:
 
 def babilong() -> Run:
     """bAbI's first question, its facts lying in a book, learned on up to 1,024 tokens (Kuratov et al. 2024)."""
-    data = {"kind": "babilong", "task": 1, "length": 1024, "shortest": 128, "start": 160, "grow": 1100, "fill": 4096}
-    return _reading("babilong", data, steps=2000)
+    data = {"kind": "babilong", "task": 1, "length": 1024, "shortest": 128, "start": 160, "power": 3.0, "fill": 4096}
+    return _reading("babilong", {**data, "grow": 1600}, steps=2000)
 
 
 def diaries() -> Run:
