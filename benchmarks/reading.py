@@ -77,8 +77,7 @@ QA2 = {
 _SHORT = {"shortest": 40, "start": 56}
 """The first texts are as short as the tokenizer allows: they hold little more than what is asked."""
 LONGER = {"mamba2": ({"grow": 2500, "power": 4.0}, 1.5)}
-"""Words of the data and a share of the steps for a method that stays with short texts for longer before it learns at all: with fewer it
-answers nothing."""
+"""Words of the data and a share of the steps, for a method that learns on short texts only after many steps."""
 STUDIES = {
     "needles": Study(recipe="needles", words=_SHORT, columns={n: {"needle": n} for n in (_PK, _N, _W)}, paper=NIAH),
     "babilong-qa1": Study(
@@ -97,7 +96,8 @@ CHUNK = 1024
 AT_ONCE = 1 << 15
 """Tokens of a chunk over all rows: bounds memory."""
 ASKED = 1000
-"""The passages of seed s are drawn from ASKED + s: other ones for each model, and others than any setting was chosen by."""
+"""The passages of seed s are drawn from ASKED + s: other ones for each model, and others than those of the seed 0 by which settings were
+tried."""
 TIMED = 1 << 14
 """Tokens of one row that are read for `--time`."""
 

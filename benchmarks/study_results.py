@@ -36,7 +36,7 @@ def read(file: Path) -> list[Line]:
 
 def find(file: Path, of: str) -> Line | None:
     """The last line with this digest."""
-    return next((line for line in reversed(read(file)) if line["of"] == of), None)
+    return next((line for line in reversed(read(file)) if line.get("of") == of), None)
 
 
 def add(file: Path, of: str, line: Line, began: Line) -> Line:
