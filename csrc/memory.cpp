@@ -23,7 +23,7 @@ void read(const Inputs& in, const Sizes& s, const Outputs& out, int64_t row, int
         W = loaded;
         task.load_weights(from + task.part(0), W), task.load_weights(from + task.part(1), M);
         if (in.carry) task.load_weights(from + task.part(2), S);
-        if (home) task.add(home, -1, M);
+        if (home) add_floats(weights, home, -1, M);
     };
     load(in.held);
     const std::vector<size_t> runs = plan.runs(out.run);
@@ -36,7 +36,7 @@ void read(const Inputs& in, const Sizes& s, const Outputs& out, int64_t row, int
         }
         const Piece& piece = plan.pieces[i];
         if (piece.fresh) load(in.fresh);
-        if (piece.begins && home) W = own, std::copy_n(M, weights, W), task.add(home, 1, W);
+        if (piece.begins && home) W = own, std::copy_n(M, weights, W), add_floats(weights, home, 1, W);
         if (piece.begins && !home) W = M;
         float* M_after = *std::find_if(Ms, Ms + 3, [&](float* other) { return other != M && other != W; });
         float* S_after = S == Ss[0] ? Ss[1] : Ss[0];
@@ -47,7 +47,7 @@ void read(const Inputs& in, const Sizes& s, const Outputs& out, int64_t row, int
         task.update(M, S, M_after, S_after);
         M = M_after, S = S_after;
     }
-    if (home) task.add(home, 1, M);
+    if (home) add_floats(weights, home, 1, M);
     task.store_weights(W, out.after + task.part(0)), task.store_weights(M, out.after + task.part(1));
     if (in.carry) task.store_weights(S, out.after + task.part(2));
 }

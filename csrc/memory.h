@@ -152,6 +152,11 @@ INLINE static inline void each(int64_t count, F f) {
     for (int64_t at = 0; at < count; at += WIDTH) f(at);
 }
 
+// to += sign * from.
+static inline void add_floats(int64_t count, const float* from, float sign, float* to) {
+    each(count, [&](int64_t i) INLINE { store(to + i, load(to + i) + load(from + i) * sign); });
+}
+
 // [rows, columns] with rows from_apart apart to [columns, rows] with rows to_apart apart, in blocks that stay in the first-level cache.
 static inline void turn(int64_t rows, int64_t columns, const float* from, int64_t from_apart, float* to, int64_t to_apart) {
     for (int64_t r0 = 0; r0 < rows; r0 += LANES)
@@ -253,11 +258,6 @@ struct Task {
         for (int64_t l = 0; l < s.depth; l++)
             for (int64_t o = 0; o < s.out(l); o++)
                 for (int64_t i = 0; i < s.in(l); i++) to[s.stored(l) + o * s.in(l) + i] += from[s.place(l) + o * s.apart(l) + i];
-    }
-
-    // to += sign * from, over all weights.
-    void add(const float* from, float sign, float* to) const {
-        each(s.weights(), [&](int64_t i) INLINE { store(to + i, load(to + i) + load(from + i) * sign); });
     }
 
     // Vectors [b, t, h, d] of the piece, with a column for each token and zeros in the columns after them.

@@ -120,7 +120,7 @@ struct Back : Task {
                 store(dp + j, load(dx + j) * slope(was, sigmoid(was)));
             });
         }
-        if (s.residual) add_all(s.d * n, dy, dx);
+        if (s.residual) add_floats(s.d * n, dy, 1, dx);
         store_columns(dx, by.q);
     }
 
@@ -163,7 +163,7 @@ struct Back : Task {
                 store(dz[l - 1] + j, load(dz[l - 1] + j) + load(da[l] + j) * slope(was, sigmoid(was)));
             });
         }
-        if (s.residual) add_all(s.d * n, dy, da[0]);
+        if (s.residual) add_floats(s.d * n, dy, 1, da[0]);
         store_columns(da[0], by.k);
     }
 
@@ -202,7 +202,7 @@ struct Back : Task {
         store_columns(first, by.v);
         if (!s.residual) return;
         norm_back(s.d, n, unit, scale, dy, first);
-        add_all(s.d * n, first, dz[s.depth - 1]);
+        add_floats(s.d * n, first, 1, dz[s.depth - 1]);
     }
 
     // Through e limit / |e| of the errors e beyond their limit.
@@ -243,10 +243,6 @@ struct Back : Task {
         }
     }
 
-    static void add_all(int64_t count, const float* from, float* to) {
-        each(count, [&](int64_t i) INLINE { store(to + i, load(to + i) + load(from + i)); });
-    }
-
     // to += sign * the sums of a * b [rows, n] over rows.
     void add_column_products(int64_t rows, const float* a, const float* b, float sign, float* to) const {
         each(n, [&](int64_t j) INLINE {
@@ -281,11 +277,11 @@ void read_back(const Inputs& in, const Sizes& s, const Gradients& by, int64_t ro
         to.W = W;
         task.load_weights(from + task.part(0), W), task.load_weights(from + task.part(1), to.M);
         if (in.carry) task.load_weights(from + task.part(2), to.S);
-        if (home) task.add(home, -1, to.M);
+        if (home) add_floats(weights, home, -1, to.M);
     };
     task.load_weights(by.after + task.part(0), dW), task.load_weights(by.after + task.part(1), dM);
     if (in.carry) task.load_weights(by.after + task.part(2), dS);
-    if (home) task.add(dM, 1, dhome);
+    if (home) add_floats(weights, dM, 1, dhome);
     for (size_t r = runs.size() - 1; r-- > 0;) {
         if (r) {
             const float* from = by.kept + ((row * s.h + head) * by.runs + r) * 2 * weights;
@@ -297,7 +293,7 @@ void read_back(const Inputs& in, const Sizes& s, const Gradients& by, int64_t ro
         for (size_t i = runs[r]; i < runs[r + 1]; i++) {
             Memories &now = before[i - runs[r]], &next = before[i - runs[r] + 1];
             if (plan.pieces[i].fresh) load(in.fresh, fresh, now);
-            if (plan.pieces[i].begins && home) now.W = now.own, std::copy_n(now.M, weights, now.W), task.add(home, 1, now.W);
+            if (plan.pieces[i].begins && home) now.W = now.own, std::copy_n(now.M, weights, now.W), add_floats(weights, home, 1, now.W);
             if (plan.pieces[i].begins && !home) now.W = now.M;
             next.W = now.W;
             if (i + 1 == runs[r + 1]) break;
@@ -312,12 +308,12 @@ void read_back(const Inputs& in, const Sizes& s, const Gradients& by, int64_t ro
             task.answer(now.M, now.S, home);
             task.piece_back(now.W, now.M, now.S, home, dW, dM, dS, dhome);
             if (plan.pieces[i].begins) {
-                task.add(dW, 1, dM);
-                if (home) task.add(dW, 1, dhome);
+                add_floats(weights, dW, 1, dM);
+                if (home) add_floats(weights, dW, 1, dhome);
                 std::fill(dW, dW + weights, 0.0f);
             }
             if (plan.pieces[i].fresh) {
-                if (home) task.add(dM, -1, dhome);
+                if (home) add_floats(weights, dM, -1, dhome);
                 float* parts[] = {dW, dM, dS};
                 for (int64_t part = 0; part < in.parts(); part++) {
                     task.add_weights(parts[part], by.fresh + task.part(part));
@@ -326,7 +322,7 @@ void read_back(const Inputs& in, const Sizes& s, const Gradients& by, int64_t ro
             }
         }
     }
-    if (home) task.add(dM, -1, dhome), task.add_weights(dhome, by.fresh + task.part(1));
+    if (home) add_floats(weights, dM, -1, dhome), task.add_weights(dhome, by.fresh + task.part(1));
     task.store_weights(dW, by.held + task.part(0)), task.store_weights(dM, by.held + task.part(1));
     if (in.carry) task.store_weights(dS, by.held + task.part(2));
 }
