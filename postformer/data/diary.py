@@ -28,8 +28,8 @@ from postformer.data.prose import Prose, data_folder
 from postformer.data.reading import FILLER, Passage, Piece, Reading, asking, weave
 from postformer.data.smalltalk import smalltalk
 from postformer.data.sources import DataError
-from postformer.data.statements import KINDS, MOST_FACTS, Kind, Plan, Question, plan
-from postformer.data.world import FAMILY, GIVEN, MONTHS
+from postformer.data.statements import KINDS, MOST_FACTS, Asked, Kind, Plan, Question, plan
+from postformer.data.world import FAMILY, GIVEN, MONTHS, places
 
 PEPYS = "pepys"
 """The text that stands for Pepys' diary in POSTFORMER_DATA."""
@@ -117,11 +117,13 @@ class Diaries(Reading):
     """Short diaries as a run's data, each with one of its questions: `length` tokens in all.
 
     A diary has `facts` statements, or between `fewest` and so many, as far as they fit; the other words are those of `Diary`. A
-    file or folder of text keeps a part for the valid and test splits, as `Prose` says.
+    file or folder of text keeps a part for the valid and test splits, as `Prose` says. In training between one and `questions` of its
+    questions are asked one after another, as far as there are so many and they fit.
     """
 
     facts: int = 4
     fewest: int | None = None
+    questions: int = 1
     years: float = 10.0
     text: str | None = None
     kinds: tuple[Kind, ...] = KINDS
@@ -134,6 +136,8 @@ class Diaries(Reading):
             raise ValueError(f"fewest: expected 1 to {self.facts}, the facts, got {self.fewest}")
         if self._fewest == 1 and "single" not in self.kinds:
             raise ValueError("fewest: expected 2 or more, which the kinds other than single take")
+        if self.questions < 1:
+            raise ValueError(f"questions: expected 1 or more, got {self.questions}")
 
     @property
     def _fewest(self) -> int:
@@ -156,14 +160,29 @@ class Diaries(Reading):
         told = plan(rng, count, self.kinds, self.span)
         wanted = told.asked[int(rng.random() * len(told.asked))]
         asked, answer = self.tokens.encode(asking(wanted.text)), self._answer(wanted.answer)
-        room = length - len(asked) - len(answer)
         needed = sum(len(self.tokens.encode(f" {text}")) for _, text in told.told)
-        if room < needed + 2 * len(self.tokens.encode(_heading(FIRST_DAY))):
+        least = needed + 2 * len(self.tokens.encode(_heading(FIRST_DAY)))
+        room = length - len(asked) - len(answer)
+        if room < least:
             return None
+        before: list[Sequence[int]] = []
+        if split == "train" and self.questions > 1:
+            for other in self._others(rng, told.asked, wanted):
+                more = [self.tokens.encode(asking(other.text)), self._answer(other.answer)]
+                if room - sum(map(len, more)) < least:
+                    break
+                before += more
+                room -= sum(map(len, more))
         talk = sentences(self.text, rng, told.people, split)
         text = written(told, talk, self.tokens.encode, room, self.years, rng)
         about = {"kind": wanted.kind, "outdated": wanted.outdated, "told": [told.told[i] for i in wanted.facts]}
-        return Passage(chain((piece for piece, _ in text), [asked]), answer, wanted.text, wanted.answer, about)
+        return Passage(chain((piece for piece, _ in text), before, [asked]), answer, wanted.text, wanted.answer, about)
+
+    def _others(self, rng: random.Random, all_asked: Sequence[Asked], wanted: Asked) -> list[Asked]:
+        """Questions that come before the wanted one, in random order."""
+        others = [asked for asked in all_asked if asked is not wanted]
+        count = min(len(others), int(rng.random() * self.questions))
+        return [others[i] for i in places(rng, len(others), count)]
 
 
 def check(facts: int, years: float, kinds: Sequence[Kind], span: tuple[float, float]) -> None:
@@ -207,9 +226,9 @@ def written(
     statements = [encode(f" {text}") for _, text in told.told]
     room = total - sum(map(len, statements))
     first = float(len(encode(_heading(FIRST_DAY))))
-    places = (max(first, share * room) for share, _ in told.told)
+    where = (max(first, share * room) for share, _ in told.told)
     filler = _entries(talk, encode, room, years, rng)
-    yield from weave(filler, list(zip(places, statements, strict=True)), room)
+    yield from weave(filler, list(zip(where, statements, strict=True)), room)
 
 
 def _entries(

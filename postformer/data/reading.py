@@ -3,7 +3,8 @@
     text  question  answer  end
                  ^^^^^^^^^^^        where targets stand: what comes next of the answer and the end token
 
-All of it together is `length` tokens. Sentences are encoded one by one, so that a text of any length is a stream.
+All of it together is `length` tokens. In training further questions with their answers may stand before that one, `Taught` as well.
+Sentences are encoded one by one, so that a text of any length is a stream.
 """
 
 import dataclasses
@@ -13,7 +14,6 @@ import random
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,10 @@ WORD = re.compile(r"\w+(?:[-'\u2019]\w+)*")
 T = TypeVar("T")
 Piece = tuple[Sequence[T], int]
 """Tokens or words that stay together, and the number of the fact that they are, or FILLER."""
+
+
+class Taught(list[int]):
+    """An answer's ids in a text: each is a target."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,9 +171,12 @@ class Reading(Task):
         ids = np.empty((rows, length), np.int64)
         targets = np.full_like(ids, IGNORED)
         for row, seed in enumerate(rng.integers(1 << 62, size=rows).tolist()):
-            passage = self._fitting(random.Random(seed), length, split)
-            ids[row] = np.fromiter(chain(chain.from_iterable(passage.pieces), passage.ids), np.int64, length)
-            targets[row, -len(passage.ids) - 1 : -1] = passage.ids
+            passage, at = self._fitting(random.Random(seed), length, split), 0
+            for piece in (*passage.pieces, Taught(passage.ids)):
+                ids[row, at : at + len(piece)] = piece
+                if isinstance(piece, Taught):
+                    targets[row, at - 1 : at - 1 + len(piece)] = piece
+                at += len(piece)
         return ids, targets
 
     def _fitting(self, rng: random.Random, length: int, split: str) -> Passage:
@@ -178,8 +185,8 @@ class Reading(Task):
                 return passage
         raise DataError(f"data.length: {length:,} {self.tokens.kind} tokens are too few for what must stand in them")
 
-    def _answer(self, answer: str) -> list[int]:
-        return [*self.tokens.encode(f" {answer}"), self.tokens.end]
+    def _answer(self, answer: str) -> Taught:
+        return Taught([*self.tokens.encode(f" {answer}"), self.tokens.end])
 
 
 def chunks(pieces: Iterable[Sequence[int]], size: int) -> Iterator[np.ndarray]:

@@ -10,12 +10,14 @@ import tracemalloc
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from postformer.data import DataError, Diaries, Diary
 from postformer.data import smalltalk as talk
 from postformer.data.facts import LINKS, RELATIONS, STRUCK, UNKNOWN
 from postformer.data.statements import KINDS
+from postformer.data.tasks import IGNORED
 
 
 def text_of(diary: Diary) -> str:
@@ -240,3 +242,24 @@ def test_examples_have_as_many_facts_as_fit():
         assert (passage.about["kind"] == "deleted") == (passage.answer == UNKNOWN)
         found[passage.about["kind"]] += 1
     assert set(found) == set(KINDS)
+
+
+def test_training_asks_several_questions_of_a_text():
+    """Each answer is a target; what is tested has one question, and so has training without the word."""
+    task, counts = Diaries(length=1500, facts=6, questions=4), Counter()
+    for row, target in zip(*task.draw(np.random.default_rng(0), 40, 1500), strict=True):
+        body, *asked = task.tokens.decode(row).split("\nQuestion: ")
+        at = np.flatnonzero(target != IGNORED)
+        taught = target[at].tolist()
+        ends = [i for i, token in enumerate(taught) if token == task.tokens.end]
+        answers = [task.tokens.decode(taught[i + 1 : j]) for i, j in itertools.pairwise([-1, *ends])]
+        assert [question.partition("\nAnswer:")[2] for question in asked] == answers
+        assert len({question.partition("\n")[0] for question in asked}) == len(asked)
+        assert body.startswith("\n\n1 January 2015. ")
+        counts[len(asked)] += 1
+    assert set(counts) == {1, 2, 3, 4}
+    for split, several in (("valid", task), ("train", Diaries(length=1500, facts=6))):
+        ids, _ = several.draw_from(split, np.random.default_rng(1), 20, 1500)
+        assert all(task.tokens.decode(row).count("\nQuestion: ") == 1 for row in ids)
+    with pytest.raises(ValueError, match="questions: expected 1 or more, got 0"):
+        Diaries(questions=0)
