@@ -40,7 +40,7 @@ ANSWERS = "attention"
 VOCAB = 2048
 MADE_OF, WORDS, FACTS = 40, 3000, 100
 """Diaries that the tokenizer is made of, and the words and statements of each."""
-SHORTEST = 88
+SHORTEST = 64
 """Tokens of the shortest diaries and questions: little more than a fact and what is asked about it."""
 TRAINING = 1 << 20
 """Seeds of the diaries that the tokenizer is made of begin here; those that are asked lie below."""
@@ -78,19 +78,20 @@ def runs(run: Run, methods: Sequence[str], folder: Path) -> dict[str, Run]:
 def reader(ctx: Context, fitted: dict[str, Run], method: str, seed: int) -> Reader:
     """A new reader with the trained model."""
     if method in (BY_WORDS, BY_MEANING):
-        rank = Dense(encoder(ctx).encode) if method == BY_MEANING else None
+        rank = Dense(encoder(ctx, fitted[ANSWERS].data["topics"]).encode) if method == BY_MEANING else None
         return RetrievalReader(open_model(tasks.folder(ctx, fitted[ANSWERS], seed)), ask=asking, rank=rank)
     return StateReader(open_model(tasks.folder(ctx, fitted[method], seed)), ask=asking)
 
 
-def encoder(ctx: Context) -> TextEncoder:
+def encoder(ctx: Context, topics: Sequence[str]) -> TextEncoder:
     """The encoder of BY_MEANING, trained where it is not there yet."""
     path, found = ctx.files / "encoder.safetensors", TextEncoder()
     if path.exists():
         load_model(found, path)
         return found.eval()
     with process.threads(ctx.threads):
-        found = fit_encoder(asked_pairs(Diaries(length=ENCODED, kinds=("single", "updated"))), steps=ENCODER_STEPS)
+        diaries = Diaries(length=ENCODED, kinds=("single", "updated"), topics=tuple(topics))
+        found = fit_encoder(asked_pairs(diaries), steps=ENCODER_STEPS)
     save_model(found, str(path))
     return found
 
@@ -120,13 +121,15 @@ def recall(
     `held` counts the questions whose answer stands in the passages that were found.
     With `timed`, `stream` is the cost of reading on at the last diary's begin and end, for a reader of a state.
     """
+    topics = tuple(fitted[method if method in fitted else ANSWERS].data["topics"])
     each, total = [], Counter[str]()
     last: dict[str, Any] = {}
     with process.threads(ctx.threads), process.freed_memory_kept():
         for seed in ctx.seeds:
             own = Counter[str]()
             for number in range(diaries):
-                diary = Diary(words=words, facts=facts, kinds=(kind,), span=span, seed=APART * seed + number)
+                told = {"facts": facts, "kinds": (kind,), "topics": topics, "span": span}
+                diary = Diary(words=words, seed=APART * seed + number, **told)
                 kept = reader(ctx, fitted, method, seed)
                 early = _read(ctx, kept, diary, f"{method}: diary of {words:,} words")
                 own += _asked(kept, diary)
@@ -157,13 +160,14 @@ def written(ctx: Context, run: Run, facts: int, diaries: int) -> list[dict[str, 
     """Of each neural memory of the model, by depth: how much of the tokens of facts and of the rest it writes, 0 to 1, on average over the
     heads ("mean"), and the share of them that any head writes ("any"); over diaries of the training length and all seeds."""
     rest, length = (FILLER, HEADING), run.data["length"]
+    about = {"facts": facts, "kinds": ("single",), "topics": tuple(run.data["topics"])}
     shares: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     with process.threads(ctx.threads):
         for seed in ctx.seeds:
             model = open_model(tasks.folder(ctx, run, seed))
             tokens = tokens_of(model)
             for number in range(diaries):
-                told, rng = Diary(words=length, facts=facts, kinds=("single",), seed=number).plan, random.Random(number)
+                told, rng = Diary(words=length, seed=number, **about).plan, random.Random(number)
                 pieces = list(pieces_of(told, sentences(None, rng, told.people), tokens.encode, length, 10.0, rng))
                 fact = torch.tensor([label not in rest for piece, label in pieces for _ in piece])
                 with observed(model) as found:

@@ -23,7 +23,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-from postformer.data.facts import LINKS, RELATIONS
+from postformer.data.facts import LINKS, RELATIONS, TOPICS
 from postformer.data.prose import Prose, data_folder
 from postformer.data.reading import FILLER, Passage, Piece, Reading, asking, weave
 from postformer.data.smalltalk import smalltalk
@@ -59,7 +59,7 @@ class Diary:
 
     `text` is what stands between them: small talk by default, "pepys" for Pepys' diary in POSTFORMER_DATA, else the path of a text.
     The statements are told at places drawn evenly from `span`, shares of the diary: (0, 0.1) for the first year of ten. No more than
-    `facts` are told, one less where the last question would need two.
+    `facts` are told, one less where the last question would need two. `topics` are what they are about.
     """
 
     words: int = 100_000
@@ -68,17 +68,18 @@ class Diary:
     seed: int = 0
     text: str | None = None
     kinds: tuple[Kind, ...] = KINDS
+    topics: tuple[str, ...] = TOPICS
     span: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        check(self.facts, self.years, self.kinds, self.span)
+        check(self.facts, self.years, self.kinds, self.span, self.topics)
         if (least := 8 + sum(len(text.split()) for _, text in self.plan.told)) > self.words:
             raise ValueError(f"words: {self.facts:,} facts need {least:,} words, got {self.words:,}")
 
     @functools.cached_property
     def plan(self) -> Plan:
         """What is told, and what is asked."""
-        return plan(random.Random(f"{self.seed} plan"), self.facts, self.kinds, self.span)
+        return plan(random.Random(f"{self.seed} plan"), self.facts, self.kinds, self.span, self.topics)
 
     def entries(self) -> Iterator[Entry]:
         """The entries in order, written as they are asked for."""
@@ -118,26 +119,31 @@ class Diaries(Reading):
 
     A diary has `facts` statements, or between `fewest` and so many, as far as they fit; the other words are those of `Diary`. A
     file or folder of text keeps a part for the valid and test splits, as `Prose` says. In training between one and `questions` of its
-    questions are asked one after another, as far as there are so many and they fit.
+    questions are asked one after another, as far as there are so many and they fit; the share `gaps` of them is the statement itself
+    with a gap, which is learned sooner.
     """
 
     facts: int = 4
     fewest: int | None = None
     questions: int = 1
+    gaps: float = 0.0
     years: float = 10.0
     text: str | None = None
     kinds: tuple[Kind, ...] = KINDS
+    topics: tuple[str, ...] = TOPICS
     span: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.facts, self.years, self.kinds, self.span)
+        check(self.facts, self.years, self.kinds, self.span, self.topics)
         if not 1 <= self._fewest <= self.facts:
             raise ValueError(f"fewest: expected 1 to {self.facts}, the facts, got {self.fewest}")
         if self._fewest == 1 and "single" not in self.kinds:
             raise ValueError("fewest: expected 2 or more, which the kinds other than single take")
         if self.questions < 1:
             raise ValueError(f"questions: expected 1 or more, got {self.questions}")
+        if not 0 <= self.gaps <= 1:
+            raise ValueError(f"gaps: expected a share from 0 to 1, got {self.gaps}")
 
     @property
     def _fewest(self) -> int:
@@ -147,7 +153,8 @@ class Diaries(Reading):
         return source(self.text).digest if self.text else ""
 
     def wordings(self) -> Iterator[str]:
-        yield from (question.format(w="") for relation in RELATIONS for question in relation.asked)
+        relations = [relation for relation in RELATIONS if relation.name in self.topics]
+        yield from (question.format(w="") for relation in relations for question in relation.asked)
         yield from (f"the {link.noun} of" for link in LINKS)
         yield from (*GIVEN, *FAMILY)
 
@@ -157,9 +164,10 @@ class Diaries(Reading):
 
     def compose(self, rng: random.Random, length: int, split: str) -> Passage | None:
         count = self._fewest + int(rng.random() * (self.facts - self._fewest + 1))
-        told = plan(rng, count, self.kinds, self.span)
+        told = plan(rng, count, self.kinds, self.span, self.topics)
         wanted = told.asked[int(rng.random() * len(told.asked))]
-        asked, answer = self.tokens.encode(asking(wanted.text)), self._answer(wanted.answer)
+        gaps = self.gaps if split == "train" else 0.0
+        asked, answer = self._asked(rng, wanted, gaps), self._answer(wanted.answer)
         needed = sum(len(self.tokens.encode(f" {text}")) for _, text in told.told)
         least = needed + 2 * len(self.tokens.encode(_heading(FIRST_DAY)))
         room = length - len(asked) - len(answer)
@@ -168,7 +176,7 @@ class Diaries(Reading):
         before: list[Sequence[int]] = []
         if split == "train" and self.questions > 1:
             for other in self._others(rng, told.asked, wanted):
-                more = [self.tokens.encode(asking(other.text)), self._answer(other.answer)]
+                more = [self._asked(rng, other, gaps), self._answer(other.answer)]
                 if room - sum(map(len, more)) < least:
                     break
                 before += more
@@ -178,6 +186,10 @@ class Diaries(Reading):
         about = {"kind": wanted.kind, "outdated": wanted.outdated, "told": [told.told[i] for i in wanted.facts]}
         return Passage(chain((piece for piece, _ in text), before, [asked]), answer, wanted.text, wanted.answer, about)
 
+    def _asked(self, rng: random.Random, asked: Asked, gaps: float) -> list[int]:
+        gap = bool(gaps and asked.gap) and rng.random() < gaps
+        return self.tokens.encode(asking(asked.gap if gap else asked.text))
+
     def _others(self, rng: random.Random, all_asked: Sequence[Asked], wanted: Asked) -> list[Asked]:
         """Questions that come before the wanted one, in random order."""
         others = [asked for asked in all_asked if asked is not wanted]
@@ -185,15 +197,20 @@ class Diaries(Reading):
         return [others[i] for i in places(rng, len(others), count)]
 
 
-def check(facts: int, years: float, kinds: Sequence[Kind], span: tuple[float, float]) -> None:
+def check(facts: int, years: float, kinds: Sequence[Kind], span: tuple[float, float], topics: Sequence[str]) -> None:
     """Raise ValueError for what cannot be."""
     least = 1 if "single" in kinds else 2
     if not kinds:
         raise ValueError(f"kinds: expected one or more of {', '.join(KINDS)}")
     if wrong := [kind for kind in kinds if kind not in KINDS]:
         raise ValueError(f"kinds: unknown {wrong[0]!r}; choose from {', '.join(KINDS)}")
-    if not least <= facts <= MOST_FACTS:
-        raise ValueError(f"facts: expected {least} to {MOST_FACTS:,}, got {facts:,}")
+    if not topics:
+        raise ValueError(f"topics: expected one or more of {', '.join(TOPICS)}")
+    if wrong := [topic for topic in topics if topic not in TOPICS]:
+        raise ValueError(f"topics: unknown {wrong[0]!r}; choose from {', '.join(TOPICS)}")
+    most = min(MOST_FACTS, len(set(topics)) * len(GIVEN) * len(FAMILY))
+    if not least <= facts <= most:
+        raise ValueError(f"facts: expected {least} to {most:,}, got {facts:,}")
     if not 0 < years <= MOST_YEARS:
         raise ValueError(f"years: expected a number above 0, at most {MOST_YEARS}, got {years}")
     if not 0 <= span[0] < span[1] <= 1:

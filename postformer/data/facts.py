@@ -13,6 +13,7 @@ from postformer.data import world
 class Relation:
     """Something that a person has one of."""
 
+    name: str
     topic: str
     """What is struck out."""
     values: Sequence[str]
@@ -35,6 +36,7 @@ def _lines(text: str) -> tuple[str, ...]:
 
 def _pet(kind: str) -> Relation:
     return Relation(
+        kind,
         f"the name of the {kind} of {{w}}",
         world.PETS,
         _lines(f"""
@@ -66,6 +68,7 @@ RELATIONS = (
     _pet("dog"),
     _pet("cat"),
     Relation(
+        "home",
         "where {w} lives",
         world.TOWNS,
         _lines("""
@@ -86,6 +89,7 @@ RELATIONS = (
         ("Where does {w} live?", "In which town does {w} live?", "To which town must one go to visit {w}?"),
     ),
     Relation(
+        "trade",
         "the trade of {w}",
         world.JOBS,
         _lines("""
@@ -105,6 +109,7 @@ RELATIONS = (
         ("What does {w} work as?", "What is the trade of {w}?", "How does {w} earn a living?"),
     ),
     Relation(
+        "purchase",
         "what {w} bought",
         world.BOUGHT,
         _lines("""
@@ -124,6 +129,7 @@ RELATIONS = (
         ("What did {w} buy?", "What has {w} bought?", "Which thing did {w} buy?"),
     ),
     Relation(
+        "dish",
         "the favourite dish of {w}",
         world.DISHES,
         _lines("""
@@ -143,6 +149,7 @@ RELATIONS = (
         ("What is the favourite dish of {w}?", "What does {w} like to eat best?", "What should be cooked for {w}?"),
     ),
     Relation(
+        "birthday",
         "the birthday of {w}",
         world.DAYS,
         _lines("""
@@ -161,6 +168,7 @@ RELATIONS = (
         ("When is the birthday of {w}?", "On which day does {w} have a birthday?", "When was {w} born?"),
     ),
     Relation(
+        "instrument",
         "the instrument of {w}",
         world.INSTRUMENTS,
         _lines("""
@@ -179,6 +187,7 @@ RELATIONS = (
         ("Which instrument does {w} play?", "What instrument does one hear from {w}?", "What does {w} play in the band?"),
     ),
     Relation(
+        "key",
         "where {w} keeps the spare key",
         world.HIDING,
         _lines("""
@@ -197,6 +206,7 @@ RELATIONS = (
         ("Where does {w} keep the spare key?", "Where is the spare key of {w}?", "Where does the key of {w} lie?"),
     ),
     Relation(
+        "sister",
         "the name of the sister of {w}",
         world.GIVEN,
         _lines("""
@@ -215,6 +225,7 @@ RELATIONS = (
         ("What is the name of the sister of {w}?", "What is the sister of {w} called?", "How does one call the sister of {w}?"),
     ),
     Relation(
+        "wedding",
         "where {w} celebrated the wedding",
         world.TOWNS,
         _lines("""
@@ -233,6 +244,7 @@ RELATIONS = (
         ("Where did {w} celebrate the wedding?", "In which town was the wedding of {w}?", "Where did {w} get married?"),
     ),
     Relation(
+        "locker",
         "the number of the locker of {w}",
         world.NUMBERS,
         _lines("""
@@ -251,6 +263,8 @@ RELATIONS = (
         ("What is the number of the locker of {w}?", "Which locker does {w} have?", "Which number is on the locker of {w}?"),
     ),
 )
+
+TOPICS = tuple(relation.name for relation in RELATIONS)
 
 LINKS = (
     Link("doctor", _lines("""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from postformer.data import world
-from postformer.data.facts import LINKS, RELATIONS, STRUCK, UNKNOWN, Relation
+from postformer.data.facts import LINKS, RELATIONS, STRUCK, TOPICS, UNKNOWN, Relation
 from postformer.data.world import pick
 
 Kind = Literal["single", "updated", "combined", "deleted"]
@@ -16,6 +16,7 @@ KINDS: tuple[Kind, ...] = tuple(STATEMENTS)
 MOST_FACTS = 20_000
 FEWEST_PEOPLE = 12
 FACTS_A_PERSON = 4
+GAP = "..."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +29,15 @@ class Asked:
     outdated: str
     """The value that was changed or struck out, else ""."""
     facts: tuple[int, ...]
+    gap: str
+    """The statement that holds the answer, with GAP in its place; "" for what was struck out."""
 
     def at(self, ends: Sequence[tuple[int, int]]) -> "Question":
         """The question at the end of a diary in which the statements stand so many words and entries back."""
         first = min(self.facts)
         between = len(ends) - 1 - first - (len(self.facts) - 1)
         words, entries = zip(*(ends[i] for i in self.facts), strict=True)
-        return Question(self.kind, self.text, self.answer, self.outdated, self.facts, words, entries, between)
+        return Question(self.kind, self.text, self.answer, self.outdated, self.facts, self.gap, words, entries, between)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,23 +68,27 @@ class _Draft:
     asked: str
     answer: str
     outdated: str = ""
+    gap: str = ""
 
 
-def plan(rng: random.Random, count: int, kinds: Sequence[Kind], span: tuple[float, float]) -> Plan:
-    """At most `count` statements at places drawn evenly from `span`, and questions, each of a kind that is drawn evenly.
+def plan(
+    rng: random.Random, count: int, kinds: Sequence[Kind], span: tuple[float, float], topics: Sequence[str] = TOPICS
+) -> Plan:
+    """At most `count` statements about the topics at places drawn evenly from `span`, and questions, each of a kind that is drawn evenly.
 
     No two questions are about the same thing of the same person; a change or a deletion comes after what it is about.
     """
-    people = world.people(rng, max(FEWEST_PEOPLE, -(-count // FACTS_A_PERSON)))
-    things = world.places(rng, len(people) * len(RELATIONS), count)
+    relations = [relation for relation in RELATIONS if relation.name in topics]
+    people = world.people(rng, max(FEWEST_PEOPLE, -(-count // min(FACTS_A_PERSON, len(relations)))))
+    things = world.places(rng, len(people) * len(relations), count)
     links = iter(world.places(rng, len(people) * len(LINKS), min(len(people) * len(LINKS), 4 * count + 8)))
     drafts: list[_Draft] = []
     left = count
     while fitting := _fitting(kinds, left):
         kind = fitting[int(rng.random() * len(fitting))]
         left -= STATEMENTS[kind]
-        person, relation = divmod(things[len(drafts)], len(RELATIONS))
-        drafts.append(_draft(rng, kind, people, person, RELATIONS[relation], links))
+        person, relation = divmod(things[len(drafts)], len(relations))
+        drafts.append(_draft(rng, kind, people, person, relations[relation], links))
     return _placed(rng, people, drafts, span)
 
 
@@ -91,13 +98,15 @@ def _fitting(kinds: Sequence[Kind], left: int) -> list[Kind]:
 
 def _draft(rng: random.Random, kind: Kind, people: list[str], person: int, relation: Relation, links: Iterator[int]) -> _Draft:
     who, value = people[person], pick(rng, relation.values)
-    told, asked = pick(rng, relation.told).format(w=who, v=value), pick(rng, relation.asked)
+    wording, asked = pick(rng, relation.told), pick(rng, relation.asked)
+    told, gap = wording.format(w=who, v=value), wording.format(w=who, v=GAP)
     if kind == "updated":
         later = value
         while later == value:
             later = pick(rng, relation.values)
-        change = pick(rng, relation.changed).format(w=who, v=later)
-        return _Draft(kind, (told, change), asked.format(w=who), later, value)
+        changed = pick(rng, relation.changed)
+        change, gap = changed.format(w=who, v=later), changed.format(w=who, v=GAP)
+        return _Draft(kind, (told, change), asked.format(w=who), later, value, gap)
     if kind == "deleted":
         topic = relation.topic.format(w=who)
         struck = pick(rng, STRUCK).format(t=topic)
@@ -105,8 +114,8 @@ def _draft(rng: random.Random, kind: Kind, people: list[str], person: int, relat
     if kind == "combined":
         other, at = next(pair for link in links if (pair := divmod(link, len(LINKS)))[0] != person)
         hop = pick(rng, LINKS[at].told).format(w=people[other], x=who)
-        return _Draft(kind, (hop, told), asked.format(w=f"the {LINKS[at].noun} of {people[other]}"), value)
-    return _Draft(kind, (told,), asked.format(w=who), value)
+        return _Draft(kind, (hop, told), asked.format(w=f"the {LINKS[at].noun} of {people[other]}"), value, gap=gap)
+    return _Draft(kind, (told,), asked.format(w=who), value, gap=gap)
 
 
 def _placed(rng: random.Random, people: list[str], drafts: list[_Draft], span: tuple[float, float]) -> Plan:
@@ -119,7 +128,7 @@ def _placed(rng: random.Random, people: list[str], drafts: list[_Draft], span: t
     placed.sort()
     where = {(number, part): i for i, (_, number, part) in enumerate(placed)}
     asked = [
-        Asked(d.kind, d.asked, d.answer, d.outdated, tuple(where[number, part] for part in range(len(d.told))))
+        Asked(d.kind, d.asked, d.answer, d.outdated, tuple(where[number, part] for part in range(len(d.told))), d.gap)
         for number, d in enumerate(drafts)
     ]
     return Plan(people, [(share, drafts[number].told[part]) for share, number, part in placed], asked)

@@ -187,9 +187,9 @@ def test_a_diary_streams_in_chunks(tmp_path):
 def test_the_encoder_is_trained_once(tmp_path, monkeypatch):
     ctx = Context(folder=tmp_path, settings="0" * 64, budget_s=1)
     monkeypatch.setattr(remembering, "ENCODER_STEPS", 3)
-    first = remembering.encoder(ctx).encode(["Ada Abel lives in Cork."])
+    first = remembering.encoder(ctx, ("dog",)).encode(["Ada Abel lives in Cork."])
     monkeypatch.setattr(remembering, "fit_encoder", None)
-    np.testing.assert_array_equal(remembering.encoder(ctx).encode(["Ada Abel lives in Cork."]), first)
+    np.testing.assert_array_equal(remembering.encoder(ctx, ("dog",)).encode(["Ada Abel lives in Cork."]), first)
 
 
 def test_the_claim_small(tmp_path, monkeypatch):
@@ -214,7 +214,7 @@ def test_the_claim_small(tmp_path, monkeypatch):
         ["neural memory", "attention, KV cache", "BM25 + attention", "vectors + attention"]
     ] * 2
     (writes,) = (table for table in result["tables"] if table["title"] == "What is written")
-    assert [row[0] for row in writes["rows"]] == ["neural memory, layer 1", "neural memory, layer 2"]
+    assert [row[0] for row in writes["rows"]] == ["neural memory, layer 1"]
     assert all(0 <= number["value"] <= 100 for row in writes["rows"] for number in row[1:])
     html = (out / "index.html").read_text()
     ids = re.findall(r' id="([^"]+)"', html)

@@ -263,3 +263,39 @@ def test_training_asks_several_questions_of_a_text():
         assert all(task.tokens.decode(row).count("\nQuestion: ") == 1 for row in ids)
     with pytest.raises(ValueError, match="questions: expected 1 or more, got 0"):
         Diaries(questions=0)
+
+
+def test_a_gap_in_a_statement_is_asked_for():
+    """In training alone; with the answer in the gap it is what was told."""
+    task, gaps = Diaries(length=900, kinds=("single", "updated", "deleted"), gaps=0.5), 0
+    for _ in range(60):
+        rng = random.Random(_)
+        passage = task.compose(rng, 900, "train")
+        text = task.tokens.decode([i for piece in passage.pieces for i in piece])
+        body, _, asked = text.partition("\nQuestion: ")
+        if "..." in asked:
+            gaps += 1
+            assert passage.about["kind"] != "deleted"
+            assert asked.removesuffix("\nAnswer:").replace("...", passage.answer) in body
+    assert 15 < gaps < 35
+    assert not any("..." in task.passage(i).question for i in range(20))
+    with pytest.raises(ValueError, match=r"gaps: expected a share from 0 to 1, got 1\.5"):
+        Diaries(gaps=1.5)
+
+
+def test_topics_are_what_facts_are_about():
+    """Any number of them, for any number of facts that names allow."""
+    for topics in (("dog",), ("dog", "home", "trade")):
+        diary = Diary(words=20_000, facts=300, topics=topics)
+        relations = [relation for relation in RELATIONS if relation.name in topics]
+        answers = {value for relation in relations for value in relation.values} | {UNKNOWN}
+        assert len(diary.plan.told) >= 299
+        assert {question.answer for question in diary.questions()} <= answers
+    assert len(Diary(words=200_000, facts=8000, kinds=("single",), topics=("dog",)).plan.told) == 8000
+    for words, message in (
+        ({"facts": 10_000, "topics": ("dog",)}, "facts: expected 1 to 9,576, got 10,000"),
+        ({"topics": ("cow",)}, "topics: unknown 'cow'; choose from dog, cat, home"),
+        ({"topics": ()}, "topics: expected one or more of dog, cat, home"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Diary(words=500_000, **words)
