@@ -31,7 +31,7 @@ from postformer.config import UserError
 
 NEURAL = "lmm"
 METHODS = (NEURAL, "gated_delta", "mamba2", "window", "attention")
-MORE, MORE_S = ("mag", "mac", "mal"), 3600
+MORE, MORE_S = ("mag", "mac", "mal"), 14_400
 """Further methods, from so large a budget on."""
 WRITING = (NEURAL, "mag", "mac", "mal")
 """Methods with a neural memory, whose gates are watched."""

@@ -40,7 +40,7 @@ ANSWERS = "attention"
 VOCAB = 2048
 MADE_OF, WORDS, FACTS = 40, 3000, 100
 """Diaries that the tokenizer is made of, and the words and statements of each."""
-SHORTEST = 64
+SHORTEST = 104
 """Tokens of the shortest diaries and questions: little more than a fact and what is asked about it."""
 TRAINING = 1 << 20
 """Seeds of the diaries that the tokenizer is made of begin here; those that are asked lie below."""

@@ -4,6 +4,7 @@ In every sentence {w} is a person (or, in a question, "the doctor of" one), {v} 
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from postformer.data import world
@@ -21,6 +22,13 @@ class Relation:
     changed: tuple[str, ...]
     asked: tuple[str, ...]
 
+    @functools.cached_property
+    def plain(self) -> "Relation":
+        """The same in one wording each: those in which the value follows the person soonest, and the person ends the question."""
+        near = [min((text for text in texts if _between(text) >= 0), key=_between) for texts in (self.told, self.changed)]
+        asked = min(self.asked, key=lambda text: len(text.partition("{w}")[2].split()))
+        return dataclasses.replace(self, told=(near[0],), changed=(near[1],), asked=(asked,))
+
 
 @dataclasses.dataclass(frozen=True)
 class Link:
@@ -28,6 +36,11 @@ class Link:
 
     noun: str
     told: tuple[str, ...]
+
+
+def _between(text: str) -> int:
+    """Words from the person to the value, -1 where the value comes first."""
+    return len(text.partition("{w}")[2].partition("{v}")[0].split()) if text.find("{w}") < text.find("{v}") else -1
 
 
 def _lines(text: str) -> tuple[str, ...]:

@@ -72,13 +72,19 @@ class _Draft:
 
 
 def plan(
-    rng: random.Random, count: int, kinds: Sequence[Kind], span: tuple[float, float], topics: Sequence[str] = TOPICS
+    rng: random.Random,
+    count: int,
+    kinds: Sequence[Kind],
+    span: tuple[float, float],
+    topics: Sequence[str] = TOPICS,
+    plain: bool = False,
 ) -> Plan:
     """At most `count` statements about the topics at places drawn evenly from `span`, and questions, each of a kind that is drawn evenly.
 
-    No two questions are about the same thing of the same person; a change or a deletion comes after what it is about.
+    All in plain wordings, or in any. No two questions are about the same thing of the same person; a change or a deletion comes after what
+    it is about.
     """
-    relations = [relation for relation in RELATIONS if relation.name in topics]
+    relations = [relation.plain if plain else relation for relation in RELATIONS if relation.name in topics]
     people = world.people(rng, max(FEWEST_PEOPLE, -(-count // min(FACTS_A_PERSON, len(relations)))))
     things = world.places(rng, len(people) * len(relations), count)
     links = iter(world.places(rng, len(people) * len(LINKS), min(len(people) * len(LINKS), 4 * count + 8)))

@@ -12,8 +12,6 @@ from postformer.config import OptimConfig, Run, Spec, TrainConfig
 
 WINDOW = 128
 """Tokens of a segment or a window, where there is attention."""
-SENTENCE = 16
-"""Tokens that the layer below a diary's memory sees: who is spoken of and what is said, which then are remembered together."""
 WRITE_COST = 1.0
 """What a row whose answers are right pays for writing; docs/titans.md tells what it is worth."""
 CONV = 8
@@ -76,15 +74,16 @@ def babilong() -> Run:
 
 def diaries() -> Run:
     """A short diary with up to eight facts about dogs, homes and trades, some of them changed or struck out, and questions: learned on up
-    to 1,024 tokens. Below the method every model has a layer of attention over SENTENCE tokens."""
+    to 1,024 tokens, the shortest texts in plain words."""
     data = {
         "kind": "diary",
         "kinds": ("single", "updated", "deleted"),
         "topics": ("dog", "home", "trade"),
         "facts": 8,
-        "fewest": 1,
+        "fewest": 3,
         "questions": 8,
         "gaps": 0.25,
+        "plain": 112,
         "length": 1024,
         "shortest": 256,
         "start": 320,
@@ -92,11 +91,11 @@ def diaries() -> Run:
         "power": 3.0,
         "fill": 4096,
     }
-    return _reading("diaries", data, steps=2000, mixers=({**_ATTENTION, "window": SENTENCE}, METHODS["lmm"]))
+    return _reading("diaries", data, steps=2000)
 
 
 def remembering_by(run: Run, method: str) -> Run:
-    """The run with another of METHODS in the place of its last mixer, and the optimizer that it needs."""
-    model = {**run.model, "mixers": (*run.model["mixers"][:-1], METHODS[method])}
+    """The run with another of METHODS and the optimizer that it needs."""
+    model = {**run.model, "mixers": (METHODS[method],)}
     optim = dataclasses.replace(run.optim, **OWN.get(method, {}))
     return dataclasses.replace(run, name=f"{run.name}-{method}", model=model, optim=optim)

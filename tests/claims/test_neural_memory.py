@@ -214,7 +214,7 @@ def test_the_claim_small(tmp_path, monkeypatch):
         ["neural memory", "attention, KV cache", "BM25 + attention", "vectors + attention"]
     ] * 2
     (writes,) = (table for table in result["tables"] if table["title"] == "What is written")
-    assert [row[0] for row in writes["rows"]] == ["neural memory, layer 1"]
+    assert [row[0] for row in writes["rows"]] == ["neural memory, layer 1", "neural memory, layer 2"]
     assert all(0 <= number["value"] <= 100 for row in writes["rows"] for number in row[1:])
     html = (out / "index.html").read_text()
     ids = re.findall(r' id="([^"]+)"', html)

@@ -18,6 +18,7 @@ from postformer.data import smalltalk as talk
 from postformer.data.facts import LINKS, RELATIONS, STRUCK, UNKNOWN
 from postformer.data.statements import KINDS
 from postformer.data.tasks import IGNORED
+from postformer.data.world import FAMILY, GIVEN
 
 
 def text_of(diary: Diary) -> str:
@@ -281,6 +282,25 @@ def test_a_gap_in_a_statement_is_asked_for():
     assert not any("..." in task.passage(i).question for i in range(20))
     with pytest.raises(ValueError, match=r"gaps: expected a share from 0 to 1, got 1\.5"):
         Diaries(gaps=1.5)
+
+
+def test_short_training_texts_are_plain():
+    """One wording of each thing, in which a person comes before the value; longer texts and tests have all."""
+    task = Diaries(length=900, shortest=400, facts=3, kinds=("single", "updated"), topics=("dog", "home"), plain=500)
+
+    def wordings(length: int, split: str) -> set[str]:
+        passages = [task.compose(random.Random(seed), length, split) for seed in range(60)]
+        names = re.compile(rf"(?:{'|'.join(GIVEN)}) (?:{'|'.join(sorted(FAMILY, key=len, reverse=True))})")
+        return {" ".join(names.sub("", passage.question).split()) for passage in passages if passage}
+
+    assert len(wordings(500, "train")) == 2
+    assert len(wordings(501, "train")) == len(wordings(500, "test")) == 6
+    for relation in RELATIONS:
+        told, changed, asked = relation.plain.told, relation.plain.changed, relation.plain.asked
+        assert len(told) == len(changed) == len(asked) == 1
+        assert told[0].index("{w}") < told[0].index("{v}") and told[0] in relation.told and asked[0] in relation.asked
+    with pytest.raises(ValueError, match="plain: expected 0 or more tokens, got -1"):
+        Diaries(plain=-1)
 
 
 def test_topics_are_what_facts_are_about():
