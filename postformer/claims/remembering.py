@@ -40,8 +40,9 @@ ANSWERS = "attention"
 VOCAB = 2048
 MADE_OF, WORDS, FACTS = 40, 3000, 100
 """Diaries that the tokenizer is made of, and the words and statements of each."""
-SHORTEST = 104
-"""Tokens of the shortest diaries and questions: little more than a fact and what is asked about it."""
+SHORTEST, PLAIN = 104, 112
+"""Tokens of the shortest diaries with their questions, little more than three facts and what is asked about one, and of those up to which
+all is told in plain words."""
 TRAINING = 1 << 20
 """Seeds of the diaries that the tokenizer is made of begin here; those that are asked lie below."""
 ENCODED, ENCODER_STEPS = 700, 150
@@ -70,27 +71,32 @@ def _whole(seed: int) -> str:
 
 
 def runs(run: Run, methods: Sequence[str], folder: Path) -> dict[str, Run]:
-    """The same run with each way of remembering, its first texts as short as the tokenizer allows."""
-    data = {**run.data, "tokenizer": str(folder), "shortest": SHORTEST, "start": SHORTEST}
+    """The same run with each way of remembering, its texts as short at first as the tokenizer allows."""
+    data = {**run.data, "tokenizer": str(folder), "shortest": SHORTEST, "start": SHORTEST, "plain": PLAIN}
     return {m: dataclasses.replace(remembering_by(run, m), data=data) for m in methods}
 
 
 def reader(ctx: Context, fitted: dict[str, Run], method: str, seed: int) -> Reader:
     """A new reader with the trained model."""
     if method in (BY_WORDS, BY_MEANING):
-        rank = Dense(encoder(ctx, fitted[ANSWERS].data["topics"]).encode) if method == BY_MEANING else None
+        rank = Dense(encoder(ctx, _topics(fitted[ANSWERS])).encode) if method == BY_MEANING else None
         return RetrievalReader(open_model(tasks.folder(ctx, fitted[ANSWERS], seed)), ask=asking, rank=rank)
     return StateReader(open_model(tasks.folder(ctx, fitted[method], seed)), ask=asking)
 
 
-def encoder(ctx: Context, topics: Sequence[str]) -> TextEncoder:
-    """The encoder of BY_MEANING, trained where it is not there yet."""
+def _topics(run: Run) -> tuple[str, ...]:
+    """What the run's diaries tell of."""
+    return tuple(run.data["topics"])
+
+
+def encoder(ctx: Context, topics: tuple[str, ...]) -> TextEncoder:
+    """The encoder of BY_MEANING, trained on those topics where it is not there yet."""
     path, found = ctx.files / "encoder.safetensors", TextEncoder()
     if path.exists():
         load_model(found, path)
         return found.eval()
     with process.threads(ctx.threads):
-        diaries = Diaries(length=ENCODED, kinds=("single", "updated"), topics=tuple(topics))
+        diaries = Diaries(length=ENCODED, kinds=("single", "updated"), topics=topics)
         found = fit_encoder(asked_pairs(diaries), steps=ENCODER_STEPS)
     save_model(found, str(path))
     return found
@@ -121,14 +127,13 @@ def recall(
     `held` counts the questions whose answer stands in the passages that were found.
     With `timed`, `stream` is the cost of reading on at the last diary's begin and end, for a reader of a state.
     """
-    topics = tuple(fitted[method if method in fitted else ANSWERS].data["topics"])
+    told = {"facts": facts, "kinds": (kind,), "topics": _topics(fitted[method if method in fitted else ANSWERS]), "span": span}
     each, total = [], Counter[str]()
     last: dict[str, Any] = {}
     with process.threads(ctx.threads), process.freed_memory_kept():
         for seed in ctx.seeds:
             own = Counter[str]()
             for number in range(diaries):
-                told = {"facts": facts, "kinds": (kind,), "topics": topics, "span": span}
                 diary = Diary(words=words, seed=APART * seed + number, **told)
                 kept = reader(ctx, fitted, method, seed)
                 early = _read(ctx, kept, diary, f"{method}: diary of {words:,} words")
@@ -160,7 +165,7 @@ def written(ctx: Context, run: Run, facts: int, diaries: int) -> list[dict[str, 
     """Of each neural memory of the model, by depth: how much of the tokens of facts and of the rest it writes, 0 to 1, on average over the
     heads ("mean"), and the share of them that any head writes ("any"); over diaries of the training length and all seeds."""
     rest, length = (FILLER, HEADING), run.data["length"]
-    about = {"facts": facts, "kinds": ("single",), "topics": tuple(run.data["topics"])}
+    about = {"facts": facts, "kinds": ("single",), "topics": _topics(run)}
     shares: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     with process.threads(ctx.threads):
         for seed in ctx.seeds:

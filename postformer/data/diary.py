@@ -23,7 +23,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-from postformer.data.facts import LINKS, RELATIONS, TOPICS
+from postformer.data.facts import LINKS, TOPICS, about
 from postformer.data.prose import Prose, data_folder
 from postformer.data.reading import FILLER, Passage, Piece, Reading, asking, weave
 from postformer.data.smalltalk import smalltalk
@@ -120,8 +120,7 @@ class Diaries(Reading):
     A diary has `facts` statements, or between `fewest` and so many, as far as they fit; the other words are those of `Diary`. A
     file or folder of text keeps a part for the valid and test splits, as `Prose` says. In training between one and `questions` of its
     questions are asked one after another, as far as there are so many and they fit; the share `gaps` of them is the statement itself
-    with a gap, and texts of up to `plain` tokens tell and ask each thing in one wording, in which the value soon follows the person: from
-    both a memory learns sooner what to remember together.
+    with a gap, and texts of up to `plain` tokens tell and ask each thing in one wording, in which the value soon follows the person.
     """
 
     facts: int = 4
@@ -157,8 +156,7 @@ class Diaries(Reading):
         return source(self.text).digest if self.text else ""
 
     def wordings(self) -> Iterator[str]:
-        relations = [relation for relation in RELATIONS if relation.name in self.topics]
-        yield from (question.format(w="") for relation in relations for question in relation.asked)
+        yield from (question.format(w="") for relation in about(self.topics) for question in relation.asked)
         yield from (f"the {link.noun} of" for link in LINKS)
         yield from (*GIVEN, *FAMILY)
 
@@ -167,38 +165,38 @@ class Diaries(Reading):
         return "combined" if any(f"the {link.noun} of" in question for link in LINKS) else "direct"
 
     def compose(self, rng: random.Random, length: int, split: str) -> Passage | None:
+        training = split == "train"
         count = self._fewest + int(rng.random() * (self.facts - self._fewest + 1))
-        told = plan(rng, count, self.kinds, self.span, self.topics, split == "train" and length <= self.plain)
+        told = plan(rng, count, self.kinds, self.span, self.topics, training and length <= self.plain)
         wanted = told.asked[int(rng.random() * len(told.asked))]
-        gaps = self.gaps if split == "train" else 0.0
-        asked, answer = self._asked(rng, wanted, gaps), self._answer(wanted.answer)
+        asked, answer = self._asked(rng, wanted, training), self._answer(wanted.answer)
         needed = sum(len(self.tokens.encode(f" {text}")) for _, text in told.told)
-        least = needed + 2 * len(self.tokens.encode(_heading(FIRST_DAY)))
         room = length - len(asked) - len(answer)
-        if room < least:
+        spare = room - needed - 2 * len(self.tokens.encode(_heading(FIRST_DAY)))
+        if spare < 0:
             return None
-        before: list[Sequence[int]] = []
-        if split == "train" and self.questions > 1:
-            for other in self._others(rng, told.asked, wanted):
-                more = [self._asked(rng, other, gaps), self._answer(other.answer)]
-                if room - sum(map(len, more)) < least:
-                    break
-                before += more
-                room -= sum(map(len, more))
+        before = self._before(rng, told, wanted, spare) if training and self.questions > 1 else []
         talk = sentences(self.text, rng, told.people, split)
-        text = written(told, talk, self.tokens.encode, room, self.years, rng)
-        about = {"kind": wanted.kind, "outdated": wanted.outdated, "told": [told.told[i] for i in wanted.facts]}
-        return Passage(chain((piece for piece, _ in text), before, [asked]), answer, wanted.text, wanted.answer, about)
+        text = written(told, talk, self.tokens.encode, room - sum(map(len, before)), self.years, rng)
+        known = {"kind": wanted.kind, "outdated": wanted.outdated, "told": [told.told[i] for i in wanted.facts]}
+        return Passage(chain((piece for piece, _ in text), before, [asked]), answer, wanted.text, wanted.answer, known)
 
-    def _asked(self, rng: random.Random, asked: Asked, gaps: float) -> list[int]:
-        gap = bool(gaps and asked.gap) and rng.random() < gaps
+    def _asked(self, rng: random.Random, asked: Asked, training: bool) -> list[int]:
+        """The question's ids, in training sometimes those of the statement with a gap."""
+        gap = training and self.gaps > 0 and asked.gap and rng.random() < self.gaps
         return self.tokens.encode(asking(asked.gap if gap else asked.text))
 
-    def _others(self, rng: random.Random, all_asked: Sequence[Asked], wanted: Asked) -> list[Asked]:
-        """Questions that come before the wanted one, in random order."""
-        others = [asked for asked in all_asked if asked is not wanted]
-        count = min(len(others), int(rng.random() * self.questions))
-        return [others[i] for i in places(rng, len(others), count)]
+    def _before(self, rng: random.Random, told: Plan, wanted: Asked, spare: int) -> list[Sequence[int]]:
+        """Other questions, in random order, and their answers: fewer than `questions`, as far as they fit into so many tokens."""
+        others = [asked for asked in told.asked if asked is not wanted]
+        found: list[Sequence[int]] = []
+        for i in places(rng, len(others), min(len(others), int(rng.random() * self.questions))):
+            more = [self._asked(rng, others[i], True), self._answer(others[i].answer)]
+            spare -= sum(map(len, more))
+            if spare < 0:
+                break
+            found += more
+        return found
 
 
 def check(facts: int, years: float, kinds: Sequence[Kind], span: tuple[float, float], topics: Sequence[str]) -> None:

@@ -14,8 +14,8 @@ from postformer.data import world
 class Relation:
     """Something that a person has one of."""
 
-    name: str
     topic: str
+    struck: str
     """What is struck out."""
     values: Sequence[str]
     told: tuple[str, ...]
@@ -277,7 +277,13 @@ RELATIONS = (
     ),
 )
 
-TOPICS = tuple(relation.name for relation in RELATIONS)
+TOPICS = tuple(relation.topic for relation in RELATIONS)
+
+
+def about(topics: Sequence[str]) -> list[Relation]:
+    """The relations of some of TOPICS, in the order of RELATIONS."""
+    return [relation for relation in RELATIONS if relation.topic in topics]
+
 
 LINKS = (
     Link("doctor", _lines("""

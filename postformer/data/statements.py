@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from postformer.data import world
-from postformer.data.facts import LINKS, RELATIONS, STRUCK, TOPICS, UNKNOWN, Relation
+from postformer.data.facts import LINKS, STRUCK, TOPICS, UNKNOWN, Relation, about
 from postformer.data.world import pick
 
 Kind = Literal["single", "updated", "combined", "deleted"]
@@ -17,6 +17,7 @@ MOST_FACTS = 20_000
 FEWEST_PEOPLE = 12
 FACTS_A_PERSON = 4
 GAP = "..."
+"""What stands for the value in a statement that is asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ def plan(
     All in plain wordings, or in any. No two questions are about the same thing of the same person; a change or a deletion comes after what
     it is about.
     """
-    relations = [relation.plain if plain else relation for relation in RELATIONS if relation.name in topics]
+    relations = [relation.plain if plain else relation for relation in about(topics)]
     people = world.people(rng, max(FEWEST_PEOPLE, -(-count // min(FACTS_A_PERSON, len(relations)))))
     things = world.places(rng, len(people) * len(relations), count)
     links = iter(world.places(rng, len(people) * len(LINKS), min(len(people) * len(LINKS), 4 * count + 8)))
@@ -114,8 +115,7 @@ def _draft(rng: random.Random, kind: Kind, people: list[str], person: int, relat
         change, gap = changed.format(w=who, v=later), changed.format(w=who, v=GAP)
         return _Draft(kind, (told, change), asked.format(w=who), later, value, gap)
     if kind == "deleted":
-        topic = relation.topic.format(w=who)
-        struck = pick(rng, STRUCK).format(t=topic)
+        struck = pick(rng, STRUCK).format(t=relation.struck.format(w=who))
         return _Draft(kind, (told, struck[0].upper() + struck[1:]), asked.format(w=who), UNKNOWN, value)
     if kind == "combined":
         other, at = next(pair for link in links if (pair := divmod(link, len(LINKS)))[0] != person)

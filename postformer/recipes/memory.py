@@ -42,7 +42,7 @@ OWN: dict[str, dict[str, Any]] = {"mamba2": {"kind": "adamw", "lr": 3e-3}}
 """The optimizer of a method that does not learn by the recipes'."""
 
 
-def _reading(name: str, data: Spec, *, steps: int, **model: Any) -> Run:
+def _reading(name: str, data: Spec, *, steps: int) -> Run:
     return Run(
         name=name,
         model={
@@ -51,8 +51,7 @@ def _reading(name: str, data: Spec, *, steps: int, **model: Any) -> Run:
             "depth": 2,
             "mixers": (METHODS["lmm"],),
             "ffns": ({"kind": "mlp", "hidden": 512},),
-        }
-        | model,
+        },
         objective={"kind": "answers", "write_cost": WRITE_COST},
         data=data,
         optim=OptimConfig(kind="muon", lr=2e-3, weight_decay=0.01, schedule="wsd", decay=0.4, final=0.02),
@@ -73,8 +72,7 @@ def babilong() -> Run:
 
 
 def diaries() -> Run:
-    """A short diary with up to eight facts about dogs, homes and trades, some of them changed or struck out, and questions: learned on up
-    to 1,024 tokens, the shortest texts in plain words."""
+    """Three to eight facts in a short diary, some changed or struck out, and questions: learned on up to 1,024 tokens."""
     data = {
         "kind": "diary",
         "kinds": ("single", "updated", "deleted"),
@@ -83,10 +81,10 @@ def diaries() -> Run:
         "fewest": 3,
         "questions": 8,
         "gaps": 0.25,
-        "plain": 112,
+        "plain": 432,
         "length": 1024,
-        "shortest": 256,
-        "start": 320,
+        "shortest": 400,
+        "start": 400,
         "grow": 1500,
         "power": 3.0,
         "fill": 4096,

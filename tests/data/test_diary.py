@@ -155,7 +155,7 @@ def test_no_word_of_a_fact_is_foreign_to_small_talk():
 
     known = vocabulary([*talk.CLAUSES, *talk.OPENERS, *talk.CLOSERS])
     told = [text for part in (*RELATIONS, *LINKS) for text in (*part.told, *getattr(part, "changed", ()))]
-    assert not vocabulary([*told, *STRUCK, *(relation.topic for relation in RELATIONS)]) - known
+    assert not vocabulary([*told, *STRUCK, *(relation.struck for relation in RELATIONS)]) - known
     pools = [relation.values for relation in RELATIONS]
     assert all(any(set(" ".join(pool).split()) <= set(" ".join(slot).split()) for slot in SLOTS) for pool in pools)
 
@@ -269,9 +269,8 @@ def test_training_asks_several_questions_of_a_text():
 def test_a_gap_in_a_statement_is_asked_for():
     """In training alone; with the answer in the gap it is what was told."""
     task, gaps = Diaries(length=900, kinds=("single", "updated", "deleted"), gaps=0.5), 0
-    for _ in range(60):
-        rng = random.Random(_)
-        passage = task.compose(rng, 900, "train")
+    for seed in range(60):
+        passage = task.compose(random.Random(seed), 900, "train")
         text = task.tokens.decode([i for piece in passage.pieces for i in piece])
         body, _, asked = text.partition("\nQuestion: ")
         if "..." in asked:
@@ -307,7 +306,7 @@ def test_topics_are_what_facts_are_about():
     """Any number of them, for any number of facts that names allow."""
     for topics in (("dog",), ("dog", "home", "trade")):
         diary = Diary(words=20_000, facts=300, topics=topics)
-        relations = [relation for relation in RELATIONS if relation.name in topics]
+        relations = [relation for relation in RELATIONS if relation.topic in topics]
         answers = {value for relation in relations for value in relation.values} | {UNKNOWN}
         assert len(diary.plan.told) >= 299
         assert {question.answer for question in diary.questions()} <= answers

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import small
 import torch
@@ -52,6 +53,15 @@ def test_a_text_recipe_takes_a_step(name, corpus, tmp_path):
     summary = train_run(shorter(run, steps=1), tmp_path / name)
     assert summary.step == 1
     assert 4 < summary.loss < 7  # ln 257 = 5.5
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if RECIPES[name]().data["kind"] in READINGS])
+def test_a_reading_recipe_has_room_in_its_shortest_texts(name):
+    """As it stands, in bytes: hundreds of them hold what they must, so that no training ends at an unlucky draw."""
+    task = build(RECIPES[name]().data, DATA, "data")
+    shortest, _ = task.lengths(0)
+    ids, _ = task.draw(np.random.default_rng(0), 300, shortest)
+    assert ids.shape == (300, shortest)
 
 
 @pytest.mark.parametrize("name", TASKS)
