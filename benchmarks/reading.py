@@ -167,6 +167,7 @@ def study(args: argparse.Namespace) -> None:
     for seed in args.seeds:
         for method in args.methods:
             run, model = run_of(method, seed, args), None
+            _check(run, args)
             for column, length, rows in cells(args):
                 data = asked_of(run, column, length, args)
                 of = results.digest(run, data, rows)
@@ -187,6 +188,12 @@ def study(args: argparse.Namespace) -> None:
                 line |= {"right": hits, "rows": rows, "parameters": cost.parameters, "state_bytes": cost.state_bytes}
                 results.add(path, of, line, began)
                 print(f"{method:12} seed {seed} {column:8} {length:9,}: {hits}/{rows}", flush=True)
+
+
+def _check(run: Run, args: argparse.Namespace) -> None:
+    """Raise DataError before anything is trained, where a question does not fit into the shortest text."""
+    for column in STUDIES[args.name].columns:
+        build(asked_of(run, column, min(args.lengths), args), DATA, "data").passage(0, seed=ASKED + run.seed)
 
 
 def timings(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 Behrouz et al. 2024 (arXiv 2501.00663), section 4, equations 21 to 31; P are the persistent tokens, M the memory.
 
     MAC, of each segment S   h = M_{t-1}(q(S))    y = Attn(P || h || S)    M_t learns y    o = y (x) M_t(y)
+    the same with `residual`                      y = S + Attn(P || h || S)
     MAG                      y = SWA(P || x)      o = y (x) M(P || x)
     MAL                      y = M(P || x)        o = SWA(y)
 
@@ -56,8 +57,8 @@ class MACState(NamedTuple):
 
 class MAC(nn.Module):
     """Memory as context: attention inside a segment of `segment` tokens also sees what the memory, as it was when the segment began,
-    answers to each token; the memory then learns what attention answered, and gates it. `persistent` tokens are attention's. `memory`
-    must be one that can be recalled from."""
+    answers to each token; the memory then learns what attention answered, with `residual` added to the token, and gates it. `persistent`
+    tokens are attention's. `memory` must be one that can be recalled from."""
 
     def __init__(
         self,
@@ -68,12 +69,13 @@ class MAC(nn.Module):
         segment: int = 128,
         persistent: int = 0,
         gate: Literal["memory", "both", "product"] = "memory",
+        residual: bool = False,
         norm_eps: float = 1e-5,
     ):
         super().__init__()
         if segment < 1:
             raise ValueError(f"segment={segment} must be at least 1")
-        self.segment, self.gate = segment, GATES[gate]
+        self.segment, self.gate, self.residual = segment, GATES[gate], residual
         self.memory = _part("memory", memory, MEMORY, dim)
         self.attention = _part("attention", attention, ATTENTION, dim, persistent)
         if not hasattr(self.memory, "recall"):
@@ -120,7 +122,7 @@ class MAC(nn.Module):
             recall = recall._replace(weights=found)
         h, recall = self.memory.recall(x, recall, packing)
         y, held = self._attend(x, h, held, place, packing)
-        y = self.norm(y)
+        y = self.norm(x + y if self.residual else y)
         m, memory = self.memory(y, held.memory, packing)
         return self.gate(y, self.memory_norm(m)), held._replace(memory=memory, recall=recall)
 

@@ -110,3 +110,10 @@ def test_an_unknown_method(tmp_path, monkeypatch):
     small(monkeypatch, tmp_path, "--methods", "lmm,elephant")
     with pytest.raises(UserError, match="--methods: unknown 'elephant'; choose from lmm, mac"):
         reading.main()
+
+
+def test_a_question_that_fits_no_text_is_told_before_anything_is_trained(tmp_path, monkeypatch):
+    small(monkeypatch, tmp_path, "--lengths", "160,8")
+    monkeypatch.setattr(reading, "train_run", None)
+    with pytest.raises(UserError, match=r"data\.length: 8 bpe tokens are too few"):
+        reading.main()

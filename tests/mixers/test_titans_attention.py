@@ -131,6 +131,7 @@ def mac(m, x, gate: str):
     for i in range(0, x.shape[1], m.segment):
         hs = torch.cat([hs, recalled(m.memory, x[:, : i + m.segment], W, i)], 1)  # 21
         y = softmax(m.attention, x[:, i : i + m.segment], hs, all_x=x[:, : i + m.segment])  # 22, 23
+        y = y + x[:, i : i + m.segment] if m.residual else y
         ys = torch.cat([ys, norm(y, m.norm.weight)], 1)
         told, W = learned(m.memory, ys)  # 24
     return JOINS[gate](ys, norm(told, m.memory_norm.weight)) @ m.out.weight.mT  # 25
@@ -147,6 +148,7 @@ def mal(m, x, gate: str):
 
 CASES = {
     "mac": (mac, {"kind": "mac", "memory": LMM, "attention": {"heads": 2}, "segment": 5}),
+    "mac-residual": (mac, {"kind": "mac", "memory": LMM, "attention": {"heads": 2}, "segment": 5, "residual": True}),
     "mac-one": (mac, {"kind": "mac", "memory": LMM, "attention": {"heads": 2}, "segment": 1, "gate": "product"}),
     "mac-p": (
         mac,
