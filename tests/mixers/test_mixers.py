@@ -31,7 +31,13 @@ CASES = {
     "lmm-threshold": {"kind": "lmm", "heads": 2, "chunk": 4, "threshold": 0.49},
     "lmm-initial": {"kind": "lmm", "heads": 2, "retention": "initial", "persistent": 3},
     "mac": {"kind": "mac", "memory": {"heads": 2, "chunk": 3}, "attention": {"heads": 2}, "segment": 4, "persistent": 2},
-    "mac-conv": {"kind": "mac", "memory": {"heads": 2, "chunk": 3}, "attention": {"heads": 2, "conv": 3}, "segment": 4, "residual": True},
+    "mac-conv": {
+        "kind": "mac",
+        "memory": {"heads": 2, "chunk": 3},
+        "attention": {"heads": 2, "conv": 3},
+        "segment": 4,
+        "residual": True,
+    },
     "mag": {"kind": "mag", "memory": {"heads": 2, "chunk": 4}, "attention": {"heads": 2, "window": 5}, "gate": "product"},
     "mal": {"kind": "mal", "memory": {"heads": 2, "chunk": 4}, "attention": {"heads": 2, "window": 5}, "persistent": 2},
 }
