@@ -59,7 +59,8 @@ class Diary:
 
     `text` is what stands between them: small talk by default, "pepys" for Pepys' diary in POSTFORMER_DATA, else the path of a text.
     The statements are told at places drawn evenly from `span`, shares of the diary: (0, 0.1) for the first year of ten. No more than
-    `facts` are told, one less where the last question would need two. `topics` are what they are about.
+    `facts` are told, one less where the last question would need two. `topics` are what they are about; with a `reach` they are told in
+    wordings in which the value follows the person after at most so many words, or in those in which it does so soonest.
     """
 
     words: int = 100_000
@@ -69,17 +70,18 @@ class Diary:
     text: str | None = None
     kinds: tuple[Kind, ...] = KINDS
     topics: tuple[str, ...] = TOPICS
+    reach: int | None = None
     span: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        check(self.facts, self.years, self.kinds, self.span, self.topics)
+        check(self.facts, self.years, self.kinds, self.span, self.topics, self.reach)
         if (least := 8 + sum(len(text.split()) for _, text in self.plan.told)) > self.words:
             raise ValueError(f"words: {self.facts:,} facts need {least:,} words, got {self.words:,}")
 
     @functools.cached_property
     def plan(self) -> Plan:
         """What is told, and what is asked."""
-        return plan(random.Random(f"{self.seed} plan"), self.facts, self.kinds, self.span, self.topics)
+        return plan(random.Random(f"{self.seed} plan"), self.facts, self.kinds, self.span, self.topics, reach=self.reach)
 
     def entries(self) -> Iterator[Entry]:
         """The entries in order, written as they are asked for."""
@@ -132,11 +134,12 @@ class Diaries(Reading):
     text: str | None = None
     kinds: tuple[Kind, ...] = KINDS
     topics: tuple[str, ...] = TOPICS
+    reach: int | None = None
     span: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.facts, self.years, self.kinds, self.span, self.topics)
+        check(self.facts, self.years, self.kinds, self.span, self.topics, self.reach)
         if not 1 <= self._fewest <= self.facts:
             raise ValueError(f"fewest: expected 1 to {self.facts}, the facts, got {self.fewest}")
         if self._fewest == 1 and "single" not in self.kinds:
@@ -167,7 +170,7 @@ class Diaries(Reading):
     def compose(self, rng: random.Random, length: int, split: str) -> Passage | None:
         training = split == "train"
         count = self._fewest + int(rng.random() * (self.facts - self._fewest + 1))
-        told = plan(rng, count, self.kinds, self.span, self.topics, training and length <= self.plain)
+        told = plan(rng, count, self.kinds, self.span, self.topics, training and length <= self.plain, self.reach)
         wanted = told.asked[int(rng.random() * len(told.asked))]
         asked, answer = self._asked(rng, wanted, training), self._answer(wanted.answer)
         needed = sum(len(self.tokens.encode(f" {text}")) for _, text in told.told)
@@ -199,7 +202,9 @@ class Diaries(Reading):
         return found
 
 
-def check(facts: int, years: float, kinds: Sequence[Kind], span: tuple[float, float], topics: Sequence[str]) -> None:
+def check(
+    facts: int, years: float, kinds: Sequence[Kind], span: tuple[float, float], topics: Sequence[str], reach: int | None
+) -> None:
     """Raise ValueError for what cannot be."""
     least = 1 if "single" in kinds else 2
     if not kinds:
@@ -210,6 +215,8 @@ def check(facts: int, years: float, kinds: Sequence[Kind], span: tuple[float, fl
         raise ValueError(f"topics: expected one or more of {', '.join(TOPICS)}")
     if wrong := [topic for topic in topics if topic not in TOPICS]:
         raise ValueError(f"topics: unknown {wrong[0]!r}; choose from {', '.join(TOPICS)}")
+    if reach is not None and reach < 0:
+        raise ValueError(f"reach: expected 0 or more words, got {reach}")
     most = min(MOST_FACTS, len(set(topics)) * len(GIVEN) * len(FAMILY))
     if not least <= facts <= most:
         raise ValueError(f"facts: expected {least} to {most:,}, got {facts:,}")

@@ -25,9 +25,15 @@ class Relation:
     @functools.cached_property
     def plain(self) -> "Relation":
         """The same in one wording each: those in which the value follows the person soonest, and the person ends the question."""
-        near = [min((text for text in texts if _between(text) >= 0), key=_between) for texts in (self.told, self.changed)]
         asked = min(self.asked, key=lambda text: len(text.partition("{w}")[2].split()))
-        return dataclasses.replace(self, told=(near[0],), changed=(near[1],), asked=(asked,))
+        near = self.within(0)
+        return dataclasses.replace(self, told=near.told[:1], changed=near.changed[:1], asked=(asked,))
+
+    def within(self, reach: int) -> "Relation":
+        """The same, told and changed in the wordings in which the value follows the person after at most so many words, or does so
+        soonest."""
+        told, changed = (_within(texts, reach) for texts in (self.told, self.changed))
+        return dataclasses.replace(self, told=told, changed=changed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +42,11 @@ class Link:
 
     noun: str
     told: tuple[str, ...]
+
+
+def _within(texts: tuple[str, ...], reach: int) -> tuple[str, ...]:
+    least = min(b for text in texts if (b := _between(text)) >= 0)
+    return tuple(text for text in texts if 0 <= _between(text) <= max(reach, least))
 
 
 def _between(text: str) -> int:

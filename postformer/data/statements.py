@@ -79,13 +79,14 @@ def plan(
     span: tuple[float, float],
     topics: Sequence[str] = TOPICS,
     plain: bool = False,
+    reach: int | None = None,
 ) -> Plan:
     """At most `count` statements about the topics at places drawn evenly from `span`, and questions, each of a kind that is drawn evenly.
 
-    All in plain wordings, or in any. No two questions are about the same thing of the same person; a change or a deletion comes after what
-    it is about.
+    All in plain wordings, in those of the reach, or in any. No two questions are about the same thing of the same person; a change or a
+    deletion comes after what it is about.
     """
-    relations = [relation.plain if plain else relation for relation in about(topics)]
+    relations = [r.plain if plain else r if reach is None else r.within(reach) for r in about(topics)]
     people = world.people(rng, max(FEWEST_PEOPLE, -(-count // min(FACTS_A_PERSON, len(relations)))))
     things = world.places(rng, len(people) * len(relations), count)
     links = iter(world.places(rng, len(people) * len(LINKS), min(len(people) * len(LINKS), 4 * count + 8)))

@@ -318,3 +318,22 @@ def test_topics_are_what_facts_are_about():
     ):
         with pytest.raises(ValueError, match=message):
             Diary(words=500_000, **words)
+
+
+@pytest.mark.parametrize("reach", [0, 3])
+def test_reach_is_how_soon_the_value_follows_the_person(reach: int):
+    """No wording but those of the reach is told, and all of them; questions stay what they are."""
+    for relation in RELATIONS:
+        near = relation.within(reach)
+        for all_texts, texts in ((relation.told, near.told), (relation.changed, near.changed)):
+            between = {t: len(t.split("{w}")[1].split("{v}")[0].split()) for t in all_texts if t.index("{w}") < t.index("{v}")}
+            assert texts == tuple(t for t, words in between.items() if words <= max(reach, min(between.values())))
+        assert near.asked == relation.asked
+    topic = {"topics": ("dog",), "kinds": ("single",), "reach": reach}
+    told = [text for _, text in Diary(words=9000, facts=200, **topic).plan.told]
+    told += [Diaries(length=900, facts=1, **topic).passage(i).about["told"][0][1] for i in range(20)]
+    patterns = [re.escape(t).replace(r"\{w\}", ".*").replace(r"\{v\}", ".*") for t in RELATIONS[0].within(reach).told]
+    found = Counter(next(p for p in patterns if re.fullmatch(p, text)) for text in told)
+    assert len(found) == len(patterns)
+    with pytest.raises(ValueError, match="reach: expected 0 or more words, got -1"):
+        Diary(reach=-1)
