@@ -53,6 +53,8 @@ ROWS = 64
 """Texts of the training length that are asked to see what was learned."""
 QUESTIONS = 24
 """About how many questions of a cell are asked after short diaries."""
+READ = 100_000
+"""Words that are read for a cell, at most, but for one diary."""
 CHANGE_WORDS, CHANGE_FACTS = 500, 8
 LEARN = 0.45
 """Training's share of the budget, the timing of its steps included."""
@@ -237,9 +239,9 @@ class NeuralMemory:
         from postformer.claims import remembering
 
         def asked(method: str, words: int) -> Any:
-            diaries = max(1, min(QUESTIONS // STORED, 100_000 // words))
+            told = {"facts": STORED, "span": (0.0, FIRST_YEAR)}
             return remembering.recall(
-                ctx, fitted, method, words=words, facts=STORED, diaries=diaries, span=(0.0, FIRST_YEAR), timed=True
+                ctx, fitted, method, words=words, diaries=_diaries(ctx, method, words), timed=True, **told
             )
 
         found: dict[str, list[dict[str, Any]]] = {m: [] for m in methods}
@@ -249,6 +251,14 @@ class NeuralMemory:
                 if len(found[method]) == place and (always or _fits(ctx, found, method, words)):
                     found[method].append(ctx.step(f"{method}: after {words:,} words", lambda m=method, n=words: asked(m, n)))
         return found
+
+
+def _diaries(ctx: Context, method: str, words: int) -> int:
+    """How many diaries of so many words are read: enough for QUESTIONS, as far as READ reaches. Of the neural memory, whose verdict it is,
+    also those of ten years where the budget is large."""
+    most = QUESTIONS // STORED
+    sure = method == NEURAL and words <= TEN_YEARS and ctx.budget_s >= MORE_S
+    return most if sure else max(1, min(most, READ // words))
 
 
 def _fits(ctx: Context, found: Mapping[str, Sequence[dict[str, Any]]], method: str, words: int) -> bool:

@@ -40,7 +40,7 @@ ANSWERS = "attention"
 VOCAB = 2048
 MADE_OF, WORDS, FACTS = 40, 3000, 100
 """Diaries that the tokenizer is made of, and the words and statements of each."""
-SHORTEST, PLAIN = 104, 112
+SHORTEST, PLAIN = 104, 116
 """Tokens of the shortest diaries with their questions, little more than three facts and what is asked about one, and of those up to which
 all is told in plain words."""
 TRAINING = 1 << 20
@@ -79,24 +79,24 @@ def runs(run: Run, methods: Sequence[str], folder: Path) -> dict[str, Run]:
 def reader(ctx: Context, fitted: dict[str, Run], method: str, seed: int) -> Reader:
     """A new reader with the trained model."""
     if method in (BY_WORDS, BY_MEANING):
-        rank = Dense(encoder(ctx, _topics(fitted[ANSWERS])).encode) if method == BY_MEANING else None
+        rank = Dense(encoder(ctx, _world(fitted[ANSWERS])).encode) if method == BY_MEANING else None
         return RetrievalReader(open_model(tasks.folder(ctx, fitted[ANSWERS], seed)), ask=asking, rank=rank)
     return StateReader(open_model(tasks.folder(ctx, fitted[method], seed)), ask=asking)
 
 
-def _topics(run: Run) -> tuple[str, ...]:
-    """What the run's diaries tell of."""
-    return tuple(run.data["topics"])
+def _world(run: Run) -> dict[str, Any]:
+    """What the run's diaries tell of, and in which wordings."""
+    return {"topics": tuple(run.data["topics"]), "reach": run.data["reach"]}
 
 
-def encoder(ctx: Context, topics: tuple[str, ...]) -> TextEncoder:
-    """The encoder of BY_MEANING, trained on those topics where it is not there yet."""
+def encoder(ctx: Context, world: dict[str, Any]) -> TextEncoder:
+    """The encoder of BY_MEANING, trained on diaries of that world where it is not there yet."""
     path, found = ctx.files / "encoder.safetensors", TextEncoder()
     if path.exists():
         load_model(found, path)
         return found.eval()
     with process.threads(ctx.threads):
-        diaries = Diaries(length=ENCODED, kinds=("single", "updated"), topics=topics)
+        diaries = Diaries(length=ENCODED, kinds=("single", "updated"), **world)
         found = fit_encoder(asked_pairs(diaries), steps=ENCODER_STEPS)
     save_model(found, str(path))
     return found
@@ -127,7 +127,7 @@ def recall(
     `held` counts the questions whose answer stands in the passages that were found.
     With `timed`, `stream` is the cost of reading on at the last diary's begin and end, for a reader of a state.
     """
-    told = {"facts": facts, "kinds": (kind,), "topics": _topics(fitted[method if method in fitted else ANSWERS]), "span": span}
+    told = {"facts": facts, "kinds": (kind,), "span": span, **_world(fitted[method if method in fitted else ANSWERS])}
     each, total = [], Counter[str]()
     last: dict[str, Any] = {}
     with process.threads(ctx.threads), process.freed_memory_kept():
@@ -165,7 +165,7 @@ def written(ctx: Context, run: Run, facts: int, diaries: int) -> list[dict[str, 
     """Of each neural memory of the model, by depth: how much of the tokens of facts and of the rest it writes, 0 to 1, on average over the
     heads ("mean"), and the share of them that any head writes ("any"); over diaries of the training length and all seeds."""
     rest, length = (FILLER, HEADING), run.data["length"]
-    about = {"facts": facts, "kinds": ("single",), "topics": _topics(run)}
+    about = {"facts": facts, "kinds": ("single",), **_world(run)}
     shares: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     with process.threads(ctx.threads):
         for seed in ctx.seeds:

@@ -72,21 +72,22 @@ def babilong() -> Run:
 
 
 def diaries() -> Run:
-    """Three to eight facts in a short diary, some changed or struck out, and questions: learned on up to 1,024 tokens."""
+    """Three to eight names of people's dogs in a short diary, some changed or struck out, and questions: learned on up to 1,024 tokens."""
     data = {
         "kind": "diary",
         "kinds": ("single", "updated", "deleted"),
-        "topics": ("dog", "home", "trade"),
+        "topics": ("dog",),
+        "reach": 3,
         "facts": 8,
         "fewest": 3,
         "questions": 8,
         "gaps": 0.25,
-        "plain": 432,
+        "plain": 448,
         "length": 1024,
         "shortest": 400,
         "start": 400,
-        "grow": 1500,
-        "power": 3.0,
+        "grow": 2000,
+        "power": 4.0,
         "fill": 4096,
     }
     return _reading("diaries", data, steps=2000)

@@ -173,6 +173,13 @@ def test_ten_years_are_judged_and_not_what_is_longer():
     assert judge("constant cost", further).verdict == "supported"
 
 
+def test_as_many_diaries_as_the_questions_take(tmp_path):
+    """Of ten years one, but for the neural memory where the budget is large."""
+    small, large = (Context(folder=tmp_path, settings="0" * 64, budget_s=s) for s in (600, N.MORE_S))
+    for ctx, method, read in ((small, "lmm", (3, 3, 1, 1)), (large, "lmm", (3, 3, 3, 1)), (large, "attention", (3, 3, 1, 1))):
+        assert tuple(N._diaries(ctx, method, words) for words in (500, 32_000, N.TEN_YEARS, 50 * N.TEN_YEARS)) == read
+
+
 def test_a_diary_streams_in_chunks(tmp_path):
     ctx = Context(folder=tmp_path, settings="0" * 64, budget_s=1)
     run = remembering.runs(diaries(), ("lmm",), remembering.tokenizer(ctx))["lmm"]
@@ -187,9 +194,11 @@ def test_a_diary_streams_in_chunks(tmp_path):
 def test_the_encoder_is_trained_once(tmp_path, monkeypatch):
     ctx = Context(folder=tmp_path, settings="0" * 64, budget_s=1)
     monkeypatch.setattr(remembering, "ENCODER_STEPS", 3)
-    first = remembering.encoder(ctx, ("dog",)).encode(["Ada Abel lives in Cork."])
+    first = remembering.encoder(ctx, {"topics": ("dog",), "reach": 3}).encode(["Ada Abel lives in Cork."])
     monkeypatch.setattr(remembering, "fit_encoder", None)
-    np.testing.assert_array_equal(remembering.encoder(ctx, ("dog",)).encode(["Ada Abel lives in Cork."]), first)
+    np.testing.assert_array_equal(
+        remembering.encoder(ctx, {"topics": ("dog",), "reach": 3}).encode(["Ada Abel lives in Cork."]), first
+    )
 
 
 def test_the_claim_small(tmp_path, monkeypatch):
