@@ -17,16 +17,20 @@ class Answers(nn.Module):
     given with the same confidence near and far, which keeps a solved task teaching: what fades or drifts with length costs.
 
     `write_cost` is what a row whose answers are all right pays, in nats, for neural memories that wrote every token in full. What is not
-    written cannot wear out what is known, and so it learns to leave noise alone, but nothing is saved before something is learned.
+    written cannot wear out what is known, and so it learns to leave noise alone, but nothing is saved before something is learned. With
+    `write_length` a row of fewer tokens than that pays less, by the square of its length: the longer a text, the more is written, and the
+    longer must it all be held.
     """
 
-    def __init__(self, model: nn.Module, *, smoothing: float = 0.0, write_cost: float = 0.0):
+    def __init__(self, model: nn.Module, *, smoothing: float = 0.0, write_cost: float = 0.0, write_length: int = 0):
         super().__init__()
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing={smoothing} must be at least 0 and below 1")
         if write_cost < 0:
             raise ValueError(f"write_cost={write_cost} must be at least 0")
-        self.model, self.smoothing, self.write_cost = model, smoothing, write_cost
+        if write_length < 0:
+            raise ValueError(f"write_length={write_length} must be at least 0")
+        self.model, self.smoothing, self.write_cost, self.write_length = model, smoothing, write_cost, write_length
 
     def forward(self, batch: dict[str, object]) -> dict[str, Tensor]:
         """`batch["ids"]` and `batch["targets"]` are Int [b, t]; the target after a token that has none is IGNORED.
@@ -50,8 +54,12 @@ class Answers(nn.Module):
         if shares := [torch.cat([share.mean(2) for share in each], 1).mean(1) for each in writes.values() if each]:
             solved = torch.ones_like(asked).masked_scatter(asked, hits).all(1)
             written = torch.stack(shares).mean(0)
-            found |= {"loss": found["loss"] + self.write_cost * (solved * written).mean(), "written": written.detach().mean()}
+            cost = self._cost(ids.shape[1]) * (solved * written).mean()
+            found |= {"loss": found["loss"] + cost, "written": written.detach().mean()}
         return found
+
+    def _cost(self, length: int) -> float:
+        return self.write_cost * min(1.0, length / self.write_length) ** 2 if self.write_length else self.write_cost
 
     def after_step(self, step: int) -> None:
         """Nothing follows an optimizer step."""

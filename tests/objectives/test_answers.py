@@ -79,7 +79,13 @@ def test_writing_has_its_price_where_all_is_right():
     rows = (one.mean((1, 2)) + two.mean((1, 2))) / 2
     paid = Answers(model, write_cost=3.0)(right)
     torch.testing.assert_close(paid["written"], rows.mean().detach())
-    torch.testing.assert_close(paid["loss"], Answers(model)(right)["loss"] + 3 * (rows.sum() - rows[1]) / 4)
+    free_of_cost = Answers(model)(right)["loss"]
+    torch.testing.assert_close(paid["loss"], free_of_cost + 3 * (rows.sum() - rows[1]) / 4)
+    length = batch["ids"].shape[1]
+    for long, part in ((2 * length, 0.25), (length, 1.0), (length - 1, 1.0)):
+        less = Answers(model, write_cost=3.0, write_length=long)(right)
+        torch.testing.assert_close(less["loss"], free_of_cost + part * 3 * (rows.sum() - rows[1]) / 4)
+        assert torch.equal(less["written"], paid["written"])
     paid["loss"].backward()
     gates = model.backbone.blocks[0].mixer.gates.bias.grad[:2]
     assert float(gates.abs().min()) > 0
@@ -105,6 +111,8 @@ def test_what_cannot_write_pays_nothing():
     assert Answers(model, write_cost=1.0)(batch).keys() == {"loss", "accuracy", "tokens"}
     with pytest.raises(ConfigError, match=r"objective: write_cost=-1.0 must be at least 0"):
         build({"kind": "answers", "write_cost": -1}, OBJECTIVES, "objective", model=small.model())
+    with pytest.raises(ConfigError, match=r"objective: write_length=-1 must be at least 0"):
+        build({"kind": "answers", "write_length": -1}, OBJECTIVES, "objective", model=small.model())
 
 
 @pytest.mark.parametrize("mixer", sorted(small.MIXERS))
