@@ -37,7 +37,8 @@ from postformer.train.session import open_model
 BY_WORDS, BY_MEANING = "bm25", "dense"
 """Passages found by BM25, or by the vectors of an encoder that knows questions and statements, and read by the model of ANSWERS."""
 ANSWERS = "attention"
-VOCAB = 2048
+VOCAB = 4096
+"""Pieces at most: fewer are found, and every name and value is one."""
 MADE_OF, WORDS, FACTS = 40, 3000, 100
 """Diaries that the tokenizer is made of, and the words and statements of each."""
 SHORTEST, PLAIN = 104, 116

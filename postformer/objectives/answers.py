@@ -18,8 +18,8 @@ class Answers(nn.Module):
 
     `write_cost` is what a row whose answers are all right pays, in nats, for neural memories that wrote every token in full. What is not
     written cannot wear out what is known, and so it learns to leave noise alone, but nothing is saved before something is learned. With
-    `write_length` a row of fewer tokens than that pays less, by the square of its length: the longer a text, the more is written, and the
-    longer must it all be held.
+    `write_length` a row of fewer tokens than that pays less, by the third power of its length, so that where texts grow a high price waits
+    until something is learned.
     """
 
     def __init__(self, model: nn.Module, *, smoothing: float = 0.0, write_cost: float = 0.0, write_length: int = 0):
@@ -59,7 +59,7 @@ class Answers(nn.Module):
         return found
 
     def _cost(self, length: int) -> float:
-        return self.write_cost * min(1.0, length / self.write_length) ** 2 if self.write_length else self.write_cost
+        return self.write_cost * min(1.0, length / self.write_length) ** 3 if self.write_length else self.write_cost
 
     def after_step(self, step: int) -> None:
         """Nothing follows an optimizer step."""

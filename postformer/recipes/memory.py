@@ -42,7 +42,7 @@ OWN: dict[str, dict[str, Any]] = {"mamba2": {"kind": "adamw", "lr": 3e-3}}
 """The optimizer of a method that does not learn by the recipes'."""
 
 
-def _reading(name: str, data: Spec, *, steps: int) -> Run:
+def _reading(name: str, data: Spec, *, steps: int, **objective: Any) -> Run:
     return Run(
         name=name,
         model={
@@ -52,7 +52,7 @@ def _reading(name: str, data: Spec, *, steps: int) -> Run:
             "mixers": (METHODS["lmm"],),
             "ffns": ({"kind": "mlp", "hidden": 512},),
         },
-        objective={"kind": "answers", "write_cost": WRITE_COST},
+        objective={"kind": "answers", "write_cost": WRITE_COST, **objective},
         data=data,
         optim=OptimConfig(kind="muon", lr=2e-3, weight_decay=0.01, schedule="wsd", decay=0.4, final=0.02),
         train=TrainConfig(steps=steps, batch=4, eval_every=500, save_every=250, log_every=50),
@@ -90,7 +90,7 @@ def diaries() -> Run:
         "power": 4.0,
         "fill": 4096,
     }
-    return _reading("diaries", data, steps=2000)
+    return _reading("diaries", data, steps=2500, write_cost=200.0, write_length=data["length"])
 
 
 def remembering_by(run: Run, method: str) -> Run:

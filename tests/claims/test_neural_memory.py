@@ -19,6 +19,7 @@ from postformer.claims.heat import draw_heat
 from postformer.claims.ledger import Context, Heat, Number
 from postformer.claims.report import run_report
 from postformer.config import UserError
+from postformer.data import world
 from postformer.data.diary import Diary
 from postformer.recipes import memory
 from postformer.recipes.memory import diaries
@@ -189,6 +190,8 @@ def test_a_diary_streams_in_chunks(tmp_path):
     assert {len(p) for p in pieces[:-1]} == {remembering.CHUNK}
     text = tokens.decode([int(i) for p in pieces for i in p])
     assert text == "".join(f"\n\n{e.text}" for e in diary.entries())
+    for name in (*world.GIVEN, *world.FAMILY, *world.PETS):
+        assert len(tokens.encode(f" {name}")) == 1
 
 
 def test_the_encoder_is_trained_once(tmp_path, monkeypatch):

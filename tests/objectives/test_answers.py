@@ -82,7 +82,7 @@ def test_writing_has_its_price_where_all_is_right():
     free_of_cost = Answers(model)(right)["loss"]
     torch.testing.assert_close(paid["loss"], free_of_cost + 3 * (rows.sum() - rows[1]) / 4)
     length = batch["ids"].shape[1]
-    for long, part in ((2 * length, 0.25), (length, 1.0), (length - 1, 1.0)):
+    for long, part in ((2 * length, 0.125), (length, 1.0), (length - 1, 1.0)):
         less = Answers(model, write_cost=3.0, write_length=long)(right)
         torch.testing.assert_close(less["loss"], free_of_cost + part * 3 * (rows.sum() - rows[1]) / 4)
         assert torch.equal(less["written"], paid["written"])
