@@ -281,4 +281,5 @@ def _fill(template: State, tensors: dict[str, Tensor], path: Path) -> State:
             raise StateError(f"{path}: '{name}' is {tensors[name].dtype}, the model's is {leaf.dtype}")
     _check_counts(wanted, tensors, growing, path)
     order = iter(tensors[name] for name, _ in leaves(template))
-    return map_leaves(lambda leaf: next(order).to(leaf.device), template)
+    # Copies lie where torch aligns them; from a file's own addresses some matrix products give other bits.
+    return map_leaves(lambda leaf: next(order).to(leaf.device).clone(), template)
