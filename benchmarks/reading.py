@@ -164,10 +164,10 @@ def right(model: Any, data: dict[str, Any], rows: int, seed: int) -> int:
 def study(args: argparse.Namespace) -> None:
     """Train and measure what is not there yet."""
     path = args.out / f"{args.name}.jsonl"
+    _check(run_of(args.methods[0], args.seeds[0], args), args)
     for seed in args.seeds:
         for method in args.methods:
             run, model = run_of(method, seed, args), None
-            _check(run, args)
             for column, length, rows in cells(args):
                 data = asked_of(run, column, length, args)
                 of = results.digest(run, data, rows)

@@ -157,7 +157,8 @@ class NeuralMemory:
         """Training first; the neural memory's million words have their fixed time; the others are asked as far as the rest reaches. Raises
         UserError for FURTHER."""
         distances()
-        learn, short, stream = LEARN * budget_s, 0.15 * budget_s, STREAM_S * seeds
+        learn, short = LEARN * budget_s, 0.15 * budget_s
+        stream = STREAM_S * seeds * _diaries(budget_s, NEURAL, TEN_YEARS)
         return (
             Step("learn short diaries, each method alike", learn),
             Step("updates, deletions, and numbers of facts", short),
@@ -241,7 +242,7 @@ class NeuralMemory:
         def asked(method: str, words: int) -> Any:
             told = {"facts": STORED, "span": (0.0, FIRST_YEAR)}
             return remembering.recall(
-                ctx, fitted, method, words=words, diaries=_diaries(ctx, method, words), timed=True, **told
+                ctx, fitted, method, words=words, diaries=_diaries(ctx.budget_s, method, words), timed=True, **told
             )
 
         found: dict[str, list[dict[str, Any]]] = {m: [] for m in methods}
@@ -253,11 +254,11 @@ class NeuralMemory:
         return found
 
 
-def _diaries(ctx: Context, method: str, words: int) -> int:
+def _diaries(budget_s: Real, method: str, words: int) -> int:
     """How many diaries of so many words are read: enough for QUESTIONS, as far as READ reaches. Of the neural memory, whose verdict it is,
     also those of ten years where the budget is large."""
     most = QUESTIONS // STORED
-    sure = method == NEURAL and words <= TEN_YEARS and ctx.budget_s >= MORE_S
+    sure = method == NEURAL and words <= TEN_YEARS and budget_s >= MORE_S
     return most if sure else max(1, min(most, READ // words))
 
 
@@ -265,9 +266,13 @@ def _fits(ctx: Context, found: Mapping[str, Sequence[dict[str, Any]]], method: s
     """Whether a diary of so many words is expected to fit into the budget, beside the neural memory's ten years if they are to come."""
     from postformer.claims.remembering import expected_s
 
-    seeds, neural = len(ctx.seeds), found[NEURAL][-1]
-    kept = expected_s(NEURAL, neural, TEN_YEARS, seeds) if method != NEURAL and neural["words"] < TEN_YEARS else 0.0
-    return expected_s(method, found[method][-1], words, seeds) <= ctx.left_s - kept
+    neural = found[NEURAL][-1]
+
+    def taken_s(of: str, before: dict[str, Any], words: int) -> Real:
+        return expected_s(of, before, words, len(ctx.seeds) * _diaries(ctx.budget_s, of, words))
+
+    kept = taken_s(NEURAL, neural, TEN_YEARS) if method != NEURAL and neural["words"] < TEN_YEARS else 0.0
+    return taken_s(method, found[method][-1], words) <= ctx.left_s - kept
 
 
 def distances() -> tuple[int, ...]:

@@ -38,7 +38,7 @@ BY_WORDS, BY_MEANING = "bm25", "dense"
 """Passages found by BM25, or by the vectors of an encoder that knows questions and statements, and read by the model of ANSWERS."""
 ANSWERS = "attention"
 VOCAB = 4096
-"""Pieces at most: fewer are found, and every name and value is one."""
+"""Pieces at most: fewer are found, and every name of a person or a pet is one."""
 MADE_OF, WORDS, FACTS = 40, 3000, 100
 """Diaries that the tokenizer is made of, and the words and statements of each."""
 SHORTEST, PLAIN = 104, 116
@@ -232,7 +232,7 @@ def _stream(kept: Reader, early: tuple[int, Any] | None, reading: int = 256, rou
     }
 
 
-def expected_s(method: str, before: dict[str, Any], words: int, seeds: int) -> Real:
-    """Seconds that one diary of so many words will take, from a shorter one: a growing cache makes them quadratic."""
+def expected_s(method: str, before: dict[str, Any], words: int, diaries: int) -> Real:
+    """Seconds that diaries of so many words will take, from a shorter one: a growing cache makes them quadratic."""
     ratio = words / before["words"]
-    return before["write_s"] * before["tokens"] * ratio ** (2 if method == ANSWERS else 1) * seeds
+    return before["write_s"] * before["tokens"] * ratio ** (2 if method == ANSWERS else 1) * diaries

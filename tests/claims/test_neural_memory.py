@@ -174,11 +174,15 @@ def test_ten_years_are_judged_and_not_what_is_longer():
     assert judge("constant cost", further).verdict == "supported"
 
 
-def test_as_many_diaries_as_the_questions_take(tmp_path):
-    """Of ten years one, but for the neural memory where the budget is large."""
-    small, large = (Context(folder=tmp_path, settings="0" * 64, budget_s=s) for s in (600, N.MORE_S))
-    for ctx, method, read in ((small, "lmm", (3, 3, 1, 1)), (large, "lmm", (3, 3, 3, 1)), (large, "attention", (3, 3, 1, 1))):
-        assert tuple(N._diaries(ctx, method, words) for words in (500, 32_000, N.TEN_YEARS, 50 * N.TEN_YEARS)) == read
+def test_as_many_diaries_as_the_questions_take():
+    """Of ten years one, but for the neural memory where the budget is large, and so much time is planned."""
+    for budget_s, method, read in (
+        (600, "lmm", (3, 3, 1, 1)),
+        (N.MORE_S, "lmm", (3, 3, 3, 1)),
+        (N.MORE_S, "attention", (3, 3, 1, 1)),
+    ):
+        assert tuple(N._diaries(budget_s, method, n) for n in (500, 32_000, N.TEN_YEARS, 50 * N.TEN_YEARS)) == read
+    assert [N.CLAIM.plan(budget_s, 2)[2].seconds for budget_s in (600, N.MORE_S)] == [2 * N.STREAM_S, 6 * N.STREAM_S]
 
 
 def test_a_diary_streams_in_chunks(tmp_path):
