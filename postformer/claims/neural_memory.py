@@ -31,8 +31,8 @@ from postformer.config import UserError
 
 NEURAL = "lmm"
 METHODS = (NEURAL, "gated_delta", "mamba2", "window", "attention")
-MORE, MORE_S = ("mag", "mac", "mal"), 14_400
-"""Further methods, from so large a budget on."""
+MORE, MORE_S = ("mag", "mac", "mal"), 28_800
+"""Further methods, from a budget on that lets all train to the end."""
 WRITING = (NEURAL, "mag", "mac", "mal")
 """Methods with a neural memory, whose gates are watched."""
 WRITTEN = 8
@@ -55,6 +55,8 @@ QUESTIONS = 24
 """About how many questions of a cell are asked after short diaries."""
 READ = 100_000
 """Words that are read for a cell, at most, but for one diary."""
+SURE_S = 3_600
+"""The budget from which on the neural memory, whose verdict it is, is asked QUESTIONS after ten years too, and not after one diary."""
 CHANGE_WORDS, CHANGE_FACTS = 500, 8
 LEARN = 0.45
 """Training's share of the budget, the timing of its steps included."""
@@ -255,10 +257,9 @@ class NeuralMemory:
 
 
 def _diaries(budget_s: Real, method: str, words: int) -> int:
-    """How many diaries of so many words are read: enough for QUESTIONS, as far as READ reaches. Of the neural memory, whose verdict it is,
-    also those of ten years where the budget is large."""
+    """How many diaries of so many words are read: enough for QUESTIONS, as far as READ reaches, and by the neural memory from SURE_S on."""
     most = QUESTIONS // STORED
-    sure = method == NEURAL and words <= TEN_YEARS and budget_s >= MORE_S
+    sure = method == NEURAL and words <= TEN_YEARS and budget_s >= SURE_S
     return most if sure else max(1, min(most, READ // words))
 
 

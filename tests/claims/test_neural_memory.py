@@ -156,6 +156,7 @@ def test_heat_maps_are_drawn():
 
 
 def test_a_longer_diary_can_be_asked_for(monkeypatch):
+    monkeypatch.delenv(N.FURTHER, raising=False)
     assert N.distances() == N.DISTANCES
     monkeypatch.setenv(N.FURTHER, "50000000")
     assert N.distances() == (*N.DISTANCES, 50_000_000)
@@ -178,11 +179,11 @@ def test_as_many_diaries_as_the_questions_take():
     """Of ten years one, but for the neural memory where the budget is large, and so much time is planned."""
     for budget_s, method, read in (
         (600, "lmm", (3, 3, 1, 1)),
-        (N.MORE_S, "lmm", (3, 3, 3, 1)),
-        (N.MORE_S, "attention", (3, 3, 1, 1)),
+        (N.SURE_S, "lmm", (3, 3, 3, 1)),
+        (N.SURE_S, "attention", (3, 3, 1, 1)),
     ):
         assert tuple(N._diaries(budget_s, method, n) for n in (500, 32_000, N.TEN_YEARS, 50 * N.TEN_YEARS)) == read
-    assert [N.CLAIM.plan(budget_s, 2)[2].seconds for budget_s in (600, N.MORE_S)] == [2 * N.STREAM_S, 6 * N.STREAM_S]
+    assert [N.CLAIM.plan(budget_s, 2)[2].seconds for budget_s in (600, N.SURE_S)] == [2 * N.STREAM_S, 6 * N.STREAM_S]
 
 
 def test_a_diary_streams_in_chunks(tmp_path):
