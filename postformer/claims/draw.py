@@ -141,7 +141,9 @@ def _spread(values: Sequence[Real], least: float = 0.17) -> list[Real]:
 def _curve(axes: Axes, series: Series, i: int) -> None:
     colour, marker = PAINTS[f"c{i % len(MARKERS) + 1}"], MARKERS[i % len(MARKERS)]
     beyond = series.tag == "extrapolated"
-    if series.low and series.high:
+    if series.low and series.high and len(series.x) == 1:
+        axes.vlines(series.x, series.low, series.high, color=colour, linewidth=1.2)
+    elif series.low and series.high:
         axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.16, linewidth=0)
     axes.plot(
         series.x,

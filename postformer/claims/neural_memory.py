@@ -185,6 +185,8 @@ class NeuralMemory:
         evidence = {
             "neural": NEURAL,
             "methods": asked,
+            "width": whole.model["dim"],
+            "depth": whole.model["depth"],
             "taken": f"{fitted[NEURAL].train.steps:,} of the recipe's {whole.train.steps:,} steps",
             "learned": {m: self._learned(ctx, fitted[m], m) for m in methods},
             "writes": {m: self._writes(ctx, fitted[m], m) for m in methods if m in WRITING},

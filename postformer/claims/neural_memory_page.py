@@ -110,13 +110,7 @@ def _heat(title: str, e: Evidence, table: str, key: str, label: str, note: str, 
 def charts(e: Evidence) -> tuple[Chart, ...]:
     """Recall against the number of facts; and where there are any, facts at half the recall against bytes."""
     curves = tuple(
-        Series(
-            NAMES[m],
-            tuple(float(c["facts"]) for c in cells),
-            tuple(float(right(c).value or 0.0) for c in cells),
-            "measured",
-        )
-        for m, cells in e["facts"].items()
+        _series(NAMES[m], [float(c["facts"]) for c in cells], [right(c) for c in cells]) for m, cells in e["facts"].items()
     )
     shown = [
         Chart(
@@ -130,7 +124,7 @@ def charts(e: Evidence) -> tuple[Chart, ...]:
     ]
     known = {m: (cells[0], capacity(cells)) for m, cells in e["facts"].items()}
     points = tuple(
-        Series(NAMES[m], (float(cell["bytes"]),), (number.value,), "measured")
+        _series(NAMES[m], [float(cell["bytes"])], [number], *_ends(e["facts"][m]))
         for m, (cell, number) in known.items()
         if number.value is not None
     )
@@ -144,10 +138,21 @@ def charts(e: Evidence) -> tuple[Chart, ...]:
                 series=points,
                 log_x=True,
                 log_y=True,
-                note="Only methods that answer at least half of the questions about the fewest facts.",
+                note="Only methods that answer at least half of the questions about the fewest facts; bars end where no more were asked.",
             )
         )
     return tuple(shown)
+
+
+def _ends(cells: Sequence[Cell]) -> tuple[float, float]:
+    return float(cells[0]["facts"]), float(cells[-1]["facts"])
+
+
+def _series(name: str, x: Sequence[float], y: Sequence[Number], least: float = 0.0, most: float = 100.0) -> Series:
+    """The numbers with their intervals, which end at `least` and `most` where they reach beyond what was measured."""
+    low = tuple(max(least, float(n.low or 0.0)) for n in y)
+    high = tuple(most if n.high is None else float(n.high) for n in y)
+    return Series(name, tuple(x), tuple(float(n.value or 0.0) for n in y), "measured", low, high)
 
 
 def capacity(cells: Sequence[Cell]) -> Number:
@@ -185,18 +190,23 @@ def at(table: Mapping[str, Sequence[Cell]], key: str, value: int) -> dict[str, C
 
 
 def limits(e: Evidence, ctx: Context) -> tuple[str, ...]:
-    last = e["distance"][e["neural"]][-1]
-    few = f"{last['asked']:,} questions about one diary a seed"
+    last, seeds = e["distance"][e["neural"]][-1], len(ctx.seeds)
+    few = f"{last['asked']:,} questions about {_counted(last['diaries'], 'diary', 'diaries')} a seed"
     skipped = (
         [] if "bm25" in e["methods"] else ["BM25 was not asked: bm25s is not installed (pip install 'postformer[retrieval]')."]
     )
     return (
-        "Models of two layers of width 64 that learned one task; nothing is said of a large model or of another text than these diaries.",
-        f"The longest diary rests on {few}; {len(ctx.seeds)} seed{'s' * (len(ctx.seeds) > 1)}. All models took {e['taken']}: the same "
+        f"Models of {_counted(e['depth'], 'layer')} of width {e['width']} that learned one task; nothing is said of a large model or of "
+        "another text than these diaries.",
+        f"The longest diary rests on {few}; {_counted(seeds, 'seed')}. All models took {e['taken']}: the same "
         "number of steps is not the same time.",
         "Small talk shares every word with the facts, which is harder than a real diary for BM25 and for a memory alike.",
         *skipped,
     )
+
+
+def _counted(n: int, one: str, more: str = "") -> str:
+    return f"{n} {one if n == 1 else more or one + 's'}"
 
 
 def consequences(e: Evidence) -> tuple[str, ...]:

@@ -148,6 +148,7 @@ def recall(
     return {
         "words": words,
         "facts": facts,
+        "diaries": diaries,
         "right": sum(right for right, _ in each),
         "asked": sum(asked for _, asked in each),
         "outdated": total["outdated"],

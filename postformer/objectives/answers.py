@@ -30,6 +30,8 @@ class Answers(nn.Module):
             raise ValueError(f"write_cost={write_cost} must be at least 0")
         if write_length < 0:
             raise ValueError(f"write_length={write_length} must be at least 0")
+        if write_length and not write_cost:
+            raise ValueError(f"write_length={write_length} says when writing costs its full price: give a write_cost above 0")
         self.model, self.smoothing, self.write_cost, self.write_length = model, smoothing, write_cost, write_length
 
     def forward(self, batch: dict[str, object]) -> dict[str, Tensor]:

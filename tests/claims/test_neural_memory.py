@@ -15,6 +15,7 @@ from postformer.claims import load_claim, remembering
 from postformer.claims import neural_memory as N
 from postformer.claims import neural_memory_page as page
 from postformer.claims import neural_memory_tables as tables
+from postformer.claims.draw import draw
 from postformer.claims.heat import draw_heat
 from postformer.claims.ledger import Context, Heat, Number
 from postformer.claims.report import run_report
@@ -38,7 +39,7 @@ def cell(
     stream = {"tokens": [1024, words], "bytes": sizes, "samples": [samples(1, 0), samples(last, 1)], "control": samples(1, 2)}
     one = {"right": right, "asked": asked, "outdated": 1, "unknown": 2, "held": right, "each": [[right, asked]]}
     costs = {"tokens": words, "bytes": kept, "write_s": s, "answer_s": 100 * s, "stream": stream}
-    return {"words": words, "facts": facts, **one, **costs}
+    return {"words": words, "facts": facts, "diaries": 3, **one, **costs}
 
 
 def evidence(learned: int = 64, after: tuple[int, ...] = (24, 24, 24), **options: Any) -> dict[str, Any]:
@@ -55,6 +56,8 @@ def evidence(learned: int = 64, after: tuple[int, ...] = (24, 24, 24), **options
     return {
         "neural": "lmm",
         "methods": ["lmm", "bm25"],
+        "width": 128,
+        "depth": 2,
         "taken": "10 of 20 steps",
         "learned": {"lmm": score},
         "writes": {"lmm": [{"facts": {"mean": 0.5, "any": 0.75}, "rest": {"mean": 0.01, "any": 0.02}}]},
@@ -121,6 +124,25 @@ def test_the_table_to_decide_by_is_computed():
     assert held["1,000,000 words, 8 facts"][3] == "neural memory"
     assert "BM25 wins" in page.consequences(evidence(after=(24, 20, 2)))[1]
     assert "cannot be told apart" in page.consequences(evidence())[1]
+
+
+def test_charts_show_intervals_that_end_where_nothing_was_asked():
+    found = evidence()
+    found["facts"]["lmm"] = [cell(4000, r, 2, facts=n) for n, r in ((2, 1), (8, 1), (32, 0))]
+    recall, stored = page.charts(found)
+    assert all(s.low[i] <= s.y[i] <= s.high[i] and s.low[i] < s.high[i] for s in recall.series for i in range(len(s.x)))
+    assert [(s.name, s.low, s.high) for s in stored.series] == [
+        ("neural memory", (2.0,), (32.0,)),
+        ("BM25 + attention", (8.0,), (8.0,)),
+    ]
+    assert "<svg" in draw(stored, "stored")
+
+
+def test_the_limits_name_what_was_trained_and_read(tmp_path):
+    ctx = Context(folder=tmp_path, settings="", budget_s=1.0, text=None, seeds=(0,), threads=1)
+    model, diaries, *_ = page.limits(evidence(), ctx)
+    assert "2 layers of width 128" in model
+    assert "24 questions about 3 diaries a seed; 1 seed." in diaries
 
 
 def test_capacity_lies_between_the_numbers_asked():

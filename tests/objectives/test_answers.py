@@ -111,6 +111,8 @@ def test_what_cannot_write_pays_nothing():
     assert Answers(model, write_cost=1.0)(batch).keys() == {"loss", "accuracy", "tokens"}
     with pytest.raises(ConfigError, match=r"objective: write_cost=-1.0 must be at least 0"):
         build({"kind": "answers", "write_cost": -1}, OBJECTIVES, "objective", model=small.model())
+    with pytest.raises(ConfigError, match=r"objective: write_length=1024 says when .*: give a write_cost above 0"):
+        build({"kind": "answers", "write_length": 1024}, OBJECTIVES, "objective", model=small.model())
     with pytest.raises(ConfigError, match=r"objective: write_length=-1 must be at least 0"):
         build({"kind": "answers", "write_length": -1}, OBJECTIVES, "objective", model=small.model())
 
