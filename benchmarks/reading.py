@@ -76,8 +76,6 @@ QA2 = {
 """ARMT, table 1: at 64K, 128K, 500K and 1M tokens."""
 _SHORT = {"shortest": 40, "start": 56}
 """The first texts are as short as the tokenizer allows: they hold little more than what is asked."""
-LONGER = {"mamba2": ({"grow": 2500, "power": 4.0}, 1.5)}
-"""Words of the data and a share of the steps, for a method that learns on short texts only after many steps."""
 STUDIES = {
     "needles": Study(recipe="needles", words=_SHORT, columns={n: {"needle": n} for n in (_PK, _N, _W)}, paper=NIAH),
     "babilong-qa1": Study(
@@ -117,9 +115,7 @@ def run_of(method: str, seed: int, args: argparse.Namespace) -> Run:
     """The method's run as it is trained."""
     study = STUDIES[args.name]
     run = remembering_by(RECIPES[study.recipe](), method)
-    words, longer = LONGER.get(method, ({}, 1.0))
-    train = dataclasses.replace(run.train, steps=round(longer * run.train.steps))
-    run = dataclasses.replace(run, data={**run.data, **study.words, **words}, train=train)
+    run = dataclasses.replace(run, data={**run.data, **study.words})
     if args.steps:
         run = shortened(run, args.steps / run.train.steps, args.threads)
     data = {**run.data, "tokenizer": str(tokenizer(args.out))}

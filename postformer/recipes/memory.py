@@ -38,8 +38,6 @@ METHODS: dict[str, Spec] = {
 }
 """By the name of a table's column. All have a convolution over the last tokens before they remember, and the rivals
 of the memory alone a state of as many bytes as its own, at width 128 within 4%."""
-OWN: dict[str, dict[str, Any]] = {"mamba2": {"kind": "adamw", "lr": 3e-3}}
-"""The optimizer of a method that does not learn by the recipes'."""
 
 
 def _reading(name: str, data: Spec, *, steps: int, **objective: Any) -> Run:
@@ -94,7 +92,5 @@ def diaries() -> Run:
 
 
 def remembering_by(run: Run, method: str) -> Run:
-    """The run with another of METHODS and the optimizer that it needs."""
-    model = {**run.model, "mixers": (METHODS[method],)}
-    optim = dataclasses.replace(run.optim, **OWN.get(method, {}))
-    return dataclasses.replace(run, name=f"{run.name}-{method}", model=model, optim=optim)
+    """The run with another of METHODS."""
+    return dataclasses.replace(run, name=f"{run.name}-{method}", model={**run.model, "mixers": (METHODS[method],)})
