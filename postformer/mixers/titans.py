@@ -11,7 +11,7 @@ b batch, t time, d model width, h heads, e head width, p persistent tokens; W of
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from postformer.mixers.writer import Writer, above, checked_threshold
 from postformer.ops.conv import causal_conv
 from postformer.ops.family import Activation, BiasName, Network, Preset, Retention, Step, Write, learner
 from postformer.ops.fast_weights import maps
@@ -50,7 +51,7 @@ class Recall(NamedTuple):
     weights: tuple[Tensor, ...]
 
 
-class LMM(nn.Module):
+class LMM(Writer):
     """`preset` names the choices of one paper (postformer/ops/family.py); what is given besides changes them. The network has `depth`
     matrices, `expand` times as wide inside as a head, and with `residual` (default: where the depth is above 1) answers x + LN(y), the
     norm over sqrt(variance + `damping`). `chunk` tokens share the weights at which their gradients are taken, and `window` tokens take
@@ -95,8 +96,6 @@ class LMM(nn.Module):
             raise ValueError(f"heads={heads}, head_dim={e}, conv={conv} must be at least 1 and persistent={persistent} 0")
         if rate is not None and rate <= 0:
             raise ValueError(f"rate={rate} must be above 0")
-        if not 0 <= threshold < 1:
-            raise ValueError(f"threshold={threshold} must be at least 0 and below 1")
         if damping is not None and damping <= 0:
             raise ValueError(f"damping={damping} must be above 0")
         given = {
@@ -120,9 +119,7 @@ class LMM(nn.Module):
         self.learner = learner(e, preset, given)
         self.net, self.bias, self.rule, self.momentum, self.forgetting, self.chunk = self.learner
         self.dim, self.heads, self.width = dim, heads, e
-        self.rate, self.threshold = rate or 0.5 / self.chunk, threshold
-        self.gated_by, self.writes = gates, True
-        self.observers: list[list[Tensor]] = []
+        self.rate, self.threshold, self.gated_by = rate or 0.5 / self.chunk, checked_threshold(threshold), gates
         inner = heads * e
         self.sizes = [3 * inner, inner, *[heads] * len(self._gate_names())]
         self.inp = Linear(dim, sum(self.sizes[:2]), bias=False)
@@ -178,7 +175,7 @@ class LMM(nn.Module):
         real = packing.real(t)
         begins = (position + (0 if self.prefix is None else len(self.prefix))) % self.chunk == 0
         places = Places(begins if real is None else begins & real, packing.starts, real)
-        y, z, held, past = self._read(x, held, fresh, places, past, packing, self.writes, self.observers)
+        y, z, held, past = self._read(x, held, fresh, places, past, packing, self.writes, self.observe)
         y = self._answer(y, z)
         if state is None:
             return y, None
@@ -238,7 +235,7 @@ class LMM(nn.Module):
         past: Tensor,
         packing: Packing,
         writes: bool = True,
-        observers: Sequence[list[Tensor]] = (),
+        observe: Callable[[Tensor], None] | None = None,
     ) -> tuple[Tensor, Tensor, Memory, Tensor]:
         """The memory's answers [b, t, h, e], the gate z, and the memory and the convolution's past after the tokens."""
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -249,8 +246,8 @@ class LMM(nn.Module):
         q, k, v = unit(q), unit(k), v.contiguous()
         del mixed  # not held while the memory reads, where most is held
         if writes:
-            for seen_by in observers:
-                seen_by.append(self._share(gate["theta"]))
+            if observe:
+                observe(self._share(gate["theta"]))
             y, held = memory(self.net, self.bias, q, k, v, self._gates(gate), held, fresh, places, self.rule)
         else:
             y, held = self._stand(q, held, fresh, places)
@@ -279,9 +276,8 @@ class LMM(nn.Module):
         return Gates(rate, keep, carry, limit, step, gate["share"].sigmoid() if "share" in gate else None)
 
     def _share(self, theta: Tensor) -> Tensor:
-        """Of theta's bound: a sigmoid, and with a threshold what is above it, scaled to 0 to 1."""
-        share = theta.sigmoid()
-        return (share - self.threshold).relu() / (1 - self.threshold) if self.threshold else share
+        """Of theta's bound."""
+        return above(theta.sigmoid(), self.threshold)
 
     def _fresh(self, dtype: torch.dtype, batch: int) -> Memory:
         """The memory before a document's first token: the learned one, after the persistent tokens."""

@@ -1,18 +1,19 @@
-"""What the neural memories inside of a model write while it reads: kept from it, or watched."""
+"""What the memories inside of a model write while it reads: kept from it, or watched. They are its mixers with gates that write: neural
+memories, the gated delta rule, and Mamba-2."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from postformer.mixers.titans import LMM
+from postformer.mixers.writer import Writer
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Meanwhile no LMM inside of the model writes while it reads: each answers with the weights that its state holds, or the learned ones
-    where nothing was read, and leaves them and their surprise as they are."""
-    memories = [m for m in model.modules() if isinstance(m, LMM)]
+    """Meanwhile no memory inside of the model writes while it reads: each answers with what its state holds, a neural memory that has read
+    nothing with its learned weights, and leaves it as it is, but for the last inputs of convolutions."""
+    memories = [m for m in model.modules() if isinstance(m, Writer)]
     before = [m.writes for m in memories]
     for m in memories:
         m.writes = False
@@ -25,10 +26,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def observed(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
-    """Meanwhile the lists grow by how much of each token every LMM inside of the model, by its name, writes: 0 to 1 of theta's bound
-    [b, t, h], a tensor for each call, with gradients where there are any."""
+    """Meanwhile the lists grow by how much of each token every memory inside of the model, by its name, writes [b, t, h], a tensor for each
+    call, with gradients where there are any: 0 to 1 of theta's bound, of beta's, or 1 - exp(-dt)."""
     found: dict[str, list[Tensor]] = {}
-    memories = {name: m for name, m in model.named_modules() if isinstance(m, LMM)}
+    memories = {name: m for name, m in model.named_modules() if isinstance(m, Writer)}
     for name, m in memories.items():
         m.observers.append(found.setdefault(name, []))
     try:

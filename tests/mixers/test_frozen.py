@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from postformer.mixers.delta import GatedDelta
+from postformer.mixers.mamba2 import Mamba2
 from postformer.mixers.titans import LMM
 from postformer.mixers.titans_attention import MAC, MAG
 from postformer.models.writing import frozen
@@ -51,6 +53,18 @@ def test_reading_leaves_the_weights(preset):
     assert alike([after.start], [after.now])  # chunks have begun, with these weights
     assert after.seen.tolist() == [30, 30]
     assert mixer.writes
+
+
+@pytest.mark.parametrize("mixer", [GatedDelta(16, heads=2), Mamba2(16, state=4, head_dim=8)])
+@torch.inference_mode()
+def test_rivals_stand_still_too(mixer):
+    x = torch.randn(2, 30, 16)
+    y, written = mixer(x[:, :9], mixer.init_state(2))
+    with frozen(mixer):
+        still, after = mixer(x[:, 9:], written)
+    moved, further = mixer(x[:, 9:], written)
+    assert torch.equal(after[1], written[1]) and not torch.equal(further[1], written[1])
+    assert not torch.allclose(still, moved)
 
 
 @torch.inference_mode()

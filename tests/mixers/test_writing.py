@@ -5,9 +5,12 @@ import math
 import pytest
 import torch
 
+from postformer.mixers.delta import GatedDelta
+from postformer.mixers.mamba2 import Mamba2
 from postformer.mixers.titans import LMM
 from postformer.mixers.titans_attention import MAC, MAG
 from postformer.models.writing import observed
+from postformer.ops.packing import WHOLE
 
 SHUT = 3
 """The input channel that shuts the gates."""
@@ -105,6 +108,52 @@ def test_the_shares_of_writing_are_observed(mixer, name, calls):
     assert float(memory.gates.bias.grad[: memory.heads].abs().min()) > 0
     torch.testing.assert_close(mixer(x)[0], y, rtol=0, atol=0)
     assert len(found[name]) == calls
+
+
+RIVALS = {
+    "gated delta": (lambda **words: GatedDelta(16, heads=2, conv=3, **words), 0.5),
+    "mamba2": (lambda **words: Mamba2(16, state=4, head_dim=8, conv=3, dt_min=0.05, **words), 0.05),
+}
+
+
+@pytest.mark.parametrize("gates", ["token", "conv"])
+@pytest.mark.parametrize("rival", RIVALS)
+@torch.inference_mode()
+def test_rivals_write_and_forget_nothing_below_the_threshold(rival, gates):
+    make, threshold = RIVALS[rival]
+    torch.manual_seed(0)
+    m = make(threshold=threshold, gates=gates)
+    written = []
+    _, before = m(torch.randn(2, 9, 16), m.init_state(2))
+    for _ in range(40):
+        with observed(m) as found:
+            _, after = m(torch.randn(2, 1, 16), before)
+        share = found[""][0][:, 0]
+        changed = (after[1] != before[1]).flatten(2).any(-1)
+        assert torch.equal(changed, share > 0)
+        written.append(share > 0)
+        before = after
+    assert 0.1 < torch.stack(written).float().mean() < 0.9
+
+
+@pytest.mark.parametrize("rival", RIVALS)
+def test_the_gates_of_rivals_are_their_formula(rival):
+    make, threshold = RIVALS[rival]
+    torch.manual_seed(0)
+    m = make(threshold=threshold).double()
+    logits = torch.linspace(-3, 3, 40, dtype=torch.double).view(1, 10, -1).repeat(1, 1, 2)[..., : m.heads]
+    with observed(m) as found:
+        if rival == "gated delta":
+            a, beta = m._gates(logits, logits, WHOLE)
+            share = (logits.sigmoid() - threshold).clamp(min=0) / (1 - threshold)
+            torch.testing.assert_close(beta, 2 * share)
+            torch.testing.assert_close(a, -m.A_log.exp() * torch.log1p(torch.exp(logits + m.dt_bias)) * share)
+        else:
+            dt = m._step(logits)
+            torch.testing.assert_close(dt, (torch.log1p(torch.exp(logits + m.dt_bias)) - threshold).clamp(min=0))
+            share = 1 - torch.exp(-dt)
+    torch.testing.assert_close(found[""][0], share)
+    assert 0 < int((share == 0).sum()) < share.numel()
 
 
 def test_nothing_is_observed_after_an_error():
