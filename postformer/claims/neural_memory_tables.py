@@ -3,13 +3,25 @@
 from collections.abc import Callable, Iterator, Mapping
 
 from postformer.claims.ledger import Number, Table
-from postformer.claims.neural_memory_page import NAMES, Cell, Evidence, at, capacity, first, per_cent, right, share_of
+from postformer.claims.neural_memory_page import (
+    NAMES,
+    Cell,
+    Evidence,
+    at,
+    capacity,
+    first,
+    learned,
+    named,
+    per_cent,
+    right,
+    share_of,
+)
 from postformer.claims.words import EN_DASH
 
 
 def tables(e: Evidence) -> tuple[Table, ...]:
     """All of them."""
-    return decisions(e), changes(e), capacities(e), writes(e)
+    return decisions(e), changes(e), capacities(e), writes(e), passages(e)
 
 
 def changes(e: Evidence) -> Table:
@@ -18,7 +30,7 @@ def changes(e: Evidence) -> Table:
     for method in e["methods"]:
         updated, deleted = e["changes"][method]["updated"], e["changes"][method]["deleted"]
         told = [_count(cell, key) for cell, key in ((updated, "outdated"), (deleted, "outdated"), (updated, "unknown"))]
-        rows.append((NAMES[method], right(updated), told[0], right(deleted), *told[1:]))
+        rows.append((named(e, method), right(updated), told[0], right(deleted), *told[1:]))
     return Table(
         "Changes and deletions",
         (
@@ -43,9 +55,9 @@ def capacities(e: Evidence) -> Table:
     """Learned at the training length, and facts until recall is half."""
     rows = []
     for method in e["methods"]:
-        learned = share_of(e["learned"][method]) if method in e["learned"] else "as attention"
+        share = share_of(e["learned"][method]) if method in e["learned"] else "as attention"
         cells = e["facts"][method]
-        rows.append((NAMES[method], learned, Number(cells[0]["bytes"], "B", "counted"), capacity(cells)))
+        rows.append((NAMES[method], share, Number(cells[0]["bytes"], "B", "counted"), capacity(cells)))
     length = e["learned"][e["neural"]]["length"]
     return Table(
         "Capacity",
@@ -57,13 +69,13 @@ def capacities(e: Evidence) -> Table:
 
 def decisions(e: Evidence) -> Table:
     """Which method to choose where, from the cells alone."""
-    rows = tuple((where, *_choice(cells)) for where, cells in _situations(e))
+    rows = tuple((where, *_choice({m: c for m, c in cells.items() if learned(e, m)})) for where, cells in _situations(e))
     return Table(
         "Which to choose",
         ("where", "recalls most", "right", "fewest bytes", "writes fastest", "answers fastest"),
         rows,
         note="The last three name the cheapest method among those whose interval is not wholly below that of the one which recalls most. "
-        "A dash: no method answers half of the questions.",
+        "A dash: no method answers half of the questions. Methods that have not learned are left out.",
     )
 
 
@@ -119,4 +131,22 @@ def writes(e: Evidence) -> Table:
         tuple(rows),
         note="How much: the mean share of the largest step. Tokens written: those whose share is above 0 in any head; a threshold keeps "
         "the others from leaving a trace. Small talk with the dates of entries.",
+    )
+
+
+def passages(e: Evidence) -> Table:
+    """Which passages the methods that keep the text were given, and what else was tried."""
+    rows = []
+    for method, found in e["passages"].items():
+        for one in found["tried"]:
+            taken = all(one[key] == value for key, value in found["chosen"].items())
+            sizes = (Number(one["size"], "", "counted"), Number(one["k"], "", "counted"))
+            shares = (per_cent([(one[key], one["asked"])]) for key in ("held", "right"))
+            rows.append((NAMES[method], *sizes, *shares, "taken" if taken else ""))
+    return Table(
+        "Passages",
+        ("method", "tokens of a passage", "passages read", "the answer is in them", "right", ""),
+        tuple(rows),
+        note="Tried on diaries apart from those that are asked; the one that answers most is taken, of equal ones that which finds most, "
+        "then that which reads least.",
     )

@@ -158,7 +158,7 @@ def limits(e: Evidence, about: Mapping[str, Any], run: Run, seeds: int) -> tuple
         f"{sum(e['units']['bytes']):,.0f} bytes of the {read['documents']:,} after them: other text of the same hand, so that much of what "
         "there is to learn of the author is in the weights before.",
         "The model was trained to write: kept from it, it is in a case that it never met, so the gain over standing still overstates what "
-        "writing is worth. The model without a memory is the fairer rival, but it lacks the memory's convolution over four tokens as well.",
+        "writing is worth. The model without a memory is the fairer rival.",
         f"The models are small (width {run.model['dim']}) and took {e['taken']} of {run.train.batch * length:,} tokens: they still learn "
         "spelling and grammar. What a large model gains from names and events of years ago cannot be seen here.",
         f"Training reads {length} tokens from a fresh memory and never further, so that nothing teaches the memory to keep for long; "

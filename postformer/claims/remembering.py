@@ -6,15 +6,16 @@ Every diary streams: no more than one entry of it is held. A reader keeps a stat
 import dataclasses
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_model, save_model
 
 from postformer.claims import tasks
 from postformer.claims.ledger import Context, Real
+from postformer.claims.peak import resident
 from postformer.claims.stats import interleaved
 from postformer.config import Run
 from postformer.data.diary import HEADING, Diaries, Diary, sentences
@@ -41,11 +42,19 @@ VOCAB = 4096
 """Pieces at most: fewer are found, and every name of a person or a pet is one."""
 MADE_OF, WORDS, FACTS = 40, 3000, 100
 """Diaries that the tokenizer is made of, and the words and statements of each."""
+MADE_OF_TEXT = 10
+"""Further ones with the user's text, so few that every name stays one piece."""
 SHORTEST, PLAIN = 104, 116
 """Tokens of the shortest diaries with their questions, little more than three facts and what is asked about one, and of those up to which
 all is told in plain words."""
 TRAINING = 1 << 20
 """Seeds of the diaries that the tokenizer is made of begin here; those that are asked lie below."""
+PASSAGES = tuple((size, share) for size in (16, 32, 64) for share in (0.25, 1.0))
+"""Settings of retrieval that are tried: tokens of a passage, and the share of the reader's training length that passages fill."""
+TRIED_WORDS, TRIED_FACTS, TRIED_DIARIES = 32_000, 8, 2
+"""Diaries on which they are, apart from those that are asked."""
+ROOM = 64
+"""Tokens of the training length that are left for the question and its answer."""
 ENCODED, ENCODER_STEPS = 700, 150
 """Bytes of the diaries that the encoder learns from, and its steps: about ten seconds."""
 APART = 1 << 24
@@ -57,48 +66,86 @@ ASKED = 32
 
 
 def tokenizer(ctx: Context) -> Path:
-    """The folder of the BPE, made from diaries apart from those that are asked."""
-    folder = ctx.files / "tokenizer"
+    """The folder of the BPE, made from diaries apart from those that are asked, where it is not there yet."""
+    folder, text = ctx.files / "tokenizer", _text(ctx)
     if not (folder / "tokenizer.json").exists():
         folder.mkdir(exist_ok=True)
-        BPE.train((_whole(TRAINING + i) for i in range(MADE_OF)), VOCAB).save(folder)
+        told = [_whole(TRAINING + i) for i in range(MADE_OF)]
+        told += [_whole(TRAINING + MADE_OF + i, text) for i in range(MADE_OF_TEXT if text else 0)]
+        BPE.train(told, VOCAB).save(folder)
     return folder
 
 
-def _whole(seed: int) -> str:
-    diary = Diary(words=WORDS, facts=FACTS, seed=seed)
+def _text(ctx: Context) -> str | None:
+    return None if ctx.text is None else str(ctx.text)
+
+
+def _whole(seed: int, text: str | None = None) -> str:
+    diary = Diary(words=WORDS, facts=FACTS, seed=seed, text=text)
     questions = "".join(f"{asking(q.text)} {q.answer}" for q in diary.questions())
     return "".join(f"\n\n{entry.text}" for entry in diary.entries()) + questions
 
 
-def runs(run: Run, methods: Sequence[str], folder: Path) -> dict[str, Run]:
-    """The same run with each way of remembering, its texts as short at first as the tokenizer allows."""
-    data = {**run.data, "tokenizer": str(folder), "shortest": SHORTEST, "start": SHORTEST, "plain": PLAIN}
-    return {m: dataclasses.replace(remembering_by(run, m), data=data) for m in methods}
+def runs(ctx: Context, run: Run, methods: Sequence[str]) -> dict[str, Run]:
+    """The same run with each way of remembering, its texts as short at first as the tokenizer allows, and the user's text between the facts
+    where there is one."""
+    own = {"tokenizer": str(tokenizer(ctx)), "shortest": SHORTEST, "start": SHORTEST, "plain": PLAIN, "text": _text(ctx)}
+    return {m: dataclasses.replace(remembering_by(run, m), data={**run.data, **own}) for m in methods}
 
 
-def reader(ctx: Context, fitted: dict[str, Run], method: str, seed: int) -> Reader:
-    """A new reader with the trained model."""
-    if method in (BY_WORDS, BY_MEANING):
-        rank = Dense(encoder(ctx, _world(fitted[ANSWERS])).encode) if method == BY_MEANING else None
-        return RetrievalReader(open_model(tasks.folder(ctx, fitted[ANSWERS], seed)), ask=asking, rank=rank)
-    return StateReader(open_model(tasks.folder(ctx, fitted[method], seed)), ask=asking)
+def world(run: Run) -> dict[str, Any]:
+    """What the run's diaries tell of, in which wordings, and between what."""
+    return {"topics": tuple(run.data["topics"]), "reach": run.data["reach"], "text": run.data["text"]}
 
 
-def _world(run: Run) -> dict[str, Any]:
-    """What the run's diaries tell of, and in which wordings."""
-    return {"topics": tuple(run.data["topics"]), "reach": run.data["reach"]}
+class Readers:
+    """New readers of each method, with the trained models of its run; `retrieval` are the words of each RetrievalReader."""
+
+    def __init__(self, ctx: Context, runs: Mapping[str, Run]):
+        self.ctx, self.runs = ctx, runs
+        self.retrieval: dict[str, dict[str, int]] = {}
+
+    def run(self, method: str) -> Run:
+        """What its model was trained by."""
+        return self.runs[method if method in self.runs else ANSWERS]
+
+    def new(self, method: str, seed: int, **retrieval: int) -> Reader:
+        """One that has read nothing."""
+        model = open_model(tasks.folder(self.ctx, self.run(method), seed))
+        if method not in (BY_WORDS, BY_MEANING):
+            return StateReader(model, ask=asking)
+        rank = Dense(encoder(self.ctx, world(self.run(method)), seed).encode) if method == BY_MEANING else None
+        return RetrievalReader(model, ask=asking, rank=rank, **(retrieval or self.retrieval[method]))
+
+    def choose(self, method: str) -> dict[str, Any]:
+        """Try PASSAGES with the first seed's model on diaries apart from those that are asked: what each found and answered, and the one
+        that answered most ("chosen"); of equal ones that which found most, then that which reads least."""
+        length, seed = self.run(method).data["length"] - ROOM, self.ctx.seeds[0]
+        told = {"facts": TRIED_FACTS, "kinds": ("single",), **world(self.run(method))}
+        diaries = [Diary(words=TRIED_WORDS, seed=TRAINING + MADE_OF + MADE_OF_TEXT + i, **told) for i in range(TRIED_DIARIES)]
+        tried = []
+        with process.threads(self.ctx.threads):
+            for size, share in PASSAGES:
+                setting, found = {"size": size, "k": max(1, int(share * length / size))}, Counter[str]()
+                for diary in diaries:
+                    kept = self.new(method, seed, **setting)
+                    for ids in streamed(diary, kept.tokens):  # type: ignore[attr-defined]
+                        kept.write(ids)
+                    found += _asked(kept, diary)
+                tried.append({**setting, **{key: found[key] for key in ("right", "held", "asked")}})
+        best = max(tried, key=lambda one: (one["right"], one["held"], -one["size"] * one["k"]))
+        return {"tried": tried, "chosen": {key: best[key] for key in ("size", "k")}}
 
 
-def encoder(ctx: Context, world: dict[str, Any]) -> TextEncoder:
-    """The encoder of BY_MEANING, trained on diaries of that world where it is not there yet."""
-    path, found = ctx.files / "encoder.safetensors", TextEncoder()
+def encoder(ctx: Context, told: dict[str, Any], seed: int) -> TextEncoder:
+    """The seed's encoder of BY_MEANING, trained on diaries that tell so where it is not there yet."""
+    path, found = ctx.files / f"encoder-{seed}.safetensors", TextEncoder()
     if path.exists():
         load_model(found, path)
         return found.eval()
     with process.threads(ctx.threads):
-        diaries = Diaries(length=ENCODED, kinds=("single", "updated"), **world)
-        found = fit_encoder(asked_pairs(diaries), steps=ENCODER_STEPS)
+        diaries = Diaries(length=ENCODED, kinds=("single", "updated"), **told)
+        found = fit_encoder(asked_pairs(diaries, seed=seed), steps=ENCODER_STEPS, seed=seed)
     save_model(found, str(path))
     return found
 
@@ -112,8 +159,7 @@ def streamed(diary: Diary, tokens: Tokens) -> Iterator[Any]:
 
 
 def recall(
-    ctx: Context,
-    fitted: dict[str, Run],
+    readers: Readers,
     method: str,
     *,
     words: int,
@@ -125,26 +171,29 @@ def recall(
 ) -> dict[str, Any]:
     """How many questions at the end of new diaries every seed's model answers rightly, or with the outdated value, and what it cost.
 
-    `held` counts the questions whose answer stands in the passages that were found.
-    With `timed`, `stream` is the cost of reading on at the last diary's begin and end, for a reader of a state.
+    `each` counts those that are right and all, of every seed, or of a single one's every diary. `held` counts the questions whose answer
+    stands in the passages that were found. With `timed`, `stream` is the cost of reading on at the last diary's begin and end, for a
+    reader of a state.
     """
-    told = {"facts": facts, "kinds": (kind,), "span": span, **_world(fitted[method if method in fitted else ANSWERS])}
+    ctx = readers.ctx
+    told = {"facts": facts, "kinds": (kind,), "span": span, **world(readers.run(method))}
     each, total = [], Counter[str]()
     last: dict[str, Any] = {}
     with process.threads(ctx.threads), process.freed_memory_kept():
         for seed in ctx.seeds:
-            own = Counter[str]()
+            own = list[Counter[str]]()
             for number in range(diaries):
                 diary = Diary(words=words, seed=APART * seed + number, **told)
-                kept = reader(ctx, fitted, method, seed)
+                kept = readers.new(method, seed)
                 early = _read(ctx, kept, diary, f"{method}: diary of {words:,} words")
-                own += _asked(kept, diary)
+                own.append(_asked(kept, diary))
                 last = {"bytes": kept.nbytes, "stream": _stream(kept, early) if timed and number == diaries - 1 else None}
                 total += Counter(tokens=kept.spent.written, questions=kept.spent.answered)
                 total["write_ns"] += int(1e9 * kept.spent.write_s)
                 total["answer_ns"] += int(1e9 * kept.spent.answer_s)
-            each.append([own["right"], own["asked"]])
-            total += Counter(outdated=own["outdated"], unknown=own["unknown"], held=own["held"])
+            found = sum(own, Counter[str]())
+            each += [[one["right"], one["asked"]] for one in ([found] if len(ctx.seeds) > 1 else own)]
+            total += Counter({key: found[key] for key in ("outdated", "unknown", "held")})
     return {
         "words": words,
         "facts": facts,
@@ -167,7 +216,7 @@ def written(ctx: Context, run: Run, facts: int, diaries: int) -> list[dict[str, 
     """Of each neural memory of the model, by depth: how much of the tokens of facts and of the rest it writes, 0 to 1, on average over the
     heads ("mean"), and the share of them that any head writes ("any"); over diaries of the training length and all seeds."""
     rest, length = (FILLER, HEADING), run.data["length"]
-    about = {"facts": facts, "kinds": ("single",), **_world(run)}
+    about = {"facts": facts, "kinds": ("single",), **world(run)}
     shares: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     with process.threads(ctx.threads):
         for seed in ctx.seeds:
@@ -175,7 +224,7 @@ def written(ctx: Context, run: Run, facts: int, diaries: int) -> list[dict[str, 
             tokens = tokens_of(model)
             for number in range(diaries):
                 told, rng = Diary(words=length, seed=number, **about).plan, random.Random(number)
-                pieces = list(pieces_of(told, sentences(None, rng, told.people), tokens.encode, length, 10.0, rng))
+                pieces = list(pieces_of(told, sentences(about["text"], rng, told.people), tokens.encode, length, 10.0, rng))
                 fact = torch.tensor([label not in rest for piece, label in pieces for _ in piece])
                 with observed(model) as found:
                     model.hidden(torch.tensor([[i for piece, _ in pieces for i in piece]]))
@@ -189,17 +238,32 @@ def _shares(share: torch.Tensor) -> dict[str, float]:
     return {"mean": float(share.mean()), "any": float((share.amax(-1) > 0).float().mean())}
 
 
-def _read(ctx: Context, kept: Reader, diary: Diary, saying: str) -> tuple[int, Any] | None:
-    """The tokens and the state after the first chunk, of a reader that keeps one."""
+class Early(NamedTuple):
+    """The tokens after the first chunk, the state, and the process's resident bytes, where the system tells them."""
+
+    tokens: int
+    state: Any
+    resident: int | None
+
+
+def _read(ctx: Context, kept: Reader, diary: Diary, saying: str) -> Early | None:
+    """Write all of the diary; what was after its first chunk, of a reader that keeps a state."""
     early, done = None, 0
     for ids in streamed(diary, kept.tokens):  # type: ignore[attr-defined]
         kept.write(ids)
         if isinstance(kept, StateReader) and early is None:
-            early = kept.spent.written, clone(kept.memory.state)
+            early = Early(kept.spent.written, clone(kept.memory.state), _resident())
         done += len(ids)
         if done % (64 * CHUNK) == 0:
             ctx.progress(saying, min(done, 2 * diary.words), 2 * diary.words)
     return early
+
+
+def _resident() -> int | None:
+    try:
+        return resident("VmRSS")
+    except OSError:
+        return None
 
 
 def _asked(kept: Reader, diary: Diary) -> Counter[str]:
@@ -217,16 +281,18 @@ def _asked(kept: Reader, diary: Diary) -> Counter[str]:
 
 
 @torch.inference_mode()
-def _stream(kept: Reader, early: tuple[int, Any] | None, reading: int = 256, rounds: int = 40) -> dict[str, Any] | None:
-    """Bytes of the state, and seconds a token to read on, after the first chunk and at the end, timed in turns."""
+def _stream(kept: Reader, early: Early | None, reading: int = 256, rounds: int = 40) -> dict[str, Any] | None:
+    """Bytes of the state and of the process, and seconds a token to read on, after the first chunk and at the end, timed in turns."""
     if not isinstance(kept, StateReader) or early is None:
         return None
+    held = [early.resident, _resident()]
     model: LanguageModel = kept.model
-    states = {"begin": early[1], "end": kept.memory.state}
+    states = {"begin": early.state, "end": kept.memory.state}
     more = torch.randint(model.vocab, (1, reading), generator=torch.Generator().manual_seed(1))
     timing = interleaved({n: lambda s=s: model.hidden(more, s) for n, s in states.items()}, rounds, warmup=2)
     return {
-        "tokens": [early[0], kept.spent.written],
+        "tokens": [early.tokens, kept.spent.written],
+        "resident": held,
         "bytes": [nbytes(s) for s in states.values()],
         "samples": [[t / reading for t in timing.samples[n]] for n in states],
         "control": [t / reading for t in timing.control],

@@ -25,15 +25,15 @@ SAMPLED = 24
 
 
 def fitted(ctx: Context, runs: Mapping[str, Run], seconds: Real, sampled: int = SAMPLED) -> dict[str, Run]:
-    """The runs with the same share of their steps, all of them if the seconds allow it for every seed.
+    """The runs with the same share of their steps, all of them if the seconds, the timing's included, allow it for every seed.
 
     A task that grows with the steps grows faster then. What a step takes is the mean over `sampled` of them, evenly from all of the run.
     """
-    share_s = seconds / len(ctx.seeds)
     step_s = ctx.step(
         "speed of training: " + ", ".join(runs),
         lambda: {name: _step_s(run, ctx.threads, sampled) for name, run in runs.items()},
     )
+    share_s = max(0.0, seconds - ctx.steps[-1]["seconds"]) / len(ctx.seeds)
     share = min(1.0, share_s / sum(step_s[name] * run.train.steps for name, run in runs.items()))
     return {name: shortened(run, share, ctx.threads) for name, run in runs.items()}
 

@@ -11,7 +11,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from postformer.claims import load_claim, remembering
+from postformer.claims import load_claim, remembering, tasks
 from postformer.claims import neural_memory as N
 from postformer.claims import neural_memory_page as page
 from postformer.claims import neural_memory_tables as tables
@@ -36,30 +36,43 @@ def cell(
         return (value * (1 + 0.01 * np.random.default_rng(seed).permutation(np.linspace(-1, 1, 41)))).tolist()
 
     sizes = [1000, 1000 if kept == 1000 else kept]
-    stream = {"tokens": [1024, words], "bytes": sizes, "samples": [samples(1, 0), samples(last, 1)], "control": samples(1, 2)}
+    stream = {
+        "tokens": [1024, words],
+        "bytes": sizes,
+        "resident": [10**8, 10**8 + 4096],
+        "samples": [samples(1, 0), samples(last, 1)],
+        "control": samples(1, 2),
+    }
     one = {"right": right, "asked": asked, "outdated": 1, "unknown": 2, "held": right, "each": [[right, asked]]}
     costs = {"tokens": words, "bytes": kept, "write_s": s, "answer_s": 100 * s, "stream": stream}
     return {"words": words, "facts": facts, "diaries": 3, **one, **costs}
 
 
-def evidence(learned: int = 64, after: tuple[int, ...] = (24, 24, 24), **options: Any) -> dict[str, Any]:
+def evidence(learned: int = 64, after: tuple[Any, ...] = (24, 24, 24), **options: Any) -> dict[str, Any]:
     lengths = (500, 32_000, N.TEN_YEARS)
     one = {"rows_right": learned, "rows": 64}
     score = {"length": 1024, **one, "each": [one]}
-    neural = [cell(n, right, **(options if n == N.TEN_YEARS else {})) for n, right in zip(lengths, after, strict=False)]
+    asked = [right if isinstance(right, tuple) else (right, 24) for right in after]
+    neural = [cell(n, *right, **(options if n == N.TEN_YEARS else {})) for n, right in zip(lengths, asked, strict=False)]
     text = [cell(n, 24, kept=10 * n, s=1e-6) for n in lengths]
     facts = {
         "lmm": [cell(4000, r, facts=n) for n, r in ((2, 24), (8, 18), (32, 6))],
         "bm25": [cell(4000, 24, facts=8, kept=40_000)],
     }
     changed = {"updated": cell(500, 20), "deleted": cell(500, 3)}
+    tried = [
+        {"size": 16, "k": 10, "right": 4, "held": 9, "asked": 16},
+        {"size": 16, "k": 60, "right": 15, "held": 16, "asked": 16},
+    ]
     return {
         "neural": "lmm",
+        "reader": "attention",
         "methods": ["lmm", "bm25"],
+        "passages": {"bm25": {"tried": tried, "chosen": {"size": 16, "k": 60}}},
         "width": 128,
         "depth": 2,
         "taken": "10 of 20 steps",
-        "learned": {"lmm": score},
+        "learned": {"lmm": score, "attention": {**score, "rows_right": 64}},
         "writes": {"lmm": [{"facts": {"mean": 0.5, "any": 0.75}, "rest": {"mean": 0.01, "any": 0.02}}]},
         "changes": {"lmm": changed, "bm25": changed},
         "facts": facts,
@@ -82,6 +95,7 @@ def judge(name: str, found: Any) -> Any:
         (64, (24, 20, 9), "inconclusive"),  # 37.5%, to 57%
         (57, (24, 24, 24), "inconclusive"),  # 89% at the training length: not learned
         (0, (0, 0, 0), "inconclusive"),
+        (64, (24, 24, (8, 8)), "inconclusive"),  # too few questions
         (64, (24, 24), "inconclusive"),  # the budget ended before ten years
     ],
 )
@@ -140,9 +154,52 @@ def test_charts_show_intervals_that_end_where_nothing_was_asked():
 
 def test_the_limits_name_what_was_trained_and_read(tmp_path):
     ctx = Context(folder=tmp_path, settings="", budget_s=1.0, text=None, seeds=(0,), threads=1)
-    model, diaries, *_ = page.limits(evidence(), ctx)
-    assert "2 layers of width 128" in model
-    assert "24 questions about 3 diaries a seed; 1 seed." in diaries
+    model, facts, _, read, talk = page.limits(evidence(), ctx)
+    assert "2 layers of width 128" in model and "dogs and nothing else" in facts
+    assert "24 questions about 3 diaries a seed; 1 seed." in read and "Small talk" in talk
+    assert (
+        page.limits(evidence(), dataclasses.replace(ctx, text=Path("my.txt")))[-1] == "What stands between the facts is my.txt."
+    )
+
+
+def test_what_has_not_learned_is_named_and_chosen_nowhere():
+    found = evidence()
+    found["learned"]["attention"]["rows_right"] = 57
+    assert not page.learned(found, "bm25") and page.learned(found, "lmm")
+    for heat in page.heats(found, [0]):
+        assert heat.rows == ("neural memory", "BM25 + attention (not learned)")
+    assert all("BM25 + attention" not in row for row in tables.decisions(found).rows)
+
+
+def test_passages_that_were_tried_are_shown():
+    few, many = tables.passages(evidence()).rows
+    assert [n.value for n in few[1:5]] == [16, 10, 100 * 9 / 16, 25] and (few[5], many[5]) == ("", "taken")
+
+
+@pytest.mark.parametrize("tokens", ["dogs", "other"])
+def test_retrieval_takes_the_setting_that_answers_most(tmp_path, monkeypatch, tokens):
+    """Of a model that has learned nothing: the one that finds most, then that which reads least."""
+    ctx = Context(folder=tmp_path, settings="0" * 64, budget_s=1)
+    whole = diaries()
+    short = dataclasses.replace(whole, data={**whole.data, "length": 160}, train=dataclasses.replace(whole.train, steps=1))
+    text = None
+    if tokens == "other":
+        text = tmp_path / "mine.txt"
+        text.write_text("The heron stood in the reeds. Nobody had seen it come. " * 400)
+        ctx = dataclasses.replace(ctx, text=text)
+    runs = remembering.runs(ctx, short, ("attention",))
+    assert runs["attention"].data["text"] == (None if text is None else str(text))
+    tasks.learn(ctx, tasks.shortened(runs["attention"], 1.0, 1))
+    monkeypatch.setattr(remembering, "TRIED_WORDS", 600)
+    readers = remembering.Readers(ctx, runs)
+    found = readers.choose("bm25")
+    assert len(found["tried"]) == len(remembering.PASSAGES) and found["chosen"].keys() == {"size", "k"}
+    assert all(one["size"] * one["k"] <= 160 for one in found["tried"])
+    best = max(found["tried"], key=lambda one: (one["right"], one["held"], -one["size"] * one["k"]))
+    assert found["chosen"].items() <= best.items() and best["held"] > 0
+    readers.retrieval["bm25"] = found["chosen"]
+    kept = readers.new("bm25", 0)
+    assert (kept.k, kept.passages.size) == (found["chosen"]["k"], found["chosen"]["size"])
 
 
 def test_capacity_lies_between_the_numbers_asked():
@@ -210,7 +267,7 @@ def test_as_many_diaries_as_the_questions_take():
 
 def test_a_diary_streams_in_chunks(tmp_path):
     ctx = Context(folder=tmp_path, settings="0" * 64, budget_s=1)
-    run = remembering.runs(diaries(), ("lmm",), remembering.tokenizer(ctx))["lmm"]
+    run = remembering.runs(ctx, diaries(), ("lmm",))["lmm"]
     tokens = load_tokens(run.data["tokenizer"])
     diary = Diary(words=3000, facts=10, kinds=("single",))
     pieces = list(remembering.streamed(diary, tokens))
@@ -224,11 +281,11 @@ def test_a_diary_streams_in_chunks(tmp_path):
 def test_the_encoder_is_trained_once(tmp_path, monkeypatch):
     ctx = Context(folder=tmp_path, settings="0" * 64, budget_s=1)
     monkeypatch.setattr(remembering, "ENCODER_STEPS", 3)
-    first = remembering.encoder(ctx, {"topics": ("dog",), "reach": 3}).encode(["Ada Abel lives in Cork."])
+    told, text = {"topics": ("dog",), "reach": 3}, ["Ada Abel lives in Cork."]
+    first, other = (remembering.encoder(ctx, told, seed).encode(text) for seed in (0, 1))
+    assert (first != other).any()
     monkeypatch.setattr(remembering, "fit_encoder", None)
-    np.testing.assert_array_equal(
-        remembering.encoder(ctx, {"topics": ("dog",), "reach": 3}).encode(["Ada Abel lives in Cork."]), first
-    )
+    np.testing.assert_array_equal(remembering.encoder(ctx, told, 0).encode(text), first)
 
 
 def test_the_claim_small(tmp_path, monkeypatch):
@@ -237,6 +294,7 @@ def test_the_claim_small(tmp_path, monkeypatch):
     monkeypatch.setattr(N, "DISTANCES", (300, 600))
     monkeypatch.setattr(N, "FACTS", (2, 4))
     monkeypatch.setattr(remembering, "ENCODER_STEPS", 2)
+    monkeypatch.setattr(remembering, "TRIED_WORDS", 300)
     for name, value in {"FACTS_WORDS": 200, "CHANGE_WORDS": 200, "QUESTIONS": 8, "ROWS": 4, "TEN_YEARS": 600}.items():
         monkeypatch.setattr(N, name, value)
     whole = diaries()
@@ -250,7 +308,10 @@ def test_the_claim_small(tmp_path, monkeypatch):
     result = claim["result"]
     assert result["verdict"] == "inconclusive" and "not learned in" in result["findings"][0]["because"]
     assert [heat["rows"] for heat in result["heats"]] == [
-        ["neural memory", "attention, KV cache", "BM25 + attention", "vectors + attention"]
+        [
+            f"{name} (not learned)"
+            for name in ("neural memory", "attention, KV cache", "BM25 + attention", "vectors + attention")
+        ]
     ] * 2
     (writes,) = (table for table in result["tables"] if table["title"] == "What is written")
     assert [row[0] for row in writes["rows"]] == ["neural memory, layer 1", "neural memory, layer 2"]

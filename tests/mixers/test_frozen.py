@@ -59,7 +59,7 @@ def test_reading_leaves_the_weights(preset):
 @torch.inference_mode()
 def test_rivals_stand_still_too(mixer):
     x = torch.randn(2, 30, 16)
-    y, written = mixer(x[:, :9], mixer.init_state(2))
+    _, written = mixer(x[:, :9], mixer.init_state(2))
     with frozen(mixer):
         still, after = mixer(x[:, 9:], written)
     moved, further = mixer(x[:, 9:], written)
