@@ -91,6 +91,12 @@ def _report_arguments(p: Parser) -> None:
     p.add_argument("--text", type=Path, metavar="PATH", help="your text: a file, a folder or a .jsonl (default: Python's own)")
     p.add_argument("--seeds", type=seed_list, default=(0,), metavar="0,1", help="seeds to train with (default: 0)")
     p.add_argument("--threads", type=_threads, help="threads to compute with (default: all cores)")
+    p.add_argument(
+        "--diary-words",
+        type=positive,
+        metavar="N",
+        help="let neural_memory read a diary of so many words too, such as 50000000",
+    )
     p.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="where the page goes (default: report)")
     p.add_argument("--render", type=Path, metavar="REPORT.JSON", help="only write the page of an existing report.json anew")
 

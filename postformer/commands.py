@@ -44,6 +44,12 @@ def report(args: argparse.Namespace) -> int:
     if args.text:
         _refuse_inside(args.out, args.text)
     claims = [load_claim(name) for name in dict.fromkeys(names)]
+    if args.diary_words is not None:
+        from postformer.claims.neural_memory import CLAIM, NeuralMemory
+
+        if CLAIM not in claims:
+            raise UserError("--diary-words: is for neural_memory, which --claims leaves out")
+        claims[claims.index(CLAIM)] = NeuralMemory(args.diary_words)
     outcome = run_report(
         claims,
         args.out,

@@ -503,6 +503,12 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         "threads": Mistake("report --threads 0 --out new", "--threads: '0' is not a whole number above 0"),
         "threads beyond sense": Mistake("report --threads 100000 --out new", "--threads: 100000 must be at most 1024"),
         "odd threads": Mistake("report --threads ² --out new", "--threads: '²' is not a whole number above 0"),
+        "ten years": Mistake("report --diary-words 1000000 --out new", "--diary-words: expected more than 1,000,000 words"),
+        "odd words": Mistake("report --diary-words 50M --out new", "--diary-words: '50M' is not a whole number above 0"),
+        "words of no diary": Mistake(
+            "report --claims selective --diary-words 2000000 --out new",
+            "--diary-words: is for neural_memory, which --claims leaves out",
+        ),
         "missing text": Mistake("report --text no.txt --out new", "--text no.txt: no such file or folder"),
         "a file": Mistake("report --out text.txt", "--out text.txt: is a file"),
         "someone's folder": Mistake("report --out notes", "--out notes: holds 'mine.txt' but no report.json"),

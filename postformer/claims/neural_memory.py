@@ -5,7 +5,6 @@ more facts; the rivals that keep the text find passages for the attention model,
 """
 
 import importlib.util
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,8 +39,6 @@ WRITTEN = 8
 TEN_YEARS = 1_000_000
 DISTANCES = (500, 4_000, 32_000, 250_000, TEN_YEARS)
 """Words of the diaries whose first tenth tells the facts."""
-FURTHER = "POSTFORMER_DIARY_WORDS"
-"""The environment's variable that adds a longer diary, such as 50000000."""
 FIRST_YEAR = 0.1
 """Of a diary's ten years."""
 STORED = 8
@@ -152,7 +149,8 @@ RULE = Rule(
 
 
 class NeuralMemory:
-    """See the module's docstring."""
+    """See the module's docstring. A diary of `further` words, more than TEN_YEARS, is read as well where it is given: it is shown, and not
+    judged. Raises UserError."""
 
     id = "neural_memory"
     title = "Ten years of diaries"
@@ -166,10 +164,13 @@ class NeuralMemory:
     rule = RULE
     weight = 5
 
+    def __init__(self, further: int | None = None):
+        if further is not None and further <= TEN_YEARS:
+            raise UserError(f"--diary-words: expected more than {TEN_YEARS:,} words, such as 50000000, got {further:,}")
+        self.distances = DISTANCES if further is None else (*DISTANCES, further)
+
     def plan(self, budget_s: Real, seeds: int) -> Sequence[Step]:
-        """Training first; the neural memory's million words have their fixed time; the others are asked as far as the rest reaches. Raises
-        UserError for FURTHER."""
-        distances()
+        """Training first; the neural memory's million words have their fixed time; the others are asked as far as the rest reaches."""
         learn, short = LEARN * budget_s, 0.15 * budget_s
         stream = STREAM_S * seeds * _diaries(budget_s, NEURAL, TEN_YEARS)
         return (
@@ -256,7 +257,7 @@ class NeuralMemory:
         return [readers.ctx.step(f"{method}: {n} facts", lambda n=n: asked(n)) for n in FACTS]
 
     def _distances(self, readers: Any, methods: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-        """Of every method the shortest and of the neural memory all to ten years, others while they are expected to fit."""
+        """Of every method the shortest diary and of the neural memory all to ten years, others while they are expected to fit."""
         from postformer.claims.remembering import recall
 
         ctx = readers.ctx
@@ -266,7 +267,7 @@ class NeuralMemory:
             return recall(readers, method, words=words, diaries=_diaries(ctx.budget_s, method, words), timed=True, **told)
 
         found: dict[str, list[dict[str, Any]]] = {m: [] for m in methods}
-        for place, words in enumerate(distances()):
+        for place, words in enumerate(self.distances):
             for method in methods:
                 always = not place or (method == NEURAL and words <= TEN_YEARS)
                 if len(found[method]) == place and (always or _fits(ctx, found, method, words)):
@@ -292,15 +293,6 @@ def _fits(ctx: Context, found: Mapping[str, Sequence[dict[str, Any]]], method: s
 
     kept = taken_s(NEURAL, neural, TEN_YEARS) if method != NEURAL and neural["words"] < TEN_YEARS else 0.0
     return taken_s(method, found[method][-1], words) <= ctx.left_s - kept
-
-
-def distances() -> tuple[int, ...]:
-    """Words of the diaries, and those of FURTHER. Raises UserError when that is no number above TEN_YEARS."""
-    if not (further := os.environ.get(FURTHER, "")):
-        return DISTANCES
-    if not further.isdecimal() or int(further) <= TEN_YEARS:
-        raise UserError(f"{FURTHER}: expected a whole number of words above {TEN_YEARS:,}, such as 50000000, got '{further}'")
-    return (*DISTANCES, int(further))
 
 
 CLAIM = NeuralMemory()

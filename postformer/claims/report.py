@@ -20,6 +20,7 @@ from postformer.claims.progress import Reporter, reporter
 from postformer.claims.stamp import closed, code_sha256, libraries, machine, stamp, usable_cores
 from postformer.claims.words import span
 from postformer.config import ConfigError, UserError, parse, plain
+from postformer.data.prose import PEPYS_FILE, data_folder
 from postformer.files import durable_directory, write_durably
 
 SCHEMA = "postformer-report-1"
@@ -60,7 +61,7 @@ def run_report(
     threads = threads or usable_cores()
     settings = {
         "budget_s": budget_s,
-        "text": fingerprint(text) if text else None,
+        "text": fingerprint(read) if (read := text or data_folder(PEPYS_FILE)) else None,
         "seeds": list(seeds),
         "threads": threads,
         "code_sha256": code_sha256(),

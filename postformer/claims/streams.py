@@ -17,7 +17,7 @@ from postformer.claims.ledger import Context, NotMeasurable
 from postformer.claims.stats import interleaved
 from postformer.data import Document, Source, build_corpus, open_corpus
 from postformer.data.embedded import embedded_sources
-from postformer.data.prose import data_folder
+from postformer.data.prose import PEPYS_FILE, data_folder
 from postformer.data.scan import Progress
 from postformer.files import write_durably
 from postformer.mixers.titans import LMMState
@@ -56,7 +56,7 @@ def text_of(path: Path | None) -> Text:
     """The text there, or else Pepys' diary in order of date, or Python's library. Raises DataError and NotMeasurable."""
     if path is not None:
         name, sources = str(path), [Source(path)]
-    elif diary := data_folder("pepys/pepys.jsonl"):
+    elif diary := data_folder(PEPYS_FILE):
         name, sources = "Pepys' diary, 1660 to 1669, in order of date", [Source(diary)]
     else:
         name, sources = "Python's own library: code and prose", embedded_sources(DEFAULT_BYTES)

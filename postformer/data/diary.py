@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from postformer.data.facts import LINKS, TOPICS, about
-from postformer.data.prose import Prose, data_folder
+from postformer.data.prose import PEPYS_FILE, Prose, data_folder
 from postformer.data.reading import FILLER, Passage, Piece, Reading, asking, weave
 from postformer.data.smalltalk import smalltalk
 from postformer.data.sources import DataError
@@ -233,7 +233,7 @@ def source(text: str) -> Prose:
     """The text that is named. Raises DataError when it is not there."""
     if text != PEPYS:
         return Prose(Path(text))
-    if found := data_folder("pepys/pepys.jsonl"):
+    if found := data_folder(PEPYS_FILE):
         return Prose(found)
     raise DataError(
         "text: Pepys' diary is not there; set POSTFORMER_DATA to a folder with pepys/pepys.jsonl in it, or give a path"

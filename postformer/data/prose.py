@@ -32,6 +32,10 @@ LAST_WORD = re.compile(r"(\w+)$")
 COUNTED = re.compile(r"\w+|[^\w\s]")
 
 
+PEPYS_FILE = "pepys/pepys.jsonl"
+"""Pepys' diary in it: the text of claims that read one where the user gives none."""
+
+
 def data_folder(name: str) -> Path | None:
     """A file or folder of the real data, or None where there is none. Nothing is downloaded."""
     path = Path(os.environ.get(ENVIRONMENT, "")) / name

@@ -11,6 +11,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from postformer import claims
 from postformer.claims import load_claim, remembering, tasks
 from postformer.claims import neural_memory as N
 from postformer.claims import neural_memory_page as page
@@ -19,7 +20,7 @@ from postformer.claims.draw import draw
 from postformer.claims.heat import draw_heat
 from postformer.claims.ledger import Context, Heat, Number
 from postformer.claims.report import run_report
-from postformer.config import UserError
+from postformer.cli import main
 from postformer.data import world
 from postformer.data.diary import Diary
 from postformer.recipes import memory
@@ -234,15 +235,16 @@ def test_heat_maps_are_drawn():
         Heat(title="t", x_label="x", rows=("a",), columns=("1", "2"), cells=((Number(1, "%", "measured"),),))
 
 
-def test_a_longer_diary_can_be_asked_for(monkeypatch):
-    monkeypatch.delenv(N.FURTHER, raising=False)
-    assert N.distances() == N.DISTANCES
-    monkeypatch.setenv(N.FURTHER, "50000000")
-    assert N.distances() == (*N.DISTANCES, 50_000_000)
-    for wrong in ("50M", "-1", "1000000", "1e8"):
-        monkeypatch.setenv(N.FURTHER, wrong)
-        with pytest.raises(UserError, match=f"{N.FURTHER}: expected a whole number of words above 1,000,000, .* got '{wrong}'"):
-            N.CLAIM.plan(100.0, 1)
+def test_a_longer_diary_can_be_asked_for(monkeypatch, tmp_path):
+    assert N.NeuralMemory(50_000_000).distances == (*N.DISTANCES, 50_000_000)
+    assert N.CLAIM.distances == N.DISTANCES
+    given = []
+    monkeypatch.setattr(
+        claims.report, "run_report", lambda wanted, *_, **__: given.append(wanted) or claims.report.Outcome(tmp_path, 0)
+    )
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", "--claims", "selective,neural_memory", "--diary-words", "2000000"])
+    assert [getattr(claim, "distances", ())[-1:] for claim in given[0]] == [(), (2_000_000,)]
 
 
 def test_ten_years_are_judged_and_not_what_is_longer():
@@ -291,7 +293,7 @@ def test_the_encoder_is_trained_once(tmp_path, monkeypatch):
 def test_the_claim_small(tmp_path, monkeypatch):
     """From training to the page, with methods, words and facts cut down; the same command again measures nothing anew."""
     monkeypatch.setattr(N, "METHODS", ("lmm", "attention"))
-    monkeypatch.setattr(N, "DISTANCES", (300, 600))
+    monkeypatch.setattr(N.CLAIM, "distances", (300, 600))
     monkeypatch.setattr(N, "FACTS", (2, 4))
     monkeypatch.setattr(remembering, "ENCODER_STEPS", 2)
     monkeypatch.setattr(remembering, "TRIED_WORDS", 300)

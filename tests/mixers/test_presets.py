@@ -12,7 +12,7 @@ from postformer.ops.memory import Memory
 from postformer.state import leaves, nbytes
 
 DIM, T = 6, 10
-EXACT = {"rtol": 1e-9, "atol": 1e-9}
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 
 def layer_norm(z, damping=1e-5):

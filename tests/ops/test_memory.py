@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from postformer.ops import fast_weights, memory, memory_chunks, rules
+from postformer.mixers.titans import LMM
+from postformer.ops import family, fast_weights, memory, memory_chunks, rules
 from postformer.ops.fast_weights import BIASES, MLP, SwiGLU
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -62,6 +63,18 @@ class Case:
             for read in (2, 0)
         )
         self.leaves = [x.requires_grad_() for x in self.tensors()]
+
+    @staticmethod
+    def of(learner: family.Learner, t: int) -> "Case":
+        """With the gates and the memory that a preset has."""
+        case = Case(learner.net, "l2", t, learner.surprise, rule=learner.rule)
+        case.bias, gates = learner.bias, case.gates
+        limit = draw(B, t, H).exp() if learner.bias.takes_limit else None
+        step = 0.02 * draw(B, t, H).sigmoid() if learner.steps else None
+        keep = gates.keep if learner.forgetting else torch.zeros_like(gates.keep)
+        case.gates = gates._replace(keep=keep, carry=gates.carry if learner.momentum else None, limit=limit, step=step)
+        case.leaves = [x.requires_grad_() for x in case.tensors()]
+        return case
 
     def tensors(self) -> list[torch.Tensor]:
         states = [w for m in (self.memory, self.fresh) for part in m for w in part]
@@ -124,6 +137,22 @@ RULES = {
 def test_long_chunks_that_follow_each_other(net: str, chunk: int):
     """Row 0 from a chunk's beginning, row 1 from its middle."""
     agree(Case(NETS[net], "l2", 2 * chunk + 3, True), places(2 * chunk + 3, chunk, [0, chunk // 2]))
+
+
+@pytest.mark.parametrize("chunk", [5, 64])
+@pytest.mark.parametrize("preset", family.PRESETS)
+def test_presets_over_long_chunks(preset: str, chunk: int):
+    """Row 0 from a chunk's beginning, row 1 from its middle; with LaCT's writes at the end of each."""
+    words = {"window": 3} if preset == "atlas" else {}
+    mixer = LMM(
+        D,
+        heads=1,
+        preset=preset,
+        chunk=chunk,
+        expand=None if preset == "titans-linear" or preset == "ttt-linear" else 2,
+        **words,
+    )
+    agree(Case.of(mixer.learner, 2 * chunk + 3), places(2 * chunk + 3, chunk, [0, chunk // 2]))
 
 
 @pytest.mark.parametrize("rule", RULES)
