@@ -190,8 +190,7 @@ class NeuralMemory:
         ctx.step("the tokenizer", lambda: remembering.tokenizer(ctx).name)
         left = LEARN * ctx.budget_s - ctx.steps[-1]["seconds"]
         fitted = tasks.fitted(ctx, remembering.runs(ctx, whole, methods), left, SAMPLED)
-        for run in fitted.values():
-            tasks.learn(ctx, run)
+        tasks.learn(ctx, fitted.values())
         readers = remembering.Readers(ctx, fitted)
         found = importlib.util.find_spec("bm25s") is not None
         kept = (*((remembering.BY_WORDS,) if found else ()), remembering.BY_MEANING)

@@ -122,8 +122,7 @@ class ReadsBetter:
         whole = _recipes(ctx)
         about = ctx.step("corpus", lambda: streams.make_corpus(ctx.files, text, whole["memory"].data["length"], ctx.progress))
         runs = tasks.fitted(ctx, whole, LEARN * ctx.budget_s, SAMPLED)
-        for run in runs.values():
-            tasks.learn(ctx, run)
+        tasks.learn(ctx, runs.values())
         tokens = open_corpus(ctx.files / "corpus", verify=False).tokens
         memory, window = (tasks.folder(ctx, runs[name], ctx.seeds[0]) for name in ("memory", "window"))
         begun = streams.streams(text, tokens, streams.LEAST)

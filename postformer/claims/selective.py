@@ -174,7 +174,7 @@ class Selective:
         for name in whole:
             runs |= tasks.fitted(ctx, {name: whole[name]}, LEARN[name] * ctx.budget_s)
             run = runs[name]
-            tasks.learn(ctx, run)
+            tasks.learn(ctx, [run])
             taken[name] = f"{run.train.steps:,} of the recipe's {whole[name].train.steps:,} steps"
             taken[f"{name}_share"] = run.train.steps / whole[name].train.steps
         copying = ctx.step("selective copying at 256", lambda: tasks.answers(ctx, runs["copying"], 256, COPYING_ROWS))

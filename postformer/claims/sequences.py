@@ -25,6 +25,7 @@ from postformer.models.language import LanguageModel
 from postformer.objectives.likelihood import streamed_nats, windowed_nats
 from postformer.state import nbytes
 from postformer.train import process
+from postformer.train.loop import Summary
 from postformer.train.session import open_model, prepare, train_run
 
 VOCAB = 4096
@@ -141,6 +142,11 @@ def train_one(ctx: Context, run: Run, folder: Path) -> dict[str, Any]:
     summary = train_run(run, folder, on_step=on_step, warn=lambda line: ctx.progress(line, 0, 1))
     if summary.stopped:
         raise KeyboardInterrupt
+    return told(summary)
+
+
+def told(summary: Summary) -> dict[str, Any]:
+    """A training's summary as plain data."""
     return {"loss": summary.loss, "tokens": summary.tokens, "seconds": summary.seconds, "steps": summary.steps}
 
 

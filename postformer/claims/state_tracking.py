@@ -124,8 +124,8 @@ class StateTracking:
         runs = tasks.fitted(ctx, whole, LEARN * ctx.budget_s)
         scores: dict[str, list[dict[str, Any]]] = {}
         rows = ROWS if ctx.budget_s >= 100 else LEAST_ROWS
+        tasks.learn(ctx, runs.values())
         for name, run in runs.items():
-            tasks.learn(ctx, run)
             scores[name] = [
                 ctx.step(
                     f"{NAMES[name]} at {n:,} tokens",

@@ -1,8 +1,9 @@
 """Experiments on small synthetic tasks that claims share: learn in what the budget allows, and answer at other lengths."""
 
 import dataclasses
+import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from postformer.claims import sequences
 from postformer.claims.ledger import Context, Number, Real
 from postformer.claims.stats import interleaved, share_over
+from postformer.claims.together import Job, all_of, workers
 from postformer.config import Run, build
 from postformer.data import DATA
 from postformer.data.tasks import Task
@@ -22,27 +24,42 @@ from postformer.train.session import open_model
 
 SAMPLED = 24
 """Steps of a run that are timed before it: their sequences have many lengths."""
+STARTUP_S = 3.0
+"""About what a process takes before it trains."""
 
 
 def fitted(ctx: Context, runs: Mapping[str, Run], seconds: Real, sampled: int = SAMPLED) -> dict[str, Run]:
     """The runs with the same share of their steps, all of them if the seconds, the timing's included, allow it for every seed.
 
-    A task that grows with the steps grows faster then. What a step takes is the mean over `sampled` of them, evenly from all of the run.
+    A task that grows with the steps grows faster then. What a step takes is the mean over `sampled` of them, evenly from all of the run,
+    with as many runs at once as `learn` trains.
     """
-    step_s = ctx.step(
-        "speed of training: " + ", ".join(runs),
-        lambda: {name: _step_s(run, ctx.threads, sampled) for name, run in runs.items()},
-    )
-    share_s = max(0.0, seconds - ctx.steps[-1]["seconds"]) / len(ctx.seeds)
-    share = min(1.0, share_s / sum(step_s[name] * run.train.steps for name, run in runs.items()))
-    return {name: shortened(run, share, ctx.threads) for name, run in runs.items()}
+    step_s = ctx.step("speed of training: " + ", ".join(runs), lambda: _step_s(ctx, runs, sampled))
+    whole_s = [step_s[name] * run.train.steps for name, run in runs.items()] * len(ctx.seeds)
+    count = workers(len(whole_s), ctx.threads)
+    begun_s = STARTUP_S * math.ceil(len(whole_s) / count) if count > 1 else 0.0
+    left_s = max(0.0, seconds - ctx.steps[-1]["seconds"] - begun_s)
+    share = min(1.0, left_s / max(sum(whole_s) / count, *whole_s))
+    return {name: shortened(run, share, ctx.threads // count) for name, run in runs.items()}
 
 
-def _step_s(run: Run, threads: int, sampled: int) -> float:
-    warm = [run.train.steps - 1] * 2
-    at = [i * run.train.steps // sampled for i in range(sampled)]
-    with process.threads(threads), process.freed_memory_kept():
-        return statistics.fmean(list(sequences.training_steps(run, warm + at))[len(warm) :])
+def _step_s(ctx: Context, runs: Mapping[str, Run], sampled: int) -> dict[str, float]:
+    """Seconds of a step of each run, while as many go on as `learn` trains."""
+    if workers(len(runs) * len(ctx.seeds), ctx.threads) == 1:
+        with process.threads(ctx.threads), process.freed_memory_kept():
+            return {
+                name: statistics.fmean([*sequences.training_steps(run, _at(run, sampled))][2:]) for name, run in runs.items()
+            }
+    names = (list(runs) * len(ctx.seeds))[: max(len(runs), ctx.threads)]
+    taken = all_of([Job(runs[name], ctx.files, _at(runs[name], sampled)) for name in names], ctx.threads)
+    return {
+        name: statistics.fmean(s for n, own in zip(names, taken, strict=True) if n == name for s in own[2:]) for name in runs
+    }
+
+
+def _at(run: Run, sampled: int) -> list[int]:
+    """The last step twice, to warm up, and so many evenly from all of them."""
+    return [run.train.steps - 1] * 2 + [i * run.train.steps // sampled for i in range(sampled)]
 
 
 def shortened(run: Run, share: Real, threads: int) -> Run:
@@ -55,18 +72,22 @@ def shortened(run: Run, share: Real, threads: int) -> Run:
     return dataclasses.replace(run, data=data, train=train)
 
 
-def learn(ctx: Context, run: Run) -> dict[str, dict[str, Any]]:
-    """Train the run with each seed; what each summary says, by seed."""
-    return {str(seed): ctx.step(f"train {run.name}, seed {seed}", lambda s=seed: _train(ctx, run, s)) for seed in ctx.seeds}
+def learn(ctx: Context, runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
+    """Train each run with each seed, as many at once as there are threads; what each summary says, by run and seed."""
+    jobs = [Job(dataclasses.replace(run, seed=seed), folder(ctx, run, seed)) for run in runs for seed in ctx.seeds]
+    names = [f"{job.run.name}, seed {job.run.seed}" for job in jobs]
+
+    def train() -> dict[str, Any]:
+        if workers(len(jobs), ctx.threads) > 1:
+            return dict(zip(names, all_of(jobs, ctx.threads, ctx.progress), strict=True))
+        return {name: sequences.train_one(ctx, job.run, job.folder) for name, job in zip(names, jobs, strict=True)}
+
+    return ctx.step("train " + "; ".join(names), train)
 
 
 def folder(ctx: Context, run: Run, seed: int) -> Path:
     """Where a run of this claim lies."""
     return ctx.files / f"{run.name}-{seed}"
-
-
-def _train(ctx: Context, run: Run, seed: int) -> dict[str, Any]:
-    return sequences.train_one(ctx, dataclasses.replace(run, seed=seed), folder(ctx, run, seed))
 
 
 def answers(ctx: Context, run: Run, length: int, rows: int, batch: int = 64, **words: Any) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def test_retrieval_takes_the_setting_that_answers_most(tmp_path, monkeypatch, to
         ctx = dataclasses.replace(ctx, text=text)
     runs = remembering.runs(ctx, short, ("attention",))
     assert runs["attention"].data["text"] == (None if text is None else str(text))
-    tasks.learn(ctx, tasks.shortened(runs["attention"], 1.0, 1))
+    tasks.learn(ctx, [tasks.shortened(runs["attention"], 1.0, 1)])
     monkeypatch.setattr(remembering, "TRIED_WORDS", 600)
     readers = remembering.Readers(ctx, runs)
     found = readers.choose("bm25")

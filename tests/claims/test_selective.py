@@ -173,7 +173,7 @@ def test_answers_are_those_of_the_model_at_that_length(tmp_path):
     ctx = Context(folder=tmp_path, settings="0" * 64, budget_s=10)
     run = tasks.shortened(parity(), 0.0, threads=1)
     run = dataclasses.replace(run, data={**run.data, "length": 24, "start": 8})
-    tasks.learn(ctx, run)
+    tasks.learn(ctx, [run])
     found = tasks.answers(ctx, run, 20, 32, answers="last")
     assert (found["length"], found["asked"], found["rows"], found["chance"]) == (20, 32, 32, 0.5)
     assert tasks.answers(ctx, run, 20, 32)["asked"] == 32 * 20
