@@ -251,7 +251,7 @@ class NeuralMemory:
         from postformer.claims.remembering import recall
 
         def asked(facts: int) -> Any:
-            return recall(readers, method, words=FACTS_WORDS, facts=facts, diaries=max(1, QUESTIONS // facts // 2))
+            return recall(readers, method, words=FACTS_WORDS, facts=facts, diaries=max(1, QUESTIONS // facts))
 
         return [readers.ctx.step(f"{method}: {n} facts", lambda n=n: asked(n)) for n in FACTS]
 

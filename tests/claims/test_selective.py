@@ -119,7 +119,7 @@ def test_seeds_that_differ_widen_the_interval():
     assert apart.low < 0 and apart.high == 100
 
 
-def test_steps_are_timed_over_the_whole_run(monkeypatch):
+def test_steps_are_timed_over_the_whole_run(tmp_path, monkeypatch):
     seen: list[list[int]] = []
 
     def timed(run, at):
@@ -127,11 +127,10 @@ def test_steps_are_timed_over_the_whole_run(monkeypatch):
         return iter([9.0, 9.0] + [1.0, 3.0] * (tasks.SAMPLED // 2))
 
     monkeypatch.setattr(tasks.sequences, "training_steps", timed)
-    ctx = Context(folder=Path(), settings="0" * 64, budget_s=10)
-    monkeypatch.setattr(ctx, "step", lambda name, f: f())
+    ctx = Context(folder=tmp_path, settings="0" * 64, budget_s=10)
     run = parity()
     fitted = tasks.fitted(ctx, {"parity": run}, 2.0 * run.train.steps / 4)
-    assert fitted["parity"].train.steps == run.train.steps // 4
+    assert 0 <= run.train.steps / 4 - fitted["parity"].train.steps <= 2  # the timing has its share of the seconds
     warm, at = seen[0][:2], seen[0][2:]
     assert warm == [run.train.steps - 1] * 2
     assert len(at) == tasks.SAMPLED and at[0] == 0 and at == sorted(at)
