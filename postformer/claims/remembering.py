@@ -103,13 +103,13 @@ class Readers:
 
     def __init__(self, ctx: Context, runs: Mapping[str, Run]):
         self.ctx, self.runs = ctx, runs
-        self.retrieval: dict[str, dict[str, int]] = {}
+        self.retrieval: dict[str, dict[str, Any]] = {}
 
     def run(self, method: str) -> Run:
         """What its model was trained by."""
         return self.runs[method if method in self.runs else ANSWERS]
 
-    def new(self, method: str, seed: int, **retrieval: int) -> Reader:
+    def new(self, method: str, seed: int, **retrieval: Any) -> Reader:
         """One that has read nothing."""
         model = open_model(tasks.folder(self.ctx, self.run(method), seed))
         if method not in (BY_WORDS, BY_MEANING):

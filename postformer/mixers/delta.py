@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from postformer.mixers.writer import Writer, above, checked_threshold
 from postformer.ops.conv import causal_conv
 from postformer.ops.delta import gated_delta
 from postformer.ops.layers import Linear, RMSNorm, dt_bias
 from postformer.ops.norm import rms_norm
 from postformer.ops.packing import WHOLE, Packing
+from postformer.ops.writer import Writer, above, checked_threshold
 
 
 class DeltaState(NamedTuple):
@@ -85,14 +85,15 @@ class GatedDelta(Writer):
         wide = torch.promote_types(x.dtype, torch.float32)
         mixed, z, *gates = self.inp(x).split(self.sizes, -1)
         mixed, past = causal_conv(mixed, self.conv_weight, None, past, *packing, silu=True)
-        a, beta = self._gates(*(gates if self.gates is None else self.gates(mixed).chunk(2, -1)), packing)
+        a, beta = gates if self.gates is None else self.gates(mixed).chunk(2, -1)
+        a, beta = self._written(a, beta, packing)
         q, k, v = mixed.to(wide).unflatten(-1, (self.heads, -1)).split([self.n, self.n, self.p], -1)
         q, k = F.normalize(q, dim=-1) * self.n**-0.5, F.normalize(k, dim=-1)
         y, memory = gated_delta(q, k, v, a, beta, memory.to(wide), packing.starts)
         y = rms_norm(y.flatten(2), self.norm.weight.repeat(self.heads), self.norm.eps, z, self.heads, after=True)
         return self.out(y), None if state is None else DeltaState(past, memory)
 
-    def _gates(
+    def _written(
         self, a: Float[Tensor, "b t h"], beta: Float[Tensor, "b t h"], packing: Packing
     ) -> tuple[Float[Tensor, "b t h"], Float[Tensor, "b t h"]]:
         """log alpha and beta from their logits, in fp32 or wider; both 0 where nothing is written."""

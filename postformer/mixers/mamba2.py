@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from postformer.mixers.writer import Writer
 from postformer.ops.conv import causal_conv
 from postformer.ops.layers import Linear, checked_eps, dt_bias, heads_of
 from postformer.ops.norm import rms_norm
 from postformer.ops.packing import WHOLE, Packing
 from postformer.ops.ssd import Weights, ssd
+from postformer.ops.writer import Writer
 
 
 class Mamba2State(NamedTuple):

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from postformer.mixers.writer import Writer, above, checked_threshold
 from postformer.ops.conv import causal_conv
 from postformer.ops.family import Activation, BiasName, Network, Preset, Retention, Step, Write, learner
 from postformer.ops.fast_weights import maps
@@ -28,6 +27,7 @@ from postformer.ops.matvec import project
 from postformer.ops.memory import Gates, Memory, Places, begun, memory, where
 from postformer.ops.norm import rms_norm, unit
 from postformer.ops.packing import WHOLE, Packing
+from postformer.ops.writer import Writer, above, checked_threshold
 
 
 class LMMState(NamedTuple):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from postformer.mixers.writer import Writer
+from postformer.ops.writer import Writer
 
 
 @contextmanager

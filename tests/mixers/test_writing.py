@@ -144,7 +144,7 @@ def test_the_gates_of_rivals_are_their_formula(rival):
     logits = torch.linspace(-3, 3, 40, dtype=torch.double).view(1, 10, -1).repeat(1, 1, 2)[..., : m.heads]
     with observed(m) as found:
         if rival == "gated delta":
-            a, beta = m._gates(logits, logits, WHOLE)
+            a, beta = m._written(logits, logits, WHOLE)
             share = (logits.sigmoid() - threshold).clamp(min=0) / (1 - threshold)
             torch.testing.assert_close(beta, 2 * share)
             torch.testing.assert_close(a, -m.A_log.exp() * torch.log1p(torch.exp(logits + m.dt_bias)) * share)
