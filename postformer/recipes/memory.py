@@ -31,14 +31,14 @@ METHODS: dict[str, Spec] = {
     },
     "mag": {"kind": "mag", "persistent": 4, "memory": _INSIDE, "attention": _WINDOWED},
     "mal": {"kind": "mal", "persistent": 4, "memory": _INSIDE, "attention": _WINDOWED},
-    "mamba2": {"kind": "mamba2", "state": 192, "head_dim": 32, "conv": CONV},
+    "mamba2": {"kind": "mamba2", "state": 192, "head_dim": 32, "conv": CONV, "threshold": 0.01, "dt_min": 0.02},
     "gated_delta": {"kind": "gated_delta", "heads": 2, "head_dim": 109, "conv": CONV, "threshold": 0.1, "gates": "conv"},
     "window": {**_ATTENTION, "window": 192},
     "attention": _ATTENTION,
 }
 """By the name of a table's column. All have a convolution over the last tokens before they remember, and the rivals
-of the memory alone a state of as many bytes as its own, at width 128 within 4%. The gated delta rule can learn not to write as the memory
-does; Mamba-2 learned less where it could (docs/neural_memory.md)."""
+of the memory alone a state of as many bytes as its own, at width 128 within 4%. The gated delta rule and Mamba-2 can learn not to write
+as the memory does; Mamba-2's gates are its tokens', since it learned less with those of the convolution (docs/neural_memory.md)."""
 
 
 def _reading(name: str, data: Spec, *, steps: int, **objective: Any) -> Run:
