@@ -20,7 +20,6 @@ from postformer.claims.progress import Reporter, reporter
 from postformer.claims.stamp import closed, code_sha256, libraries, machine, stamp, usable_cores
 from postformer.claims.words import span
 from postformer.config import ConfigError, UserError, parse, plain
-from postformer.data.prose import PEPYS_FILE, data_folder
 from postformer.files import durable_directory, write_durably
 
 SCHEMA = "postformer-report-1"
@@ -51,6 +50,7 @@ def run_report(
 
     Raises UserError when `out` is something else than a report's folder, another process writes there, or the text is not there.
     """
+    from postformer.data.prose import PEPYS_FILE, data_folder
     from postformer.ops._cpu import LEVEL
     from postformer.train.process import lock
 
