@@ -83,7 +83,7 @@ STUDIES = {
     ),
     "babilong-qa2": Study(
         recipe="babilong",
-        words={"task": 2, **_SHORT},
+        words={"task": 2},
         columns={"qa2": {}},
         paper={name: {"qa2": row} for name, row in QA2.items()},
     ),

@@ -227,11 +227,11 @@ class NeuralMemory:
         )
 
     def _learned(self, ctx: Context, run: Any, method: str) -> dict[str, Any]:
-        from postformer.claims import tasks
+        from postformer.claims import remembering, tasks
 
-        words = {"kinds": ("single",), "fill": 0}
+        words = {"batch": 16, "first": remembering.ASKED_FROM, "kinds": ("single",), "fill": 0}
         length = run.data["length"]
-        return ctx.step(f"{method}: {length:,} tokens", lambda: tasks.answers(ctx, run, length, ROWS, batch=16, **words))
+        return ctx.step(f"{method}: {length:,} tokens", lambda: tasks.answers(ctx, run, length, ROWS, **words))
 
     def _writes(self, ctx: Context, run: Any, method: str) -> list[dict[str, Any]]:
         from postformer.claims import remembering

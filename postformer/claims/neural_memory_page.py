@@ -173,7 +173,7 @@ def capacity(cells: Sequence[Cell]) -> Number:
     at least the most that were asked where it stays above. The interval is the bootstrap's over questions."""
     found = _falls_to_half(cells, [c["right"] / c["asked"] for c in cells])
     if found == 0.0:
-        return Number(None, "", "measured", note="not learned")
+        return Number(None, "", "measured", note="below half from the start")
     rng, asked = np.random.default_rng(0), [c["asked"] for c in cells]
     expected = [(c["right"] + 0.5) / (c["asked"] + 1) for c in cells]  # all right of a few is not always right
     drawn = rng.binomial(asked, expected, (RESAMPLED, len(cells))) / np.array(asked)

@@ -57,48 +57,59 @@ def capacities(e: Evidence) -> Table:
     for method in e["methods"]:
         share = share_of(e["learned"][method]) if method in e["learned"] else "as attention"
         cells = e["facts"][method]
-        rows.append((NAMES[method], share, Number(cells[0]["bytes"], "B", "counted"), capacity(cells)))
+        sizes = (Number(cells[0]["parameters"], "", "counted"), Number(cells[0]["bytes"], "B", "counted"))
+        rows.append((NAMES[method], share, *sizes, capacity(cells)))
     length = e["learned"][e["neural"]]["length"]
     return Table(
         "Capacity",
-        ("method", f"right at {length:,} tokens", "bytes kept", "facts until recall is half"),
+        ("method", f"right at {length:,} tokens", "parameters", "bytes kept", "facts until recall is half"),
         tuple(rows),
-        note=f"All models after {e['taken']}. Bytes after a diary of {first(e, 'facts')['words']:,} words.",
+        note=f"All models after {e['taken']}. Parameters of the model that reads; bytes after a diary of "
+        f"{first(e, 'facts')['words']:,} words.",
     )
 
 
 def decisions(e: Evidence) -> Table:
     """Which method to choose where, from the cells alone."""
-    rows = tuple((where, *_choice({m: c for m, c in cells.items() if learned(e, m)})) for where, cells in _situations(e))
+    rows = tuple((where, *_choice(cells, among)) for where, cells, among in _situations(e))
     return Table(
         "Which to choose",
         ("where", "recalls most", "right", "fewest bytes", "writes fastest", "answers fastest"),
         rows,
         note="The last three name the cheapest method among those whose interval is not wholly below that of the one which recalls most. "
-        "A dash: no method answers half of the questions. Methods that have not learned are left out.",
+        "A dash: no method answers half of the questions, or a single one was asked. Methods that have not learned are left out.",
     )
 
 
-def _situations(e: Evidence) -> Iterator[tuple[str, dict[str, Cell]]]:
-    """Noise, facts, kinds and bytes that were measured, each with the cells of all methods there."""
+def _situations(e: Evidence) -> Iterator[tuple[str, dict[str, Cell], int]]:
+    """Noise, facts, kinds and bytes that were measured, each with the cells of the methods that have learned, and how many of these were
+    asked there."""
+
+    def compared(where: str, cells: Mapping[str, Cell]) -> tuple[str, dict[str, Cell], int]:
+        found = {m: c for m, c in cells.items() if learned(e, m)}
+        return where, found, len(found)
+
     distance = e["distance"]
-    for words in sorted({c["words"] for cells in distance.values() for c in cells}):
-        yield f"{words:,} words, {first(e, 'distance')['facts']} facts", at(distance, "words", words)
+    lengths = sorted({c["words"] for cells in distance.values() for c in cells})
+    for words in lengths:
+        yield compared(f"{words:,} words, {first(e, 'distance')['facts']} facts", at(distance, "words", words))
     for facts in sorted({c["facts"] for cells in e["facts"].values() for c in cells}):
-        yield f"{facts:,} facts, {first(e, 'facts')['words']:,} words", at(e["facts"], "facts", facts)
+        yield compared(f"{facts:,} facts, {first(e, 'facts')['words']:,} words", at(e["facts"], "facts", facts))
     updated = {m: cells["updated"] for m, cells in e["changes"].items()}
-    yield "a fact is updated", updated
+    yield (among := compared("a fact is updated", updated))
     knowing = [m for m, cell in updated.items() if cell["right"] >= cell["asked"] / 2]
-    yield "a fact is deleted, of those that take updates", {m: e["changes"][m]["deleted"] for m in knowing}
-    longest = at(distance, "words", max(c["words"] for cells in distance.values() for c in cells))
-    for most in sorted({c["bytes"] for c in longest.values()}):
-        within = {m: c for m, c in longest.items() if c["bytes"] <= most}
-        yield f"{next(iter(longest.values()))['words']:,} words, at most {most:,} bytes kept", within
+    deleted = {m: e["changes"][m]["deleted"] for m in knowing}
+    yield compared("a fact is deleted, of those that take updates", deleted)[:2] + among[2:]
+    several = [words for words in lengths if compared("", at(distance, "words", words))[2] > 1]
+    for words in several[-1:]:
+        _, cells, among = compared("", at(distance, "words", words))
+        for most in sorted({c["bytes"] for c in cells.values()}):
+            yield f"{words:,} words, at most {most:,} bytes kept", {m: c for m, c in cells.items() if c["bytes"] <= most}, among
 
 
-def _choice(cells: Mapping[str, Cell]) -> tuple[Number | str, ...]:
-    """The method that recalls most and the cheapest of those that cannot be told from it."""
-    if not cells:
+def _choice(cells: Mapping[str, Cell], among: int) -> tuple[Number | str, ...]:
+    """The method that recalls most and the cheapest of those that cannot be told from it; dashes where there was nothing to choose from."""
+    if among < 2:
         return (EN_DASH,) * 5
     shares = {m: right(c) for m, c in cells.items()}
     best = max(cells, key=lambda m: (shares[m].value or 0.0, -cells[m]["bytes"]))

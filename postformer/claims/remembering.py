@@ -57,6 +57,8 @@ ROOM = 64
 """Tokens of the training length that are left for the question and its answer."""
 ENCODED, ENCODER_STEPS = 700, 150
 """Bytes of the diaries that the encoder learns from, and its steps: about ten seconds."""
+ASKED_FROM = 1 << 16
+"""Seeds of the diaries that are asked begin here: those from 0 on were looked at while the recipe was sought."""
 APART = 1 << 24
 """Each seed's model is asked diaries of its own, whose seeds begin so far apart."""
 CHUNK = 1024
@@ -179,14 +181,16 @@ def recall(
     told = {"facts": facts, "kinds": (kind,), "span": span, **world(readers.run(method))}
     each, total = [], Counter[str]()
     last: dict[str, Any] = {}
+    parameters = 0
     with process.threads(ctx.threads), process.freed_memory_kept():
         for seed in ctx.seeds:
             own = list[Counter[str]]()
             for number in range(diaries):
-                diary = Diary(words=words, seed=APART * seed + number, **told)
+                diary = Diary(words=words, seed=ASKED_FROM + APART * seed + number, **told)
                 kept = readers.new(method, seed)
                 early = _read(ctx, kept, diary, f"{method}: diary of {words:,} words")
                 own.append(_asked(kept, diary))
+                parameters = sum(p.numel() for p in kept.model.parameters())  # type: ignore[attr-defined]
                 last = {"bytes": kept.nbytes, "stream": _stream(kept, early) if timed and number == diaries - 1 else None}
                 total += Counter(tokens=kept.spent.written, questions=kept.spent.answered)
                 total["write_ns"] += int(1e9 * kept.spent.write_s)
@@ -204,6 +208,7 @@ def recall(
         "unknown": total["unknown"],
         "held": total["held"],
         "each": each,
+        "parameters": parameters,
         "tokens": total["tokens"] // (diaries * len(ctx.seeds)),
         "write_s": total["write_ns"] / 1e9 / total["tokens"],
         "answer_s": total["answer_ns"] / 1e9 / total["questions"],
@@ -213,7 +218,7 @@ def recall(
 
 @torch.inference_mode()
 def written(ctx: Context, run: Run, facts: int, diaries: int) -> list[dict[str, Any]]:
-    """Of each neural memory of the model, by depth: how much of the tokens of facts and of the rest it writes, 0 to 1, on average over the
+    """Of each memory of the model whose gates write, by depth: how much of the tokens of facts and of the rest it writes, 0 to 1, on average over the
     heads ("mean"), and the share of them that any head writes ("any"); over diaries of the training length and all seeds."""
     rest, length = (FILLER, HEADING), run.data["length"]
     about = {"facts": facts, "kinds": ("single",), **world(run)}
@@ -223,7 +228,7 @@ def written(ctx: Context, run: Run, facts: int, diaries: int) -> list[dict[str, 
             model = open_model(tasks.folder(ctx, run, seed))
             tokens = tokens_of(model)
             for number in range(diaries):
-                told, rng = Diary(words=length, seed=number, **about).plan, random.Random(number)
+                told, rng = Diary(words=length, seed=ASKED_FROM + number, **about).plan, random.Random(number)
                 pieces = list(pieces_of(told, sentences(about["text"], rng, told.people), tokens.encode, length, 10.0, rng))
                 fact = torch.tensor([label not in rest for piece, label in pieces for _ in piece])
                 with observed(model) as found:
@@ -287,7 +292,7 @@ def _stream(kept: Reader, early: Early | None, reading: int = 256, rounds: int =
         return None
     held = [early.resident, _resident()]
     model: LanguageModel = kept.model
-    states = {"begin": early.state, "end": kept.memory.state}
+    states = {"begin": early.state, "end": clone(kept.memory.state)}
     more = torch.randint(model.vocab, (1, reading), generator=torch.Generator().manual_seed(1))
     timing = interleaved({n: lambda s=s: model.hidden(more, s) for n, s in states.items()}, rounds, warmup=2)
     return {

@@ -64,7 +64,7 @@ def _at(run: Run, sampled: int) -> list[int]:
 
 def shortened(run: Run, share: Real, threads: int) -> Run:
     """The run with this share of its steps, at least ten."""
-    steps = max(10, int(share * run.train.steps))
+    steps = max(10, round(share * run.train.steps))
     data = {**run.data, "grow": run.data["grow"] * steps // run.train.steps} if "grow" in run.data else run.data
     train = dataclasses.replace(
         run.train, steps=steps, threads=threads, eval_every=0, save_every=max(10, steps // 4), keep=1, log_every=50
@@ -90,14 +90,14 @@ def folder(ctx: Context, run: Run, seed: int) -> Path:
     return ctx.files / f"{run.name}-{seed}"
 
 
-def answers(ctx: Context, run: Run, length: int, rows: int, batch: int = 64, **words: Any) -> dict[str, Any]:
-    """How many answers at a length are right, over all seeds' models and of each: `rows` sequences each, drawn from its seed. `words`
-    are the task's."""
+def answers(ctx: Context, run: Run, length: int, rows: int, batch: int = 64, first: int = 0, **words: Any) -> dict[str, Any]:
+    """How many answers at a length are right, over all seeds' models and of each: `rows` sequences each, drawn from its seed
+    beyond `first`. `words` are the task's."""
     task: Task = build({**run.data, "length": length, "shortest": length, "start": None, "grow": 0, **words}, DATA, "data")
     total: dict[str, Any] = {"length": length, "right": 0, "asked": 0, "rows_right": 0, "rows": 0, "chance": 0.0, "each": []}
     with process.threads(ctx.threads), process.freed_memory_kept():
         for seed in ctx.seeds:
-            score = accuracy(open_model(folder(ctx, run, seed)), task, rows=rows, batch=batch, seed=seed)
+            score = accuracy(open_model(folder(ctx, run, seed)), task, rows=rows, batch=batch, seed=first + seed)
             total["chance"] = score.chance
             total["each"].append(score._asdict())
             for key in ("right", "asked", "rows_right", "rows"):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -78,6 +79,7 @@ class _Child:
         self.job = dataclasses.replace(job, run=dataclasses.replace(job.run, train=train))
         self.step, self.stopped = 0, False
         self._process: subprocess.Popen[str] | None = None
+        self._starting = threading.Lock()
 
     @property
     def going(self) -> bool:
@@ -85,17 +87,18 @@ class _Child:
 
     def work(self) -> Any:
         """Start it, follow it to its end, and return what it found; None where it was stopped."""
-        if self.stopped:
-            return None
         with tempfile.TemporaryFile("w+") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "postformer.claims.trainee"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                start_new_session=True,  # a Ctrl-C reaches it through `stop` alone
-            )
+            with self._starting:
+                if self.stopped:
+                    return None
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "postformer.claims.trainee"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                    start_new_session=True,  # a Ctrl-C reaches it through `stop` alone
+                )
             with self._process as child:
                 found = self._followed(child)
             if found is None and not self.stopped:
@@ -119,8 +122,9 @@ class _Child:
         return found
 
     def stop(self) -> None:
-        """Let it end at its next step."""
-        if self.going or self._process is None:
-            self.stopped = True
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
+        """Let it end at its next step, or never begin."""
+        with self._starting:
+            if self.going or self._process is None:
+                self.stopped = True
+            if self._process is not None and self._process.poll() is None:
+                self._process.send_signal(signal.SIGINT)

@@ -79,7 +79,10 @@ class BM25:
 
     @property
     def nbytes(self) -> int:
-        return sum(value.nbytes for value in self.library.scores.values() if hasattr(value, "nbytes")) if self.library else 0
+        if not self.library:
+            return 0
+        scores = sum(value.nbytes for value in self.library.scores.values() if hasattr(value, "nbytes"))
+        return scores + sum(len(word.encode()) + 4 for word in self.library.vocab_dict)
 
 
 class Dense:

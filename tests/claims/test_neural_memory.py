@@ -45,7 +45,7 @@ def cell(
         "control": samples(1, 2),
     }
     one = {"right": right, "asked": asked, "outdated": 1, "unknown": 2, "held": right, "each": [[right, asked]]}
-    costs = {"tokens": words, "bytes": kept, "write_s": s, "answer_s": 100 * s, "stream": stream}
+    costs = {"parameters": 1000, "tokens": words, "bytes": kept, "write_s": s, "answer_s": 100 * s, "stream": stream}
     return {"words": words, "facts": facts, "diaries": 3, **one, **costs}
 
 
@@ -137,6 +137,10 @@ def test_the_table_to_decide_by_is_computed():
     held = rows(evidence())
     assert held["1,000,000 words, at most 1,000 bytes kept"][1] == "neural memory"
     assert held["1,000,000 words, 8 facts"][3] == "neural memory"
+    alone = evidence()
+    alone["distance"]["bm25"].pop()
+    assert rows(alone)["1,000,000 words, 8 facts"][1:] == ("–",) * 5  # noqa: RUF001 (nothing to choose from)
+    assert rows(alone)["32,000 words, at most 1,000 bytes kept"][1] == "neural memory"
     assert "BM25 wins" in page.consequences(evidence(after=(24, 20, 2)))[1]
     assert "cannot be told apart" in page.consequences(evidence())[1]
 

@@ -58,6 +58,15 @@ def test_a_mistake_in_one_ends_all(tmp_path, bad):
         pass
 
 
+def test_a_mistake_lets_no_waiting_run_begin(tmp_path):
+    wrong = small(20, seed=1)
+    wrong = dataclasses.replace(wrong, data={**wrong.data, "length": 0}, train=dataclasses.replace(wrong.train, steps=200_000))
+    jobs = [Job(wrong, tmp_path / "wrong")] + [Job(small(100_000, seed), tmp_path / str(seed)) for seed in (2, 3)]
+    with pytest.raises(UserError, match="length"):
+        all_of(jobs, 1)  # those with most steps begin first
+    assert not list(tmp_path.glob("*/checkpoints"))
+
+
 def test_a_process_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(together.sys, "executable", "false")
     with pytest.raises(RuntimeError, match="parity-0: its process ended with 1"):
