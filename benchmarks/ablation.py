@@ -45,7 +45,7 @@ VARIANTS: dict[str, Spec] = {
     "bare matrix": {**LMM, "depth": 1},
     "no conv": {**LMM, "conv": 1},
     "no momentum": {**LMM, "momentum": False},
-    "no decay": {**LMM, "forgetting": False},
+    "no decay": {**LMM, "retention": None, "forgetting": False},
     "decay to 0": {**LMM, "retention": "decay"},
     "no persistent": {**LMM, "persistent": 0},
 }

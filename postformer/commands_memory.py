@@ -111,10 +111,15 @@ def ask(args: argparse.Namespace) -> int:
     for _, question in questions:
         answer, rate = reader.answer(question), _rate(rates, task.sort(question), reader.memory.tokens)
         if args.questions:
-            print(question, " ".join(answer.split()), rate, sep="\t", flush=True)
+            print(question, _shown(" ".join(answer.split())), rate, sep="\t", flush=True)
         else:
-            print(f"{answer}\n{rate}")
+            print(f"{_shown(answer)}\n{rate}")
     return 0
+
+
+def _shown(answer: str) -> str:
+    """As it is, but for control characters, which a terminal would obey."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in answer)
 
 
 def _rate(rates: Any, kind: str, tokens: int) -> str:
@@ -155,6 +160,8 @@ def _task(folder: Path, name: str) -> Any:
 
 def evaluate(args: argparse.Namespace) -> int:
     if args.questions:
+        if args.window:
+            raise UserError("--window: belongs to --text, which was not given")
         return _measure(args)
     if args.length or args.seed:
         raise UserError(f"--{'length' if args.length else 'seed'}: belongs to --questions, which was not given")
@@ -248,7 +255,12 @@ def _rollback(args: argparse.Namespace) -> int:
 
 
 def _line(found: Any) -> str:
-    note = found.header.note
+    from postformer.state import StateError
+
+    try:
+        note = found.header.note
+    except StateError as e:
+        return f"snapshot {found.number}: damaged: {e}"
     return (
         f"snapshot {found.number}, written {note.get('written', 'at a time not told')}, {note.get('tokens', 0):,} tokens read"
     )

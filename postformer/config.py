@@ -163,6 +163,11 @@ def _parse_union(args: tuple[Any, ...], data: Any, where: str) -> Any:
             return _parse(a, data, where)
         except ConfigError:
             continue
+    words = [w for a in args if typing.get_origin(a) is Literal for w in typing.get_args(a)]
+    if words and isinstance(data, str):
+        raise ConfigError(f"{where}: {_show(data)} is not a choice; choose from {', '.join(map(str, words))}")
+    if data != data:  # not-a-number
+        raise ConfigError(f"{where}: expected a finite number, got {data}")
     raise ConfigError(f"{where}: expected {' or '.join(_name(a) for a in args)}, got {_show(data)}")
 
 
@@ -183,6 +188,8 @@ def _name(hint: Any) -> str:
         return "nothing"
     if typing.get_origin(hint) in (dict, Mapping) or hint in (dict, Spec):
         return "a table"
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
     return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
         hint, "a list" if typing.get_origin(hint) in (tuple, list) else str(hint)
     )

@@ -218,8 +218,8 @@ def recall(
 
 @torch.inference_mode()
 def written(ctx: Context, run: Run, facts: int, diaries: int) -> list[dict[str, Any]]:
-    """Of each memory of the model whose gates write, by depth: how much of the tokens of facts and of the rest it writes, 0 to 1, on average over the
-    heads ("mean"), and the share of them that any head writes ("any"); over diaries of the training length and all seeds."""
+    """Of each memory of the model whose gates write, by depth: how much of the tokens of facts and of the rest it writes, 0 to 1, on
+    average over the heads ("mean"), and the share of them that any head writes ("any"); over diaries of the training length, all seeds."""
     rest, length = (FILLER, HEADING), run.data["length"]
     about = {"facts": facts, "kinds": ("single",), **world(run)}
     shares: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}

@@ -20,7 +20,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from itertools import chain, cycle, repeat
-from typing import Literal
+from typing import Literal, get_args
 
 from postformer.data import world
 from postformer.data.prose import Prose, data_folder
@@ -42,6 +42,7 @@ sweet swift tall tame tender thick thin tidy tiny tough vague vast warm weak wet
 NOUNS = [word for word in (*world.THINGS, *world.JOBS, *world.INSTRUMENTS) if word.isalpha()]
 
 Needle = Literal["passkey", "number", "word", "uuid", "mixed"]
+Wording = Literal["ruler", "short"]
 MIXED = ("passkey", "number", "word")
 VALUES = {"passkey": "number", "number": "number", "word": "word", "uuid": "uuid"}
 
@@ -57,10 +58,13 @@ class Needles(Reading):
     needle: Needle = "passkey"
     text: str | None = None
     depth: float | None = None
-    wording: Literal["ruler", "short"] = "ruler"
+    wording: Wording = "ruler"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, choices in (("needle", Needle), ("wording", Wording)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not a choice; choose from {', '.join(get_args(choices))}")
         if self.depth is not None and not 0 <= self.depth <= 1:
             raise ValueError(f"depth: expected a share from 0 to 1, got {self.depth}")
         if self.needle == "passkey" and self.text is not None:

@@ -127,7 +127,9 @@ class Prose:
                     yield sentence
             without = 0 if found else without + 1
             if without == 20 * len(parts):  # by then a file of three sentences has been met near its start
-                raise DataError(f"{self.path}: no sentences of {least} or more words")
+                raise DataError(
+                    f"{self.path}: no sentence of {least} or more words and marks that ends with a full stop, ! or ?"
+                )
 
 
 def _stretch(part: Part, start: int) -> Iterator[str]:

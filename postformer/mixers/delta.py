@@ -9,7 +9,7 @@ down to -1 as in Grazzi et al. 2024 (arXiv 2411.12537).
 b batch, t time, d model width, h heads, n key width, p value width, c = h (2n + p) channels of the convolution.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from postformer.ops.conv import causal_conv
 from postformer.ops.delta import gated_delta
-from postformer.ops.layers import Linear, RMSNorm, dt_bias
+from postformer.ops.layers import Linear, RMSNorm, checked_word, dt_bias
 from postformer.ops.norm import rms_norm
 from postformer.ops.packing import WHOLE, Packing
-from postformer.ops.writer import Writer, above, checked_threshold
+from postformer.ops.writer import GatesOf, Writer, above, checked_threshold
 
 
 class DeltaState(NamedTuple):
@@ -47,7 +47,7 @@ class GatedDelta(Writer):
         conv: int = 4,
         negative: bool = True,
         threshold: float = 0.0,
-        gates: Literal["token", "conv"] = "token",
+        gates: GatesOf = "token",
         dt_min: float = 1e-3,
         dt_max: float = 0.1,
         norm_eps: float = 1e-5,
@@ -60,6 +60,7 @@ class GatedDelta(Writer):
             )
         self.dim, self.heads, self.n, self.p, self.negative = dim, heads, n, value_expand * n, negative
         self.threshold = checked_threshold(threshold)
+        checked_word("gates", gates, GatesOf)
         self.sizes = [heads * (2 * n + self.p), heads * self.p, *([heads, heads] if gates == "token" else [])]
         self.inp = Linear(dim, sum(self.sizes), bias=False)
         self.gates = Linear(self.sizes[0], 2 * heads, bias=False) if gates == "conv" else None

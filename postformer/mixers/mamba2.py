@@ -8,7 +8,7 @@ Dao & Gu 2024 (arXiv 2405.21060), sections 6 and 7, with the parametrisation of 
 b batch, t time, d model width, c = expand * d channels in h heads of p, g groups that share B and C, n state size, k convolution width.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from postformer.ops.conv import causal_conv
-from postformer.ops.layers import Linear, checked_eps, dt_bias, heads_of
+from postformer.ops.layers import Linear, checked_eps, checked_word, dt_bias, heads_of
 from postformer.ops.norm import rms_norm
 from postformer.ops.packing import WHOLE, Packing
 from postformer.ops.ssd import Weights, ssd
-from postformer.ops.writer import Writer
+from postformer.ops.writer import GatesOf, Writer
 
 
 class Mamba2State(NamedTuple):
@@ -45,7 +45,7 @@ class Mamba2(Writer):
         groups: int = 1,
         conv: int = 4,
         threshold: float = 0.0,
-        gates: Literal["token", "conv"] = "token",
+        gates: GatesOf = "token",
         dt_min: float = 1e-3,
         dt_max: float = 0.1,
         norm_eps: float = 1e-5,
@@ -58,6 +58,7 @@ class Mamba2(Writer):
             )
         if threshold < 0:
             raise ValueError(f"threshold={threshold} must be at least 0")
+        checked_word("gates", gates, GatesOf)
         self.dim, self.channels, self.n, self.groups, self.threshold = dim, c, state, groups, threshold
         self.heads, self.width, self.eps = heads_of(c, head_dim, groups), head_dim, checked_eps(norm_eps)
         mixed = c + 2 * groups * state

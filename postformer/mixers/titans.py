@@ -12,7 +12,7 @@ b batch, t time, d model width, h heads, e head width, p persistent tokens; W of
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from postformer.ops.conv import causal_conv
 from postformer.ops.family import Activation, BiasName, Network, Preset, Retention, Step, Write, learner
 from postformer.ops.fast_weights import maps
-from postformer.ops.layers import Linear, RMSNorm
+from postformer.ops.layers import Linear, RMSNorm, checked_word
 from postformer.ops.matvec import project
 from postformer.ops.memory import Gates, Memory, Places, begun, memory, where
 from postformer.ops.norm import rms_norm, unit
 from postformer.ops.packing import WHOLE, Packing
-from postformer.ops.writer import Writer, above, checked_threshold
+from postformer.ops.writer import GatesOf, Writer, above, checked_threshold
 
 
 class LMMState(NamedTuple):
@@ -85,15 +85,17 @@ class LMM(Writer):
         forgetting: bool | None = None,
         rate: float | None = None,
         threshold: float = 0.0,
-        gates: Literal["token", "conv"] = "token",
+        gates: GatesOf = "token",
         conv: int = 4,
         persistent: int = 0,
         norm_eps: float = 1e-5,
     ):
         super().__init__()
         e = dim // max(heads, 1) if head_dim is None else head_dim
-        if min(heads, e, conv) < 1 or persistent < 0:
-            raise ValueError(f"heads={heads}, head_dim={e}, conv={conv} must be at least 1 and persistent={persistent} 0")
+        for name, value, least in (("heads", heads, 1), ("head_dim", e, 1), ("conv", conv, 1), ("persistent", persistent, 0)):
+            if value < least:
+                of = f" (heads={heads} of dim={dim})" if name == "head_dim" and head_dim is None else ""
+                raise ValueError(f"{name}={value} must be at least {least}{of}")
         if rate is not None and rate <= 0:
             raise ValueError(f"rate={rate} must be above 0")
         if damping is not None and damping <= 0:
@@ -119,7 +121,8 @@ class LMM(Writer):
         self.learner = learner(e, preset, given)
         self.net, self.bias, self.rule, self.momentum, self.forgetting, self.chunk = self.learner
         self.dim, self.heads, self.width = dim, heads, e
-        self.rate, self.threshold, self.gated_by = rate or 0.5 / self.chunk, checked_threshold(threshold), gates
+        self.rate, self.threshold = rate or 0.5 / self.chunk, checked_threshold(threshold)
+        self.gated_by = checked_word("gates", gates, GatesOf)
         inner = heads * e
         self.sizes = [3 * inner, inner, *[heads] * len(self._gate_names())]
         self.inp = Linear(dim, sum(self.sizes[:2]), bias=False)

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from postformer import mixers
 from postformer.config import ConfigError, Spec, amended, build
-from postformer.ops.layers import Linear, RMSNorm
+from postformer.ops.layers import Linear, RMSNorm, checked_word
 from postformer.ops.packing import WHOLE, Packing
 
 MEMORY: Spec = {"kind": "lmm"}
 ATTENTION: Spec = {"kind": "attention"}
 WINDOWED: Spec = {"kind": "attention", "window": 128}
+Gate = Literal["memory", "both", "product"]
 GATES = {
     "memory": lambda y, m: y * m.sigmoid(),
     "both": lambda y, m: y.sigmoid() * m.sigmoid(),
@@ -68,18 +69,22 @@ class MAC(nn.Module):
         attention: Spec = ATTENTION,
         segment: int = 128,
         persistent: int = 0,
-        gate: Literal["memory", "both", "product"] = "memory",
+        gate: Gate = "memory",
         residual: bool = False,
         norm_eps: float = 1e-5,
     ):
         super().__init__()
         if segment < 1:
             raise ValueError(f"segment={segment} must be at least 1")
-        self.segment, self.gate, self.residual = segment, GATES[gate], residual
+        self.segment, self.gate, self.residual = segment, GATES[checked_word("gate", gate, Gate)], residual
         self.memory = _part("memory", memory, MEMORY, dim)
         self.attention = _part("attention", attention, ATTENTION, dim, persistent)
         if not hasattr(self.memory, "recall"):
             raise ConfigError(".memory: mac needs a memory that can be recalled from; choose lmm")
+        if self.memory.rule.at_ends:
+            raise ConfigError(
+                ".memory: mac needs a memory that writes tokens; write='chunks' would be recalled from a chunk late"
+            )
         if getattr(self.attention, "window", 0) is not None:
             raise ConfigError(".attention: mac needs attention without a window; it has segments")
         self.norm, self.memory_norm = RMSNorm(dim, norm_eps), RMSNorm(dim, norm_eps)
@@ -194,11 +199,11 @@ class MAG(_Joined):
         memory: Spec = MEMORY,
         attention: Spec = WINDOWED,
         persistent: int = 0,
-        gate: Literal["memory", "both", "product"] = "memory",
+        gate: Gate = "memory",
         norm_eps: float = 1e-5,
     ):
         super().__init__(dim, memory, attention, persistent, norm_eps)
-        self.gate, self.memory_norm = GATES[gate], RMSNorm(dim, norm_eps)
+        self.gate, self.memory_norm = GATES[checked_word("gate", gate, Gate)], RMSNorm(dim, norm_eps)
         self.out = Linear(dim, dim, bias=False)
 
     def forward(

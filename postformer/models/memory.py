@@ -47,7 +47,8 @@ class Source:
 @dataclasses.dataclass
 class Memory:
     """All that continues a text: the state, the newest token (which the state has not read; None where nothing was), the tokens that
-    occurred, and the random generator's state. `tokens` counts what was read and written, `parent` names the memory it was forked from."""
+    occurred, and the random generator's state. `tokens` counts what was read and written, `parent` names the file that its own was
+    forked from."""
 
     state: Any
     last: int | None

@@ -19,7 +19,11 @@ class Snapshot:
 
     number: int
     path: Path
-    header: Header
+
+    @property
+    def header(self) -> Header:
+        """What it holds. Raises StateError for a damaged one."""
+        return header(self.path)
 
 
 def fork(path: str | Path, *new: str | Path) -> None:
@@ -40,31 +44,35 @@ def fork(path: str | Path, *new: str | Path) -> None:
 def snapshot(path: str | Path, keep: int = 0) -> Snapshot:
     """Keep a copy of a memory as it is now; with `keep` only so many are kept, the oldest go."""
     path = Path(path)
-    checked = header(path)
+    header(path)
     found = snapshots(path)
     number = found[-1].number + 1 if found else 1
     target = folder(path) / f"{number:04d}"
     target.parent.mkdir(exist_ok=True)
     write_durably(target, path.read_bytes())
-    for old in found[: len(found) + 1 - keep] if keep else ():
+    for old in found[: max(0, len(found) + 1 - keep)] if keep else ():
         old.path.unlink()
-    return Snapshot(number, target, checked)
+    return Snapshot(number, target)
 
 
 def snapshots(path: str | Path) -> list[Snapshot]:
-    """The snapshots of a memory, the oldest first. Raises StateError for a damaged one."""
+    """The snapshots of a memory, the oldest first."""
     files = [f for f in folder(path).glob("*") if re.fullmatch(r"\d{4,9}", f.name)]
-    return [Snapshot(int(f.name), f, header(f)) for f in sorted(files, key=lambda f: int(f.name))]
+    return [Snapshot(int(f.name), f) for f in sorted(files, key=lambda f: int(f.name))]
 
 
 def rollback(path: str | Path, number: int | None = None) -> Snapshot:
-    """Make a memory what it was at a snapshot, to the byte (default: the newest); what it is now is lost, the snapshot stays."""
+    """Make a memory what it was at a snapshot, to the byte (default: the newest); what it is now is lost, the snapshot stays.
+
+    Raises MemoryFileError where there is no such snapshot, and StateError for one that is damaged.
+    """
     found = snapshots(path)
     if not found:
         raise MemoryFileError(f"{path}: has no snapshot")
     wanted = found[-1] if number is None else next((s for s in found if s.number == number), None)
     if wanted is None:
         raise MemoryFileError(f"{path}: has no snapshot {number}; choose from {_listed([s.number for s in found])}")
+    header(wanted.path)
     write_durably(path, wanted.path.read_bytes())
     return wanted
 

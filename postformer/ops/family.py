@@ -20,6 +20,7 @@ its paper.
 from typing import Any, Literal, NamedTuple
 
 from postformer.ops.fast_weights import BIASES, MLP, Bias, Lp, Net, SwiGLU
+from postformer.ops.layers import checked_word
 from postformer.ops.rules import IDENTITY, Rule, lq, newton_schulz, softmax
 
 Preset = Literal["titans", "titans-linear", "ttt-linear", "ttt-mlp", "moneta", "yaad", "memora", "lact", "atlas"]
@@ -61,6 +62,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "atlas": {"momentum": True, "step": "muon", "window": 16, "chunk": 64},
 }
 
+WORDS = {
+    "network": Network,
+    "activation": Activation,
+    "bias": BiasName,
+    "retention": Retention,
+    "step": Step,
+    "write": Write,
+}
+
 
 class Learner(NamedTuple):
     """A memory of one head, without its weights."""
@@ -85,10 +95,16 @@ class Learner(NamedTuple):
 
 def learner(width: int, preset: str, given: dict[str, Any]) -> Learner:
     """The preset with those of its choices changed that are given, not None. Raises ValueError."""
-    choice = _PLAIN | PRESETS[preset] | {name: value for name, value in given.items() if value is not None}
-    least = {name: choice[name] for name in ("depth", "expand", "chunk", "window")}
-    if min(least.values()) < 1:
-        raise ValueError(f"{', '.join(f'{k}={v}' for k, v in least.items())} must be at least 1")
+    choice = (
+        _PLAIN
+        | PRESETS[checked_word("preset", preset, Preset)]
+        | {name: value for name, value in given.items() if value is not None}
+    )
+    for name, choices in WORDS.items():
+        checked_word(name, choice[name], choices)
+    for name in ("depth", "expand", "chunk", "window"):
+        if choice[name] < 1:
+            raise ValueError(f"{name}={choice[name]} must be at least 1")
     if choice["write"] == "chunks" and (choice["window"] > 1 or choice["momentum"] or choice["retention"] != "decay"):
         raise ValueError("write='chunks' has no windows, no momentum and no retention of its own")
     if choice["bias"] == "huber" and choice["window"] > 1:
@@ -127,12 +143,14 @@ def _refuse_idle(given: dict[str, Any], choice: dict[str, Any], perceptron: bool
         "residual": perceptron,
         "damping": perceptron and residual,
         "activation": perceptron and choice["depth"] > 1,
+        "expand": not perceptron or choice["depth"] > 1,
+        "retention": choice["forgetting"] or choice["retention"] not in ("decay", "initial"),
         "p": choice["bias"] == "lp",
         "q": choice["retention"] == "lq",
     }
     for name, has_effect in used.items():
         if given[name] is not None and not has_effect:
-            others = ("network", "depth", "residual", "bias", "retention")
+            others = ("network", "depth", "residual", "bias", "retention", "forgetting")
             beside = ", ".join(
                 f"{other}={residual if other == 'residual' else choice[other]}" for other in others if other != name
             )

@@ -1,6 +1,7 @@
 """Layers that make dtype explicit: parameters may be kept in fp32 while activations are bf16; there is no autocast."""
 
 import math
+import typing
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,13 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         return rms_norm(x, self.weight, self.eps)
+
+
+def checked_word(name: str, word: str, choices: object) -> str:
+    """A word that must be one of those of a `Literal`: `build` has checked it, a caller of the class has not. Raises ValueError."""
+    if word not in typing.get_args(choices):
+        raise ValueError(f"{name}={word!r} is not a choice; choose from {', '.join(typing.get_args(choices))}")
+    return word
 
 
 def checked_eps(eps: float) -> float:

@@ -74,7 +74,7 @@ def memory_in_torch(
 ) -> tuple[Float[Tensor, "b t h d"], Memory]:
     """The answers to the queries, and the memory after the text: a run of pieces after the other, no chunk beginning inside a piece in any
     row. For gradients only the memories between runs are kept, and a run is read again: memory grows with the square root of the
-    length. Arguments as in `memory`."""
+    length where chunks begin alike in all rows, and with the number of pieces elsewhere. Arguments as in `memory`."""
     b, _, h, _ = q.shape
     text = _Text(*(m.transpose(1, 2).flatten(0, 1) for m in (q, k, v)), gates.by_head(), places, h)  # type: ignore[call-arg]
     held = Memory(*(tuple(w.flatten(0, 1) for w in part) for part in memory))

@@ -1,6 +1,11 @@
 """A mixer that writes each token into its state by a share of its own, which can be watched, bounded from below, or shut."""
 
+from typing import Literal
+
 from torch import Tensor, nn
+
+GatesOf = Literal["token", "conv"]
+"""What gates are read off: the token, or what the convolution made of it and of those before it."""
 
 
 class Writer(nn.Module):

@@ -89,8 +89,8 @@ def test_a_file_that_ends_within_a_letter(tmp_path: Path):
     ("name", "content", "says"),
     [
         ("missing.txt", None, r"missing\.txt: no such file or folder"),
-        ("short.txt", "Too short. Really.", r"short\.txt: no sentences of 10 or more words"),
-        ("empty.txt", "", r"empty\.txt: no sentences"),
+        ("short.txt", "Too short. Really.", r"short\.txt: no sentence of 10 or more words and marks"),
+        ("empty.txt", "", r"empty\.txt: no sentence"),
         ("folder/notes.md", "Words. " * 99, r"folder: no file in it that ends in \.txt or \.jsonl"),
     ],
 )

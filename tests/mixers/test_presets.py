@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from postformer.config import ConfigError, build
 from postformer.mixers import MIXERS, titans
-from postformer.ops.family import PRESETS
+from postformer.ops.family import PRESETS, learner
 from postformer.ops.memory import Memory
 from postformer.state import leaves, nbytes
 
@@ -130,10 +130,11 @@ def test_a_preset_is_its_papers_equations(preset, chunk, monkeypatch):
     """With what docs/titans.md adds to them: the norm, its damping."""
     torch.manual_seed(0)
     words = {"window": 3} if preset == "atlas" else {}
+    words |= {} if preset in ("titans-linear", "ttt-linear") else {"expand": 2}
     if preset.endswith("as printed"):
-        words = {"residual": False}
+        words["residual"] = False
     mixer = build(
-        {"kind": "lmm", "preset": preset.partition(",")[0], "heads": 1, "expand": 2, "chunk": chunk, **words},
+        {"kind": "lmm", "preset": preset.partition(",")[0], "heads": 1, "chunk": chunk, **words},
         MIXERS,
         "",
         dim=DIM,
@@ -179,6 +180,8 @@ def test_what_is_given_changes_a_preset():
         ({"q": 3.0}, "q=3.0 has no effect beside"),
         ({"network": "swiglu", "depth": 3}, "depth=3 has no effect beside network=swiglu, residual=True, bias"),
         ({"network": "swiglu", "activation": "gelu"}, "activation=gelu has no effect beside network=swiglu"),
+        ({"depth": 1, "expand": 2}, "expand=2 has no effect beside network=mlp, depth=1"),
+        ({"forgetting": False, "retention": "initial"}, "retention=initial has no effect beside"),
         ({"depth": 1, "damping": 1.0}, "damping=1.0 has no effect beside network=mlp, depth=1, residual=False"),
     ],
     ids=str,
@@ -187,6 +190,16 @@ def test_what_is_refused(words, says):
     with pytest.raises(ConfigError) as e:
         build({"kind": "lmm", **words}, MIXERS, "here", dim=8)
     assert says in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "word", [("preset", "titan"), ("network", "mpl"), ("step", "moun"), ("write", "token"), ("retention", "l2"), ("bias", "l1")]
+)
+def test_words_that_are_no_choice_are_refused_without_build_too(word):
+    given = dict.fromkeys(["network", "depth", "residual", "damping", "activation", "expand", "bias", "p", "retention", "q"])
+    words = {"preset": "titans", **given, "forgetting": None, **dict([word])}
+    with pytest.raises(ValueError, match=f"{word[0]}='{word[1]}' is not a choice; choose from "):
+        learner(8, words.pop("preset"), words)
 
 
 def test_a_million_tokens_leave_a_state_as_large_as_a_thousand():

@@ -72,6 +72,31 @@ def test_the_oldest_snapshots_go(kept):
     assert [s.number for s in snapshots(path)] == [4, 5, 6]
 
 
+def test_none_goes_before_there_are_as_many_as_are_kept(kept):
+    _, _, path = kept
+    for count in range(1, 9):
+        snapshot(path, keep=8)
+        assert [s.number for s in snapshots(path)] == [*range(1, count + 1)]
+
+
+def test_a_damaged_snapshot_leaves_the_others(kept, capsys):
+    from postformer.cli import main
+
+    _, _, path = kept
+    states = [path.read_bytes() for _ in (snapshot(path), snapshot(path))]
+    (folder(path) / "0001").write_bytes(b"x")
+    assert rollback(path).number == 2 and path.read_bytes() == states[1]
+    assert rollback(path, 2).number == 2 and snapshot(path).number == 3
+    with pytest.raises(SystemExit) as end:
+        main(["memory", "snapshots", str(path)])
+    assert end.value.code == 0
+    assert [line.split(",")[0][:19] for line in capsys.readouterr().out.splitlines()] == [
+        "snapshot 1: damaged",
+        "snapshot 2",
+        "snapshot 3",
+    ]
+
+
 def test_what_is_damaged_is_refused(kept):
     _, _, path = kept
     with pytest.raises(MemoryFileError, match="has no snapshot"):
