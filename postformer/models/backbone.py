@@ -112,8 +112,9 @@ class Backbone(nn.Module):
         """Divide each branch's last matrix by sqrt(number of branches) (Radford et al. 2019, section 2.3)."""
         branches = [b for block in self.blocks for b in (block.mixer, block.ffn) if b is not None]
         for branch in branches:
-            if isinstance(getattr(branch, "out", None), nn.Linear):
-                branch.out.weight.div_(len(branches) ** 0.5)
+            last = [branch.out.weight] if isinstance(getattr(branch, "out", None), nn.Linear) else []
+            for weight in branch.last_weights() if hasattr(branch, "last_weights") else last:
+                weight.div_(len(branches) ** 0.5)
 
     def init_state(self, batch: int) -> State:
         """A fresh state: one entry a layer."""
@@ -159,6 +160,17 @@ class Backbone(nn.Module):
     def state_bytes(self, length: int, itemsize: int = 4) -> int:
         """Bytes of one row's state after `length` tokens."""
         return sum(b.mixer.state_bytes(length, itemsize) for b in self.blocks)
+
+    def touched_parameters(self, batch: int) -> float:
+        """Parameters that a step of one token in each of `batch` rows reads, where tokens choose experts evenly and apart: of E experts of
+        which a token takes k, E (1 - (1 - k/E)^batch)."""
+        ffns = [b.ffn for b in self.blocks if b.ffn is not None]
+        idle = 0.0
+        for ffn in ffns:
+            unused = sum(p.numel() for p in ffn.parameters()) - ffn.active_parameters()
+            share = getattr(ffn, "chosen_share", 1.0)
+            idle += unused * (1 - share) ** (batch - 1)
+        return sum(p.numel() for p in self.parameters()) - idle
 
     def idle_parameters(self) -> int:
         """Parameters that a token does not use (experts that it is not sent to)."""

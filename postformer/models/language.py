@@ -149,6 +149,11 @@ class LanguageModel(nn.Module, ModelHubMixin):
             state_bytes=self.backbone.state_bytes(length, self.embed.weight.element_size()),
         )
 
+    def touched_parameters(self, batch: int) -> float:
+        """Parameters that a step of one token in each of `batch` rows reads: see `Backbone.touched_parameters`. Of an untied embedding
+        a row a token is read, which is not counted."""
+        return self.backbone.touched_parameters(batch) + (self.embed if self.head is None else self.head).weight.numel()
+
     def _save_pretrained(self, save_directory: Path) -> None:
         from postformer.models.hub import save_model
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from postformer.data.tasks import IGNORED
+from postformer.models.routing import after_step, routed
 from postformer.models.writing import observed
 from postformer.ops.loss import cross_entropy
 
@@ -38,11 +39,11 @@ class Answers(nn.Module):
         """`batch["ids"]` and `batch["targets"]` are Int [b, t]; the target after a token that has none is IGNORED.
 
         Returns the loss in nats an answer (fp32 or wider), the share of answers that are right, and the tokens read; with a `write_cost`
-        also how much of each token was written.
+        also how much of each token was written, and of mixtures of experts what `Routing.taught` tells.
         """
         ids, targets = batch["ids"], batch["targets"]
         assert isinstance(ids, Tensor) and isinstance(targets, Tensor)
-        with observed(self.model) if self.write_cost else nullcontext({}) as writes:
+        with observed(self.model) if self.write_cost else nullcontext({}) as writes, routed(self.model) as routing:
             x, _ = self.model.hidden(ids)  # type: ignore[operator]
         asked = targets != IGNORED
         logits: Tensor = self.model.logits(x[asked])  # type: ignore[operator]
@@ -58,10 +59,11 @@ class Answers(nn.Module):
             written = torch.stack(shares).mean(0)
             cost = self._cost(ids.shape[1]) * (solved * written).mean()
             found |= {"loss": found["loss"] + cost, "written": written.detach().mean()}
-        return found
+        return routing.taught(found, self.training)
 
     def _cost(self, length: int) -> float:
         return self.write_cost * min(1.0, length / self.write_length) ** 3 if self.write_length else self.write_cost
 
     def after_step(self, step: int) -> None:
-        """Nothing follows an optimizer step."""
+        """Mixtures of experts are corrected by where tokens were sent."""
+        after_step(self.model)

@@ -4,6 +4,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from postformer.models.routing import after_step, routed
+
 
 class Forecast(nn.Module):
     """Teaches a model from windows [b, t, c] to what follows them, such as `Forecaster`. `loss` is the error that is made small."""
@@ -15,13 +17,17 @@ class Forecast(nn.Module):
     def forward(self, batch: dict[str, object]) -> dict[str, Tensor]:
         """`batch["past"]` is Float [b, t, c] and `batch["future"]` Float [b, h, c].
 
-        Returns the loss, the mean squared and the mean absolute error, and the values read.
+        Returns the loss, the mean squared and the mean absolute error, and the values read; of mixtures of experts also what
+        `Routing.taught` tells.
         """
         past, future = batch["past"], batch["future"]
         assert isinstance(past, Tensor) and isinstance(future, Tensor)
-        error = self.model(past) - future
+        with routed(self.model) as routing:
+            error = self.model(past) - future
         errors = {"mse": error.square().mean(), "mae": error.abs().mean()}
-        return {"loss": errors[self.loss], **errors, "tokens": error.new_tensor(past.numel()).long()}
+        outputs = {"loss": errors[self.loss], **errors, "tokens": error.new_tensor(past.numel()).long()}
+        return routing.taught(outputs, self.training)
 
     def after_step(self, step: int) -> None:
-        """Nothing follows an optimizer step."""
+        """Mixtures of experts are corrected by where tokens were sent."""
+        after_step(self.model)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from postformer.models.routing import after_step, routed
 from postformer.ops.loss import cross_entropy
 
 
@@ -16,15 +17,18 @@ class NextToken(nn.Module):
     def forward(self, batch: dict[str, object]) -> dict[str, Tensor]:
         """`batch["ids"]` is Int [b, t+1], and `batch["starts"]`, if it is there, Bool [b, t]: where documents of a packed row begin.
 
-        Returns the loss in nats a token (fp32 or wider), and the tokens predicted.
+        Returns the loss in nats a token (fp32 or wider), and the tokens predicted; of mixtures of experts also what `Routing.taught` tells.
         """
         ids = batch["ids"]
         assert isinstance(ids, Tensor)
         words = {"starts": batch["starts"]} if "starts" in batch else {}
-        x, _ = self.model.hidden(ids[:, :-1], **words)  # type: ignore[operator]
+        with routed(self.model) as routing:
+            x, _ = self.model.hidden(ids[:, :-1], **words)  # type: ignore[operator]
         target = ids[:, 1:].reshape(-1)
         logits: Tensor = self.model.logits(x.flatten(0, 1))  # type: ignore[operator]
-        return {"loss": cross_entropy(logits, target).mean(), "tokens": torch.tensor(target.numel())}
+        outputs = {"loss": cross_entropy(logits, target).mean(), "tokens": torch.tensor(target.numel())}
+        return routing.taught(outputs, self.training)
 
     def after_step(self, step: int) -> None:
-        """Nothing follows an optimizer step."""
+        """Mixtures of experts are corrected by where tokens were sent."""
+        after_step(self.model)

@@ -58,13 +58,14 @@ def load(level: str) -> Any:
     return library
 
 
-VERSION = 26
+VERSION = 27
 """Of csrc/version.cpp."""
 SIGNATURES = {
     "conv_forward": (6, 7),
     "conv_backward": (10, 7),
     "cross_entropy_forward": (5, 2),
     "cross_entropy_backward": (6, 2),
+    "experts_forward": (8, 7),
     "mamba_steps": (2, 11),
     "matvec": (3, 4),
     "memory_forward": (15, 12),

@@ -18,8 +18,10 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
 
 
-def orthogonalize(x: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
-    """U V^T of the singular value decomposition, nearly, by Newton-Schulz steps: in bf16 on a GPU and in fp32 elsewhere."""
+def orthogonalize(x: Float[Tensor, "*b m n"]) -> Float[Tensor, "*b m n"]:
+    """U V^T of each matrix's singular value decomposition, nearly, by Newton-Schulz steps: in bf16 on a GPU and in fp32 elsewhere."""
+    if x.ndim > 2:
+        return torch.stack([orthogonalize(matrix) for matrix in x])
     a, b, c = COEFFICIENTS
     y = x.to(torch.bfloat16 if x.is_cuda else torch.float32)
     y = y.mT if x.shape[0] > x.shape[1] else y
@@ -31,7 +33,7 @@ def orthogonalize(x: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices only; Nesterov momentum. Each step first shrinks a matrix by lr * weight_decay, as AdamW does."""
+    """For matrices and stacks of them; Nesterov momentum. Each step first shrinks a matrix by lr * weight_decay, as AdamW does."""
 
     def __init__(self, params: Iterable[Any], lr: float, weight_decay: float = 0.0, momentum: float = 0.95):
         if not lr >= 0:
@@ -56,4 +58,4 @@ class Muon(torch.optim.Optimizer):
         buffer = state["momentum_buffer"].lerp_(grad, 1 - momentum)
         update = orthogonalize(grad.lerp(buffer, momentum))
         p.mul_(1 - lr * weight_decay)
-        p.add_(update, alpha=-lr * 0.2 * math.sqrt(max(p.shape)))
+        p.add_(update, alpha=-lr * 0.2 * math.sqrt(max(p.shape[-2:])))

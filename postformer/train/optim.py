@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from postformer.config import ConfigError, OptimConfig, UserError
 from postformer.train.muon import Muon
 
-ENDS = frozenset({"embed", "embedding", "head", "lm_head"})
-"""Modules at a model's ends: no hidden matrices."""
+ENDS = frozenset({"embed", "embedding", "head", "lm_head", "router"})
+"""Modules at a model's ends, or at its experts': no hidden matrices."""
 
 
 class StateMismatch(UserError):
@@ -106,8 +106,9 @@ def _keys(part: torch.optim.Optimizer) -> dict[str, bool]:
 def make_optimizer(named: Mapping[str, nn.Parameter], config: OptimConfig) -> Optimizer:
     """The optimizer of the parameters that require a gradient.
 
-    Weight decay is for tensors of two and more dimensions; embeddings, heads and parameters with an attribute
-    `no_weight_decay = True` go without. `muon` takes the 2-D tensors called `weight` that are not at the model's ends.
+    Weight decay is for tensors of two and more dimensions; embeddings, heads, routers and parameters with an attribute
+    `no_weight_decay = True` go without. `muon` takes the 2-D tensors called `weight` that are not at the model's ends, and stacks of
+    matrices with an attribute `matrices = True`.
     Raises ConfigError when a setting is out of its range.
     """
     _check(config)
@@ -157,4 +158,4 @@ def _group(name: str, p: nn.Parameter, kind: str) -> str:
     at_an_end = not ENDS.isdisjoint(modules)
     if p.ndim < 2 or at_an_end or getattr(p, "no_weight_decay", False):
         return "plain"
-    return "muon" if kind == "muon" and p.ndim == 2 and own == "weight" else "decay"
+    return "muon" if kind == "muon" and own == "weight" and (p.ndim == 2 or getattr(p, "matrices", False)) else "decay"
