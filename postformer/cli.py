@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from postformer import __version__, commands, commands_memory
+from postformer import __version__, commands, commands_experts, commands_memory
 from postformer.config import MOST_THREADS, UserError
 
 
@@ -154,6 +154,30 @@ def _evaluate_arguments(p: Parser) -> None:
     p.add_argument("--seed", type=_whole, default=0, help="of the texts with questions (default: 0)")
 
 
+def _experts_arguments(p: Parser) -> None:
+    p.add_argument("checkpoint", help=MODEL)
+    p.add_argument(
+        "--text", nargs="+", required=True, metavar="DOMAIN=PATH", help="texts of each domain: code=DIR prose=FILE.jsonl ..."
+    )
+    p.add_argument("--tokens", type=positive, default=65_536, metavar="N", help="of each domain, at most (default: 65536)")
+    p.add_argument("--seed", type=_whole, default=0, help="of the untrained routers beside them (default: 0)")
+    p.add_argument(
+        "--out", type=Path, metavar="FILE.html", help="also write a page: heat maps, and every token's expert by colour"
+    )
+
+
+def _upcycle_arguments(p: Parser) -> None:
+    p.add_argument("models", nargs="+", metavar="MODEL", help=f"{MODEL}; of several of one shape each becomes an expert")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new model's folder")
+    p.add_argument("--experts", type=positive, metavar="N", help="copies (default: 8 of one model, of several one each)")
+    p.add_argument("--top", type=positive, default=2, metavar="K", help="of them that a token goes to (default: 2)")
+    p.add_argument("--split", type=positive, default=1, metavar="S", help="cut each into so many smaller experts (default: 1)")
+    p.add_argument(
+        "--text", nargs="+", type=Path, default=[], metavar="FILE", help="a text for each model, which its expert takes first"
+    )
+    p.add_argument("--seed", type=_whole, default=0, help="of the routers' rows (default: 0)")
+
+
 def _read_arguments(p: Parser) -> None:
     p.add_argument("model", help=MODEL)
     p.add_argument("texts", nargs="+", type=Path, metavar="FILE", help="texts of any length, in their order")
@@ -210,8 +234,18 @@ def _corpus_arguments(p: Parser) -> None:
 
 
 def _cost_arguments(p: Parser) -> None:
-    p.add_argument("recipe", help="a recipe's name, a .toml or .json file of a run, or a run directory or model folder")
+    from postformer.devices import DEVICES
+    from postformer.published import PUBLISHED
+
+    p.epilog = "published models:\n  " + "\n  ".join(PUBLISHED)
+    p.add_argument(
+        "recipe", help="a recipe's name, a .toml or .json file of a run, a run directory or model folder, or a published model"
+    )
     p.add_argument("overrides", nargs="*", metavar="a.b=value", help="such as model.depth=8 (of a recipe or a file)")
+    p.add_argument(
+        "--batch", type=_lengths, default=(), metavar="A,B", help="rows of a step of decoding: the weights that it touches"
+    )
+    p.add_argument("--device", metavar="NAME", help=f"the least time of such a step: {', '.join(DEVICES)}, or GB/s:TFLOP/s:GB")
     p.add_argument("--length", type=_lengths, default=(1024, 16384, 131072), metavar="A,B", help="text lengths in tokens")
     p.add_argument("--vocab", type=positive, metavar="N", help="tokens in a recipe's vocabulary (default: 4096)")
 
@@ -295,6 +329,12 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Callable[[Pa
         _ask_arguments,
     ),
     "memory": (commands_memory.memory, "show, fork, snapshot or roll back a memory's file", _memory_arguments),
+    "experts": (commands_experts.experts, "which of a model's experts fires on which text", _experts_arguments),
+    "upcycle": (
+        commands_experts.upcycle,
+        "make a mixture of experts of dense models that answers as before",
+        _upcycle_arguments,
+    ),
     "corpus": (commands.corpus, "turn text into token shards to train on", _corpus_arguments),
     "cost": (commands.cost, "parameters, operations and state bytes of a run's model, by formula", _cost_arguments),
 }

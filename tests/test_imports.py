@@ -12,6 +12,8 @@ LAYERS = {
     "config": 0,
     "files": 0,
     "interval": 0,
+    "published": 0,
+    "devices": 1,
     "state": 1,
     "ops": 2,
     "tokens": 2,
@@ -25,6 +27,7 @@ LAYERS = {
     "claims": 8,
     "commands": 9,
     "commands_memory": 10,
+    "commands_experts": 10,
     "cli": 11,
 }
 """A part imports parts of lower layers, and itself. `postformer/__init__.py` stands above all and imports lazily."""

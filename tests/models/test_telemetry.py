@@ -1,0 +1,140 @@
+"""What experts do on texts of several domains: the statistics by hand, the control, and the command."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from postformer.cli import main
+from postformer.config import UserError
+from postformer.models.hub import save_model
+from postformer.models.language import LanguageModel
+from postformer.models.routing import mixtures
+from postformer.models.telemetry import WINDOW, Layer, given_expert, information, purity, telemetry
+from postformer.tokens.text import Bytes
+
+MOE = {"kind": "moe", "experts": 4, "top": 1, "hidden": 16}
+
+
+def model(*ffns, **words):
+    torch.manual_seed(0)
+    m = LanguageModel(257, dim=16, depth=2, mixers=({"kind": "mamba"},), ffns=ffns or (MOE,), **words)
+    m.tokens = Bytes()
+    return m.eval()
+
+
+def texts(size=3 * WINDOW):
+    return {"a": [b"a" * size], "b": [b"xyz" * size]}
+
+
+def test_purity_and_information_by_hand():
+    apart, alike = np.array([[8, 0], [0, 2]]), np.array([[4, 4], [1, 1]])
+    assert (purity(apart), information(apart)) == (1.0, pytest.approx(1.0))
+    assert (purity(alike), information(alike)) == (0.5, pytest.approx(0.0))
+    mixed = np.array([[30, 10], [1, 3]])  # shares 3/4, 1/4 and 1/4, 3/4
+    assert purity(mixed) == pytest.approx(0.75)
+    told = 0.75 * np.log2(0.75 / 0.5) + 0.25 * np.log2(0.25 / 0.5)
+    assert information(mixed) == pytest.approx(told)
+    np.testing.assert_allclose(given_expert(mixed), [[0.75, 0.25], [0.25, 0.75]])
+    assert np.isnan(given_expert(np.array([[1, 0], [1, 0]]))[:, 1]).all()
+
+
+def test_intervals_hold_the_value_and_shrink_with_windows():
+    rng = np.random.default_rng(0)
+
+    def layer(windows):
+        own = {d: rng.multinomial(64, p, windows) for d, p in (("a", [0.6, 0.2, 0.2]), ("b", [0.2, 0.2, 0.6]))}
+        return Layer("x", own, {d: rng.multinomial(64, [1 / 3] * 3, windows) for d in "ab"})
+
+    few, many = layer(4), layer(200)
+    for of in (few, many):
+        for n in (of.purity_interval(), of.purity_interval(control=True), of.excess_interval()):
+            assert n.low <= n.value <= n.high or n.high - n.low < 0.2
+    assert many.purity_interval().high - many.purity_interval().low < few.purity_interval().high - few.purity_interval().low
+    assert many.excess_interval().low > 0.15
+
+
+def test_a_router_that_knows_the_domain_is_pure_and_its_control_is_not():
+    m = model()
+    for mixture in mixtures(m).values():
+        with torch.no_grad():
+            mixture.router.weight.zero_()
+
+        def by_sign(x, mixture=mixture):
+            return torch.stack([x[:, 0], -x[:, 0], *[torch.full_like(x[:, 0], -99.0)] * 2], -1)
+
+        mixture.router.register_forward_hook(lambda _, given, __, f=by_sign: f(given[0]))
+    with torch.no_grad():
+        m.embed.weight.zero_()
+        m.embed.weight[:, 0] = -1.0
+        m.embed.weight[ord("a"), 0] = 1.0
+    for block in m.backbone.blocks:
+        torch.nn.init.zeros_(block.mixer.out.weight)
+    found = telemetry(m, texts())
+    first = found.layers[0]
+    assert purity(first.loads) == 1.0
+    assert found.tokens == {"a": 3 * WINDOW, "b": 9 * WINDOW}
+    assert first.loads.sum(1).tolist() == [3 * WINDOW, 9 * WINDOW]
+    assert found.sent[0].experts[0] == (0,) * WINDOW
+    assert found.sent[1].experts[0] == (1,) * WINDOW
+    assert "".join(found.sent[0].pieces) == "a" * WINDOW
+
+
+def test_the_control_is_a_router_that_begins_and_leaves_the_model_as_it_was():
+    m = model({**MOE, "preset": "deepseek-v3", "groups": 1, "shared": 0})
+    before = {name: t.clone() for name, t in m.state_dict().items()}
+    state = torch.random.get_rng_state()
+    one, other = telemetry(m, texts(), seed=1), telemetry(m, texts(), seed=2)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(t, before[name]) for name, t in m.state_dict().items())
+    assert (one.layers[0].loads == other.layers[0].loads).all()
+    assert (one.layers[0].control_loads != other.layers[0].control_loads).any()
+    assert not any(mixture.observers for mixture in mixtures(m).values())
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "says"),
+    [
+        (lambda: model({"kind": "mlp"}), texts(), "no mixture of experts"),
+        (model, {"a": [b"a" * 999]}, "at least two"),
+        (model, {"a": [b"a" * 999], "b": [b"b"]}, f"b: holds less than a window of {WINDOW} tokens"),
+    ],
+)
+def test_what_is_refused(make, given, says):
+    with pytest.raises(UserError, match=says):
+        telemetry(make(), given)
+
+
+def test_the_command_lists_layers_and_writes_a_page(tmp_path, capsys):
+    save_model(model(), tmp_path / "model")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code/a.py").write_text("def f(x):\n    return x + 1\n" * 60)
+    (tmp_path / "prose.txt").write_text("<b>It was a dark & stormy night.</b> " * 60)
+    words = ["experts", str(tmp_path / "model"), "--text", f"code={tmp_path / 'code'}", f"prose={tmp_path / 'prose.txt'}"]
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--out", str(tmp_path / "page.html"), "--tokens", "1024"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0
+    assert re.search(r"backbone\.blocks\.0\.ffn +4 +\d\.\d\d", said)
+    assert "code: experts of which most is code" in said
+    html = (tmp_path / "page.html").read_text()
+    assert html.count('class="tokens"') == 2 * 2
+    assert "&lt;" in html
+    assert "<b>It" not in html
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["code"], "expected a domain and its texts"),
+        (["a=.", "a=."], "is there twice"),
+        (["a=."], "at least two domains"),
+        (["a=.", "b=nowhere"], "no such file or folder"),
+    ],
+)
+def test_mistakes_of_the_command(given, says, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["experts", "model", "--text", *given])
+    assert end.value.code == 2
+    assert says in capsys.readouterr().err
