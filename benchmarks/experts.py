@@ -49,6 +49,7 @@ def layers(shape: str, dtype: torch.dtype) -> dict[str, nn.Module]:
     sizes = {"hidden_size": DIM, "intermediate_size": ours.out.weight.shape[2], "num_experts_per_tok": ours.top}
     found: dict[str, nn.Module] = {OURS: ours}
     for name, path in ((EAGER, "eager"), (GROUPED, "grouped_mm")):
+        theirs: Any
         if shape == "E8k2":
             theirs = MixtralSparseMoeBlock(transformers.MixtralConfig(**sizes, num_local_experts=len(ours.loads)))
         else:
