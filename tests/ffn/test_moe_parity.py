@@ -115,7 +115,7 @@ def interleaved(both: torch.Tensor) -> torch.Tensor:
 
 def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     """To 1e-5 of the largest value, or of 1."""
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(1.0, float(theirs.abs().max())))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(1.0, theirs.detach().abs().max().item()))
 
 
 @pytest.mark.parametrize("case", BLOCKS)
