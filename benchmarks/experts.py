@@ -11,17 +11,17 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from passes import PASSES, told
 from sequence_rows import row, timed
 from torch import Tensor, nn
 
 from postformer.claims.stamp import closed, stamp
 from postformer.claims.stats import Estimate, ratio_interval
-from postformer.claims.words import interval, value
 from postformer.config import UserError
 from postformer.ffn.moe import MoE
 from postformer.files import write_durably
@@ -64,29 +64,6 @@ def layers(shape: str, dtype: torch.dtype) -> dict[str, nn.Module]:
     return found
 
 
-def forward(layer: nn.Module, x: Tensor) -> Callable[[], object]:
-    """A call of the layer without gradients."""
-
-    def run() -> object:
-        with torch.inference_mode():
-            return layer(x)
-
-    return run
-
-
-def both(layer: nn.Module, x: Tensor) -> Callable[[], object]:
-    """A call of the layer and its gradients, to the input and every parameter."""
-    x = x.clone().requires_grad_()
-    dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype)
-
-    def run() -> None:
-        layer.zero_grad(set_to_none=True)
-        x.grad = None
-        layer(x).backward(dy)
-
-    return run
-
-
 def speed(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each pass, shape, dtype and number of tokens."""
     rows = []
@@ -96,7 +73,7 @@ def speed(args: argparse.Namespace) -> list[dict[str, Any]]:
             for tokens in args.tokens:
                 x = torch.randn(1, tokens, DIM, generator=torch.Generator().manual_seed(2)).to(of)
                 _agree(made, x)
-                for name, run in {"forward": forward, "both": both}.items():
+                for name, run in PASSES.items():
                     calls = {library: run(layer, x) for library, layer in made.items()}
                     taken = timed(calls, 0.3 if args.quick else SECONDS[tokens], repeats=12)
                     rows.append(row(name, f"{shape} {dtype}", tokens, taken)["row"])
@@ -122,12 +99,6 @@ def line(one: dict[str, Any]) -> str:
     times = {name: sorted(series)[len(series) // 2] * 1e3 for name, series in one["samples"].items()}
     each = ", ".join(f"{name} {ms:.2f} ms" for name, ms in times.items())
     return f"{one['part']:8} {one['name']:11} {one['tokens']:4} tokens: {each}; their best takes {told(best(one))}"
-
-
-def told(ratio: Estimate) -> str:
-    """A ratio with its interval."""
-    number = ratio.number()
-    return f"{value(number)} ({interval(number)}; {ratio.n} rounds)"
 
 
 def verdicts(rows: Sequence[dict[str, Any]]) -> list[str]:

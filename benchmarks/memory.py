@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from passes import PASSES, both, told
 from sequence_memory import mark
 from sequence_rows import row, timed
 from torch import Tensor, nn
 
 from postformer.claims.peak import resident
 from postformer.claims.stamp import closed, stamp
-from postformer.claims.stats import Estimate, ratio_interval
-from postformer.claims.words import interval, value
+from postformer.claims.stats import ratio_interval
 from postformer.config import UserError, build
 from postformer.files import write_durably
 from postformer.mixers import MIXERS
@@ -60,32 +60,6 @@ def theirs(chunk: int) -> nn.Module:
 
 
 LAYERS: dict[str, Callable[[int], nn.Module]] = {THEIRS: theirs, OURS: ours}
-
-
-def forward(layer: nn.Module, x: Tensor) -> Callable[[], object]:
-    """A call of the layer without gradients."""
-
-    def run() -> object:
-        with torch.inference_mode():
-            return layer(x)
-
-    return run
-
-
-def both(layer: nn.Module, x: Tensor) -> Callable[[], object]:
-    """A call of the layer and its gradients, to the input and every parameter."""
-    x = x.clone().requires_grad_()
-    dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-
-    def run() -> None:
-        layer.zero_grad(set_to_none=True)
-        x.grad = None
-        layer(x)[0].backward(dy)
-
-    return run
-
-
-PASSES = {"forward": forward, "both": both}
 
 
 def inputs(tokens: int) -> Tensor:
@@ -128,12 +102,6 @@ def line(row: dict[str, Any]) -> str:
         f"{row['part']:8} {row['name']:9} {row['tokens']:6,} tokens: {THEIRS} {times[THEIRS]:8.1f} ms, {OURS} {times[OURS]:7.1f} ms "
         f"({rate:,.0f} tokens/s); ratio {told(ratio)}"
     )
-
-
-def told(ratio: Estimate) -> str:
-    """A ratio with its interval."""
-    number = ratio.number()
-    return f"{value(number)} ({interval(number)}; {ratio.n} rounds)"
 
 
 def peaks(args: argparse.Namespace) -> dict[str, dict[str, int]]:
