@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from postformer import __version__, commands, commands_experts, commands_memory
+from postformer import __version__, commands, commands_cost, commands_experts, commands_memory
 from postformer.config import MOST_THREADS, UserError
 
 
@@ -336,7 +336,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Callable[[Pa
         _upcycle_arguments,
     ),
     "corpus": (commands.corpus, "turn text into token shards to train on", _corpus_arguments),
-    "cost": (commands.cost, "parameters, operations and state bytes of a run's model, by formula", _cost_arguments),
+    "cost": (commands_cost.cost, "parameters, operations and state bytes of a run's model, by formula", _cost_arguments),
 }
 
 

@@ -19,6 +19,8 @@ def experts(args: argparse.Namespace) -> int:
     from postformer.models.telemetry import telemetry
     from postformer.train.session import open_model
 
+    if args.out and not args.out.absolute().parent.is_dir():
+        raise UserError(f"--out {args.out}: the folder {args.out.parent} does not exist")
     domains = _domains(args.text)
     model = open_model(args.checkpoint)
     with progress_bars() as show:

@@ -28,6 +28,7 @@ LAYERS = {
     "commands": 9,
     "commands_memory": 10,
     "commands_experts": 10,
+    "commands_cost": 10,
     "cli": 11,
 }
 """A part imports parts of lower layers, and itself. `postformer/__init__.py` stands above all and imports lazily."""

@@ -101,6 +101,9 @@ class Routed(NamedTuple):
 
 class MoE(nn.Module):
     """Each token goes to `top` of `experts` networks of width `hidden` and, where `shared` is above 0, to one of that width besides.
+    Raises ValueError for numbers and words that do not fit together.
+
+    Sources: the module's table; formulas: docs/moe.md.
 
     `hidden` defaults to what makes the chosen experts together as wide as the default MLP; `shared` to the preset's number of experts.
     `router`: "softmax" over all experts, "sigmoid", or softmax over the "chosen". `renormalise` makes the chosen weights add up to 1
@@ -160,7 +163,7 @@ class MoE(nn.Module):
         self.router = Linear(dim, choice["experts"], bias=choice["biases"])
         self.up = ExpertLinear(choice["experts"], dim, hidden * (2 if gated(self.activation) else 1), choice["biases"])
         self.out = ExpertLinear(choice["experts"], hidden, dim, choice["biases"])
-        width = (choice["shared"] if shared is not None else choice["shared"] * hidden) or 0
+        width = choice["shared"] if shared is not None else choice["shared"] * hidden
         self.shared = Shared(dim, width, self.activation, choice["shared_gate"]) if width else None
         corrects = self.rate or self.router_kind == "sigmoid"
         self.register_buffer("correction", torch.zeros(choice["experts"]) if corrects else None)

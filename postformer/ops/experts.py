@@ -31,7 +31,7 @@ def gated(activation: Activation) -> bool:
 
 
 def activated(h: Float[Tensor, "*b w"], activation: Activation) -> Float[Tensor, "*b f"]:
-    """What stands between an expert's two matrices."""
+    """What stands between an expert's two matrices: SwiGLU (Shazeer 2020, arXiv 2002.05202, eq. 6), gpt-oss's clipped form, or GELU or ReLU."""
     if activation == "gelu":
         return F.gelu(h)
     if activation == "relu":
@@ -147,7 +147,7 @@ def _served(x: Tensor, w: Tensor) -> bool:
 # ---------------------------------------------------------------- the CPU kernel as an operator of torch
 
 MOST_PAIRS = 8
-"""Pairs of an expert, on average over those that have any: with more of them matrix products are faster."""
+"""Pairs an expert, on average over as many experts as there are or could be chosen: with more of them matrix products are faster."""
 KINDS: dict[Activation, int] = {"swiglu": 0, "relu": 1, "gpt-oss": 2}
 """Activations that the kernel has, by its numbers."""
 

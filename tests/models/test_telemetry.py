@@ -131,6 +131,7 @@ def test_the_command_lists_layers_and_writes_a_page(tmp_path, capsys):
         (["a=.", "a=."], "is there twice"),
         (["a=."], "at least two domains"),
         (["a=.", "b=nowhere"], "no such file or folder"),
+        (["a=.", "b=.", "--out", "nowhere/page.html"], "the folder nowhere does not exist"),
     ],
 )
 def test_mistakes_of_the_command(given, says, capsys):
