@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from postformer.ops.experts import Activation, activated, gated, mixed
+from postformer.ops.experts import Activation, Networks, activated, gated, mixed
 from postformer.ops.layers import Linear, checked_word
 from postformer.ops.routing import (
     Routes,
@@ -183,9 +183,13 @@ class MoE(nn.Module):
         rows = x.shape[:2]
         for seen_by in self.observers:
             seen_by.append(Routed(*(part.unflatten(0, rows) for part in (logits, scores, experts, weights))))
-        biases = (self.up.bias, self.out.bias)
-        y = mixed(tokens, experts, weights, self.up.weight, self.out.weight, self.activation, *biases).view_as(x)
+        y = mixed(tokens, experts, weights, self.networks).view_as(x)
         return y if self.shared is None else y + self.shared(x)
+
+    @property
+    def networks(self) -> Networks:
+        """The experts'."""
+        return Networks(self.up.weight, self.out.weight, self.activation, self.up.bias, self.out.bias)
 
     def _logits(self, tokens: Float[Tensor, "n d"]) -> Float[Tensor, "n e"]:
         seen = tokens if tokens.dtype == torch.float64 else tokens.float()

@@ -10,7 +10,7 @@ the values' where the activation gates; those of the output are [E, d, f]. Fused
 a few tokens that teach nothing go through the kernel of csrc/experts.cpp, which is bound by reading the weights.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ def gated(activation: Activation) -> bool:
 
 
 def activated(h: Float[Tensor, "*b w"], activation: Activation) -> Float[Tensor, "*b f"]:
-    """What stands between an expert's two matrices: SwiGLU (Shazeer 2020, arXiv 2002.05202, eq. 6), gpt-oss's clipped form, or GELU or ReLU."""
+    """What stands between an expert's two matrices: SwiGLU (Shazeer 2020, arXiv 2002.05202, eq. 6), gpt-oss's clipped form, GELU, ReLU."""
     if activation == "gelu":
         return F.gelu(h)
     if activation == "relu":
@@ -43,17 +43,21 @@ def activated(h: Float[Tensor, "*b w"], activation: Activation) -> Float[Tensor,
     return gate * torch.sigmoid(ALPHA * gate) * (up + 1)
 
 
+class Networks(NamedTuple):
+    """All experts' matrices, what stands between them, and their biases."""
+
+    up: Float[Tensor, "e w d"]
+    out: Float[Tensor, "e d f"]
+    activation: Activation
+    up_bias: Float[Tensor, "e w"] | None = None
+    out_bias: Float[Tensor, "e d"] | None = None
+
+
 def reference(
-    x: Float[Tensor, "n d"],
-    experts: Int[Tensor, "n k"],
-    weights: Float[Tensor, "n k"],
-    up: Float[Tensor, "e w d"],
-    out: Float[Tensor, "e d f"],
-    activation: Activation,
-    up_bias: Float[Tensor, "e w"] | None = None,
-    out_bias: Float[Tensor, "e d"] | None = None,
+    x: Float[Tensor, "n d"], experts: Int[Tensor, "n k"], weights: Float[Tensor, "n k"], networks: Networks
 ) -> Float[Tensor, "n d"]:
     """The formula, one expert after the other."""
+    up, out, activation, up_bias, out_bias = networks
     y = torch.zeros_like(x)
     for e, (w_up, w_out) in enumerate(zip(up, out, strict=True)):
         token, place = (experts == e).nonzero(as_tuple=True)
@@ -64,18 +68,12 @@ def reference(
 
 
 def mixed(
-    x: Float[Tensor, "n d"],
-    experts: Int[Tensor, "n k"],
-    weights: Float[Tensor, "n k"],
-    up: Float[Tensor, "e w d"],
-    out: Float[Tensor, "e d f"],
-    activation: Activation,
-    up_bias: Float[Tensor, "e w"] | None = None,
-    out_bias: Float[Tensor, "e d"] | None = None,
+    x: Float[Tensor, "n d"], experts: Int[Tensor, "n k"], weights: Float[Tensor, "n k"], networks: Networks
 ) -> Float[Tensor, "n d"]:
     """As `reference`, in the dtype of x: the pairs in the order of their experts, one product an expert and matrix."""
-    if _few(x, experts, weights, up, out, activation, up_bias, out_bias):
-        return through_kernel(x, experts, weights, up, out, activation, up_bias, out_bias)
+    if _few(x, experts, weights, networks):
+        return through_kernel(x, experts, weights, networks)
+    up, out, activation, up_bias, out_bias = networks
     n, k = experts.shape
     order = experts.reshape(-1).argsort(stable=True)
     token, sizes = order // k, torch.bincount(experts.reshape(-1), minlength=len(up))
@@ -152,34 +150,18 @@ KINDS: dict[Activation, int] = {"swiglu": 0, "relu": 1, "gpt-oss": 2}
 """Activations that the kernel has, by its numbers."""
 
 
-def _few(
-    x: Tensor,
-    experts: Tensor,
-    weights: Tensor,
-    up: Tensor,
-    out: Tensor,
-    activation: Activation,
-    up_bias: Tensor | None,
-    out_bias: Tensor | None,
-) -> bool:
+def _few(x: Tensor, experts: Tensor, weights: Tensor, networks: Networks) -> bool:
     """Whether the kernel can take these and is worth it."""
-    biases = [b for b in (up_bias, out_bias) if b is not None]
-    taught = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weights, up, out, *biases))
+    up, out, activation, *biases = networks
+    taught = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weights, up, out, *biases))
     few = 0 < experts.numel() <= MOST_PAIRS * min(len(up), experts.numel())
     return few and not taught and activation in KINDS and _cpu.serves_half(x) and _cpu.serves_half(up, out)
 
 
-def through_kernel(
-    x: Tensor,
-    experts: Tensor,
-    weights: Tensor,
-    up: Tensor,
-    out: Tensor,
-    activation: Activation,
-    up_bias: Tensor | None,
-    out_bias: Tensor | None,
-) -> Tensor:
-    biases = [None if b is None else b.float() for b in (up_bias, out_bias)]
+def through_kernel(x: Tensor, experts: Tensor, weights: Tensor, networks: Networks) -> Tensor:
+    """As `reference`, sums in fp32; no gradients."""
+    up, out, activation, *of = networks
+    biases = [None if b is None else b.float() for b in of]
     return torch.ops.postformer.experts(x.float(), experts, weights.float(), up, out, *biases, KINDS[activation]).to(x.dtype)
 
 

@@ -31,7 +31,7 @@ def test_a_preset_is_its_formula(preset):
     (call,) = routing.calls[""]
     tokens = x.flatten(0, 1)
     experts, weights = call.experts.flatten(0, 1), call.weights.flatten(0, 1)
-    expected = reference(tokens, experts, weights, m.up.weight, m.out.weight, m.activation, m.up.bias, m.out.bias).view_as(x)
+    expected = reference(tokens, experts, weights, m.networks).view_as(x)
     if m.shared is not None:
         expected = expected + m.shared(x)
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)

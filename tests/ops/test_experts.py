@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 
 from postformer.ops import _cpu
 from postformer.ops import experts as experts_of
-from postformer.ops.experts import KINDS, Activation, activated, gated, grouped_product, mixed, reference, through_kernel
+from postformer.ops.experts import (
+    KINDS,
+    Activation,
+    Networks,
+    activated,
+    gated,
+    grouped_product,
+    mixed,
+    reference,
+    through_kernel,
+)
 
 ACTIVATIONS: tuple[Activation, ...] = ("swiglu", "gelu", "relu", "gpt-oss")
 
@@ -28,7 +38,7 @@ def test_mixed_is_the_reference(n, k, e, activation, bias, seed):
     words = case(n, k, e, activation, bias, seed=seed)
     leaves = [w.requires_grad_() if isinstance(w, torch.Tensor) and w.is_floating_point() else w for w in words]
     taught = [w for w in leaves if isinstance(w, torch.Tensor) and w.requires_grad]
-    one, other = mixed(*leaves), reference(*leaves)
+    one, other = (of(*leaves[:3], Networks(*leaves[3:])) for of in (mixed, reference))
     torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     seed_of = torch.randn_like(one)
     for a, b in zip(torch.autograd.grad(one, taught, seed_of), torch.autograd.grad(other, taught, seed_of), strict=True):
@@ -38,13 +48,13 @@ def test_mixed_is_the_reference(n, k, e, activation, bias, seed):
 def test_gradients_by_differences():
     words = case(5, 2, 4, "swiglu", False)
     inputs = [w.requires_grad_() for w in (words[0], words[2], words[3], words[4])]
-    assert torch.autograd.gradcheck(lambda x, w, up, out: mixed(x, words[1], w, up, out, "swiglu"), inputs)
+    assert torch.autograd.gradcheck(lambda x, w, up, out: mixed(x, words[1], w, Networks(up, out, "swiglu")), inputs)
 
 
 def test_an_expert_without_tokens_has_a_gradient_of_zeros():
     x, _, weights, up, out, activation, *_ = case(4, 1, 3, "swiglu", False)
     up.requires_grad_()
-    mixed(x, torch.zeros(4, 1, dtype=torch.long), weights, up, out, activation).sum().backward()
+    mixed(x, torch.zeros(4, 1, dtype=torch.long), weights, Networks(up, out, activation)).sum().backward()
     assert up.grad[1:].abs().max() == 0
     assert up.grad[0].abs().max() > 0
 
@@ -58,7 +68,7 @@ def test_groups_may_be_empty(sizes):
 
 def test_bf16_tokens_with_fp32_weights():
     x, experts, weights, up, out, activation, *_ = case(7, 2, 4, "swiglu", False)
-    words = (experts, weights.float(), up.float(), out.float(), activation)
+    words = (experts, weights.float(), Networks(up.float(), out.float(), activation))
     y = mixed(x.bfloat16(), *words)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), reference(x.float(), *words), rtol=0.05, atol=0.15)
@@ -95,9 +105,9 @@ def test_the_kernel_is_the_reference(n, k, e, activation, bias, sizes, half, see
         words[3:5] = [w.bfloat16() for w in words[3:5]]
     x, experts, weights, up, out, kind, *biases = words
     wide = [None if b is None else b.double() for b in biases]
-    expected = reference(x.double(), experts, weights.double(), up.double(), out.double(), kind, *wide)
+    expected = reference(x.double(), experts, weights.double(), Networks(up.double(), out.double(), kind, *wide))
     with torch.inference_mode():
-        y = through_kernel(x, experts, weights, up, out, kind, *biases)
+        y = through_kernel(x, experts, weights, Networks(up, out, kind, *biases))
     torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max().clamp(min=1)))
 
 
@@ -107,14 +117,14 @@ def test_the_kernel_is_taken_for_a_few_tokens_that_teach_nothing(monkeypatch):
     monkeypatch.setattr(experts_of, "through_kernel", lambda *words: taken.append(1) or through_kernel(*words))
     words = [w.float() if isinstance(w, torch.Tensor) and w.is_floating_point() else w for w in case(2, 2, 4, "swiglu", False)]
     with torch.no_grad():
-        mixed(*words)
+        mixed(*words[:3], Networks(*words[3:]))
     assert taken == [1]
     words[3].requires_grad_()
-    mixed(*words).sum().backward()
+    mixed(*words[:3], Networks(*words[3:])).sum().backward()
     assert taken == [1]
     many = [w.float() if isinstance(w, torch.Tensor) and w.is_floating_point() else w for w in case(40, 2, 4, "swiglu", False)]
     with torch.no_grad():
-        mixed(*many)
+        mixed(*many[:3], Networks(*many[3:]))
     assert taken == [1]
 
 
@@ -124,6 +134,6 @@ def test_nan_reaches_the_answer_of_its_token_alone():
         w.float() if isinstance(w, torch.Tensor) and w.is_floating_point() else w for w in case(3, 2, 4, "gpt-oss", False)
     )
     x[1, 0] = float("nan")
-    y = through_kernel(x, experts, weights, up, out, activation, None, None)
+    y = through_kernel(x, experts, weights, Networks(up, out, activation))
     assert y[1].isnan().all()
     assert y[[0, 2]].isfinite().all()
