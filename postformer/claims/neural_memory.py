@@ -5,6 +5,7 @@ more facts; the rivals that keep the text find passages for the attention model,
 """
 
 import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,6 +60,8 @@ LEARN = 0.45
 """Training's share of the budget, what comes before it included."""
 SAMPLED = 12
 """Steps of each method that are timed before."""
+LATE = 2
+"""A rival that takes so many times as long as expected is given up."""
 STREAM_S = 60.0
 """About what the neural memory's million words take."""
 Evidence = Mapping[str, Any]
@@ -256,21 +259,25 @@ class NeuralMemory:
         return [readers.ctx.step(f"{method}: {n} facts", lambda n=n: asked(n)) for n in FACTS]
 
     def _distances(self, readers: Any, methods: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-        """Of every method the shortest diary and of the neural memory all to ten years, others while they are expected to fit."""
+        """Of every method the shortest diary and of the neural memory all to ten years, others while they are expected to fit, and do."""
+        from postformer.claims import remembering
         from postformer.claims.remembering import recall
 
         ctx = readers.ctx
 
-        def asked(method: str, words: int) -> Any:
-            told = {"facts": STORED, "span": (0.0, FIRST_YEAR)}
-            return recall(readers, method, words=words, diaries=_diaries(ctx.budget_s, method, words), timed=True, **told)
+        def asked(method: str, words: int, within_s: Real) -> Any:
+            told = {"facts": STORED, "span": (0.0, FIRST_YEAR), "timed": True, "within_s": within_s}
+            return recall(readers, method, words=words, diaries=_diaries(ctx.budget_s, method, words), **told)
 
         found: dict[str, list[dict[str, Any]]] = {m: [] for m in methods}
         for place, words in enumerate(self.distances):
-            for method in methods:
+            for method in sorted(methods, key=lambda m: m == remembering.ANSWERS):  # whose cost grows most
                 always = not place or (method == NEURAL and words <= TEN_YEARS)
-                if len(found[method]) == place and (always or _fits(ctx, found, method, words)):
-                    found[method].append(ctx.step(f"{method}: after {words:,} words", lambda m=method, n=words: asked(m, n)))
+                room = math.inf if always else _room_s(ctx, found, method, words) if len(found[method]) == place else 0.0
+                if room:
+                    saying = f"{method}: after {words:,} words"
+                    cell = ctx.step(saying, lambda m=method, n=words, s=room: asked(m, n, s))
+                    found[method] += [] if cell is None else [cell]
         return found
 
 
@@ -281,8 +288,9 @@ def _diaries(budget_s: Real, method: str, words: int) -> int:
     return most if sure else max(1, min(most, READ // words))
 
 
-def _fits(ctx: Context, found: Mapping[str, Sequence[dict[str, Any]]], method: str, words: int) -> bool:
-    """Whether a diary of so many words is expected to fit into the budget, beside the neural memory's ten years if they are to come."""
+def _room_s(ctx: Context, found: Mapping[str, Sequence[dict[str, Any]]], method: str, words: int) -> Real:
+    """Seconds that diaries of so many words may take: what is left of the budget, beside the neural memory's ten years if they are to come,
+    but no more than LATE times what is expected; 0 where that does not fit."""
     from postformer.claims.remembering import expected_s
 
     neural = found[NEURAL][-1]
@@ -291,7 +299,8 @@ def _fits(ctx: Context, found: Mapping[str, Sequence[dict[str, Any]]], method: s
         return expected_s(of, before, words, len(ctx.seeds) * _diaries(ctx.budget_s, of, words))
 
     kept = taken_s(NEURAL, neural, TEN_YEARS) if method != NEURAL and neural["words"] < TEN_YEARS else 0.0
-    return taken_s(method, found[method][-1], words) <= ctx.left_s - kept
+    expected, left = taken_s(method, found[method][-1], words), ctx.left_s - kept
+    return min(LATE * expected, left) if expected <= left else 0.0
 
 
 CLAIM = NeuralMemory()

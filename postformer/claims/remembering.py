@@ -4,7 +4,9 @@ Every diary streams: no more than one entry of it is held. A reader keeps a stat
 """
 
 import dataclasses
+import math
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -170,14 +172,15 @@ def recall(
     kind: Kind = "single",
     span: tuple[float, float] = (0.0, 1.0),
     timed: bool = False,
-) -> dict[str, Any]:
+    within_s: Real = math.inf,
+) -> dict[str, Any] | None:
     """How many questions at the end of new diaries every seed's model answers rightly, or with the outdated value, and what it cost.
 
     `each` counts those that are right and all, of every seed, or of a single one's every diary. `held` counts the questions whose answer
     stands in the passages that were found. With `timed`, `stream` is the cost of reading on at the last diary's begin and end, for a
-    reader of a state.
+    reader of a state. None where reading takes longer than `within_s`.
     """
-    ctx = readers.ctx
+    ctx, until = readers.ctx, time.perf_counter() + within_s
     told = {"facts": facts, "kinds": (kind,), "span": span, **world(readers.run(method))}
     each, total = [], Counter[str]()
     last: dict[str, Any] = {}
@@ -188,7 +191,10 @@ def recall(
             for number in range(diaries):
                 diary = Diary(words=words, seed=ASKED_FROM + APART * seed + number, **told)
                 kept = readers.new(method, seed)
-                early = _read(ctx, kept, diary, f"{method}: diary of {words:,} words")
+                try:
+                    early = _read(ctx, kept, diary, f"{method}: diary of {words:,} words", until)
+                except TimeoutError:
+                    return None
                 own.append(_asked(kept, diary))
                 parameters = sum(p.numel() for p in kept.model.parameters())  # type: ignore[attr-defined]
                 last = {"bytes": kept.nbytes, "stream": _stream(kept, early) if timed and number == diaries - 1 else None}
@@ -251,10 +257,12 @@ class Early(NamedTuple):
     resident: int | None
 
 
-def _read(ctx: Context, kept: Reader, diary: Diary, saying: str) -> Early | None:
-    """Write all of the diary; what was after its first chunk, of a reader that keeps a state."""
+def _read(ctx: Context, kept: Reader, diary: Diary, saying: str, until: Real) -> Early | None:
+    """Write all of the diary; what was after its first chunk, of a reader that keeps a state. Raises TimeoutError."""
     early, done = None, 0
     for ids in streamed(diary, kept.tokens):  # type: ignore[attr-defined]
+        if time.perf_counter() > until:
+            raise TimeoutError
         kept.write(ids)
         if isinstance(kept, StateReader) and early is None:
             early = Early(kept.spent.written, clone(kept.memory.state), _resident())

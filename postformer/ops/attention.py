@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 QUERY_BLOCK = 256
-MASK_ELEMENTS = 1 << 24
+MASK_ELEMENTS = 1 << 25
 HIDDEN = torch.iinfo(torch.long).max // 2
 """The key position that no query reaches."""
 
@@ -56,13 +56,13 @@ def attention(
     out = []
     for i in range(0, t, block):
         j = min(i + block, t)
-        keys = slice(None), slice(0)
-        if fresh:
-            near = 0 if window is None else max(0, i - window + 1)
-            keys = slice(past if window is None or i < window - 1 else prefix), slice(past + near, past + j)
-        k_, v_, at = (torch.cat([x[:, keys[0]], x[:, keys[1]]], 1) if fresh else x for x in (k, v, key_position))
-        age = position[:, i:j, None] - at[:, None]
-        mask = age >= 0 if window is None else (age >= 0) & (age < window)
+        seen = slice(past + j if fresh else None)
+        k_, v_, at = k[:, seen], v[:, seen], key_position[:, seen]
+        if fresh and window is not None:
+            before, near = slice(past if i < window - 1 else prefix), slice(past + max(0, i - window + 1), past + j)
+            k_, v_, at = (torch.cat([x[:, before], x[:, near]], 1) for x in (k, v, key_position))
+        to = position[:, i:j, None]
+        mask = at[:, None] <= to if window is None else (at[:, None] <= to) & (at[:, None] > to - window)
         mask[..., :prefix] = True
         out.append(_softmax_attention(q[:, i:j], k_, v_, mask))
     return out[0] if len(out) == 1 else torch.cat(out, 1)

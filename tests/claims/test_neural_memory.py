@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -23,6 +25,8 @@ from postformer.claims.report import run_report
 from postformer.cli import main
 from postformer.data import world
 from postformer.data.diary import Diary
+from postformer.models.language import LanguageModel
+from postformer.models.readers import StateReader
 from postformer.recipes import memory
 from postformer.recipes.memory import diaries
 from postformer.tokens.text import load_tokens
@@ -269,6 +273,41 @@ def test_as_many_diaries_as_the_questions_take():
     ):
         assert tuple(N._diaries(budget_s, method, n) for n in (500, 32_000, N.TEN_YEARS, 50 * N.TEN_YEARS)) == read
     assert [N.CLAIM.plan(budget_s, 2)[2].seconds for budget_s in (600, N.SURE_S)] == [2 * N.STREAM_S, 6 * N.STREAM_S]
+
+
+def test_a_rival_that_is_late_is_given_up(tmp_path, monkeypatch):
+    ctx = Context(folder=tmp_path, settings="0" * 64, budget_s=1000)
+    asked = []
+
+    def recall(readers, method, *, words, within_s, **_):
+        asked.append((method, words, within_s))
+        late = method == "attention" and words > 500
+        return None if late else {"words": words, "tokens": words, "write_s": 1e-4}
+
+    monkeypatch.setattr(remembering, "recall", recall)
+    found = N.CLAIM._distances(SimpleNamespace(ctx=ctx), ("lmm", "attention", "bm25"))
+    assert {m: [c["words"] for c in cells] for m, cells in found.items()} == {
+        "lmm": list(N.DISTANCES),
+        "attention": [500],
+        "bm25": list(N.DISTANCES),
+    }
+    limits = {(m, n): s for m, n, s in asked}
+    assert all(limits["lmm", n] == math.inf for n in N.DISTANCES)
+    assert limits["bm25", 4000] == pytest.approx(N.LATE * 3 * 4000 * 1e-4)
+    assert [n for m, n, _ in asked if m == "attention"] == [500, 4000]
+    assert [m for m, n, _ in asked if n == 4000] == ["lmm", "bm25", "attention"]
+
+
+def test_reading_ends_when_its_time_is_over(tmp_path):
+    ctx = Context(folder=tmp_path, settings="0" * 64, budget_s=1)
+    run = remembering.runs(ctx, diaries(), ("lmm",))["lmm"]
+    readers = remembering.Readers(ctx, {"lmm": run})
+    model = LanguageModel(16, dim=16, depth=1)
+    model.tokens = load_tokens(run.data["tokenizer"])
+    kept = StateReader(model)
+    kept.write = lambda ids: pytest.fail("nothing is read")
+    readers.new = lambda method, seed: kept
+    assert remembering.recall(readers, "lmm", words=100, facts=2, within_s=-1) is None
 
 
 def test_a_diary_streams_in_chunks(tmp_path):
