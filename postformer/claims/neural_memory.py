@@ -60,8 +60,8 @@ LEARN = 0.45
 """Training's share of the budget, what comes before it included."""
 SAMPLED = 12
 """Steps of each method that are timed before."""
-LATE = 2
-"""A rival that takes so many times as long as expected is given up."""
+LATE, LATE_S = 2, 60.0
+"""A rival that takes so many times as long as expected, and so many seconds, is given up."""
 STREAM_S = 60.0
 """About what the neural memory's million words take."""
 Evidence = Mapping[str, Any]
@@ -290,7 +290,7 @@ def _diaries(budget_s: Real, method: str, words: int) -> int:
 
 def _room_s(ctx: Context, found: Mapping[str, Sequence[dict[str, Any]]], method: str, words: int) -> Real:
     """Seconds that diaries of so many words may take: what is left of the budget, beside the neural memory's ten years if they are to come,
-    but no more than LATE times what is expected; 0 where that does not fit."""
+    but no more than LATE times what is expected, or LATE_S; 0 where it does not fit."""
     from postformer.claims.remembering import expected_s
 
     neural = found[NEURAL][-1]
@@ -300,7 +300,7 @@ def _room_s(ctx: Context, found: Mapping[str, Sequence[dict[str, Any]]], method:
 
     kept = taken_s(NEURAL, neural, TEN_YEARS) if method != NEURAL and neural["words"] < TEN_YEARS else 0.0
     expected, left = taken_s(method, found[method][-1], words), ctx.left_s - kept
-    return min(LATE * expected, left) if expected <= left else 0.0
+    return min(max(LATE * expected, LATE_S), left) if expected <= left else 0.0
 
 
 CLAIM = NeuralMemory()

@@ -293,7 +293,7 @@ def test_a_rival_that_is_late_is_given_up(tmp_path, monkeypatch):
     }
     limits = {(m, n): s for m, n, s in asked}
     assert all(limits["lmm", n] == math.inf for n in N.DISTANCES)
-    assert limits["bm25", 4000] == pytest.approx(N.LATE * 3 * 4000 * 1e-4)
+    assert limits["bm25", 4000] == N.LATE_S and limits["bm25", N.TEN_YEARS] == pytest.approx(N.LATE * N.TEN_YEARS * 1e-4)
     assert [n for m, n, _ in asked if m == "attention"] == [500, 4000]
     assert [m for m, n, _ in asked if n == 4000] == ["lmm", "bm25", "attention"]
 
