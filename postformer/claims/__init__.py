@@ -14,6 +14,9 @@ SENTENCES = {
     "without rotation stays at chance.",
     "reads_better": "A model that writes to its weights while it reads predicts the rest of a long text better.",
     "neural_memory": "After ten years of diaries the name of the first year's dog still comes back from a neural memory, at constant cost.",
+    "sparse_cost": "Sparse experts: 80 billion parameters in all and 10 billion active are an eighth of the cost.",
+    "experts_specialise": "Experts specialise: code goes to the Python expert.",
+    "experts_quality": "Experts make a model better at the same operations a token, nearly as good as a dense one of all its parameters.",
 }
 """Each claim as the field says it, by its name: that of its file, which is not imported before it is run."""
 

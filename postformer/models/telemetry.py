@@ -62,6 +62,35 @@ class Layer:
         excess = purity(self.loads) - purity(self.control_loads)
         return Interval(excess, *_middle([purity(one) - purity(other) for one, other in both]))
 
+    def specialist(self, domain: str, takes: float, control: bool = False, seed: int = 0) -> "Specialist | None":
+        """The expert that is most of one domain's, of those that take at least this share of the domain's pairs; None if none does.
+
+        It is chosen by every other window and measured by those between, so that choosing the largest flatters nothing.
+        """
+        windows = self.control if control else self.windows
+        number = list(windows).index(domain)
+        chosen, apart = ({d: of[first::2] for d, of in windows.items()} for first in (0, 1))
+        loads = np.stack([of.sum(0) for of in chosen.values()])
+        own = loads[number] / loads[number].sum()
+        share = np.where(own >= takes, np.nan_to_num(given_expert(loads)[number]), -1)
+        if share.max() < 0:
+            return None
+        expert = int(share.argmax())
+        rest = np.stack([of.sum(0) for of in apart.values()])
+        drawn = [given_expert(of)[number, expert] for of in _resampled(apart, seed)]
+        found = Interval(float(given_expert(rest)[number, expert]), *_middle(drawn))
+        return Specialist(expert, found, float(rest[number, expert] / rest[number].sum()))
+
+
+class Specialist(NamedTuple):
+    """An expert of one domain."""
+
+    expert: int
+    share: Interval
+    """P(domain | expert) of equally many tokens of each domain."""
+    takes: float
+    """Of the domain's pairs."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sent:

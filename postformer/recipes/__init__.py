@@ -4,13 +4,23 @@ from collections.abc import Callable
 
 from postformer.config import Run
 from postformer.recipes.forecast import forecast_dlinear, forecast_lmm, forecast_lmm_returning, forecast_mamba2
-from postformer.recipes.language import text_attention, text_hybrid, text_mamba, text_memory, text_window
+from postformer.recipes.language import (
+    text_attention,
+    text_experts,
+    text_hybrid,
+    text_mamba,
+    text_memory,
+    text_wide,
+    text_window,
+)
 from postformer.recipes.memory import babilong, diaries, needles
 from postformer.recipes.tasks import induction, modular_arithmetic, parity, parity_real, selective_copying
 
 RECIPES: dict[str, Callable[[], Run]] = {
     "text-mamba": text_mamba,
     "text-attention": text_attention,
+    "text-experts": text_experts,
+    "text-wide": text_wide,
     "text-hybrid": text_hybrid,
     "text-memory": text_memory,
     "text-window": text_window,

@@ -7,6 +7,7 @@ from typing import Any
 from postformer.config import OptimConfig, Run, Spec, TrainConfig
 
 DIM = 192
+_HEADS: tuple[Spec, ...] = ({"kind": "attention", "heads": 6},)
 
 
 def _text(name: str, **model: Any) -> Run:
@@ -28,12 +29,17 @@ def text_mamba() -> Run:
 
 def text_attention() -> Run:
     """A Transformer as Llama is built: rotary positions, SwiGLU."""
-    return _text(
-        "text-attention",
-        depth=2,
-        mixers=({"kind": "attention", "heads": 6},),
-        ffns=({"kind": "mlp", "hidden": 384},),
-    )
+    return _text("text-attention", depth=2, mixers=_HEADS, ffns=({"kind": "mlp", "hidden": 384},))
+
+
+def text_experts() -> Run:
+    """text-attention with eight experts in place of each MLP, of which a token uses two that are together as wide."""
+    return _text("text-experts", depth=2, mixers=_HEADS, ffns=({"kind": "moe", "experts": 8, "top": 2, "hidden": 192},))
+
+
+def text_wide() -> Run:
+    """text-attention with MLPs as wide as all of text-experts' experts: about as many parameters as that has."""
+    return _text("text-wide", depth=2, mixers=_HEADS, ffns=({"kind": "mlp", "hidden": 8 * 192},))
 
 
 def text_hybrid() -> Run:

@@ -1,0 +1,85 @@
+"""Experiments on a mixture of experts that learns texts of several domains: code, prose, and the user's text or an old diary."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from postformer.claims.ledger import Context, NotMeasurable
+from postformer.claims.long_text_page import SHORT_S
+from postformer.claims.sequences import SHORT_BYTES, VOCAB
+from postformer.claims.tasks import folder
+from postformer.config import Run, UserError
+from postformer.data import open_corpus
+from postformer.data.build import build_corpus
+from postformer.data.embedded import VALID, embedded_sources
+from postformer.data.prose import PEPYS_FILE, data_folder
+from postformer.data.sources import Source
+from postformer.models.telemetry import WINDOW, Layer, Specialist, information, telemetry
+from postformer.recipes.language import text_experts
+from postformer.train import process
+from postformer.train.session import open_model
+
+OWN, DIARY = "yours", "diary"
+"""The third domain: the user's text, or Pepys' diary where the real data is; none else."""
+
+
+def recipe(ctx: Context) -> Run:
+    """What is trained."""
+    run = text_experts()
+    return dataclasses.replace(run, data={**run.data, "path": str(ctx.files / "corpus")})
+
+
+def make_corpus(ctx: Context) -> dict[str, Any]:
+    """Build it, and describe it. Raises DataError for text that cannot be read and NotMeasurable for a domain of less than two windows."""
+    third = ctx.text or data_folder(PEPYS_FILE)
+    sources: list[Source] = [*embedded_sources(SHORT_BYTES if ctx.budget_s < SHORT_S else None)]
+    if third is not None:
+        sources.append(Source(Path(third), OWN if ctx.text else DIARY))
+    build_corpus(sources, ctx.files / "corpus", VOCAB, valid=VALID, progress=ctx.progress)
+    corpus = open_corpus(ctx.files / "corpus", verify=False)
+    counts = {d: corpus.count("valid", d) for d in corpus.manifest.domains}
+    if few := [d for d, count in counts.items() if count.tokens < 2 * WINDOW]:
+        raise NotMeasurable(
+            f"{few[0]}: too little text: {counts[few[0]].tokens:,} tokens are held out, {2 * WINDOW} are needed"
+        )
+    return {
+        "text": "Python's library (code and its prose)" + ("" if third is None else f" and {third}"),
+        "sha256": corpus.sha256,
+        "bytes": corpus.count("train").bytes + corpus.count("valid").bytes,
+        "domains": list(counts),
+        "learned": {d: corpus.count("train", d).bytes for d in counts},
+    }
+
+
+def watched(ctx: Context, run: Run, seed: int, tokens: int) -> list[dict[str, Any]]:
+    """Of each mixture of the seed's model, the first layer's first: what its experts tell of held-out text, and the untrained router's."""
+    corpus = open_corpus(ctx.files / "corpus", verify=False)
+    texts = {d: (text for _, _, text in corpus.text("valid", d)) for d in corpus.manifest.domains}
+    with process.threads(ctx.threads), process.freed_memory_kept():
+        try:
+            found = telemetry(open_model(folder(ctx, run, seed)), texts, tokens=tokens, seed=seed, after_window=ctx.progress)
+        except UserError as e:
+            raise NotMeasurable(str(e)) from None
+    takes = 1 / found.layers[0].loads.shape[1]
+    return [_told(layer, takes, seed) for layer in found.layers]
+
+
+def _told(layer: Layer, takes: float, seed: int) -> dict[str, Any]:
+    loads = layer.loads.sum(0)
+    return {
+        "name": layer.name,
+        "loads": layer.loads.tolist(),
+        "windows": {d: len(of) for d, of in layer.windows.items()},
+        "purity": layer.purity_interval(seed=seed),
+        "untrained": layer.purity_interval(control=True, seed=seed),
+        "excess": layer.excess_interval(seed=seed),
+        "information": information(layer.loads),
+        "max_violation": float((loads.max() - loads.mean()) / loads.mean()),
+        "idle": int((loads == 0).sum()),
+        "specialist": _specialist(layer.specialist("code", takes, seed=seed)),
+        "untrained specialist": _specialist(layer.specialist("code", takes, control=True, seed=seed)),
+    }
+
+
+def _specialist(found: Specialist | None) -> dict[str, Any] | None:
+    return None if found is None else {"expert": found.expert, "share": list(found.share), "takes": found.takes}
