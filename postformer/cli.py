@@ -82,11 +82,11 @@ MEMORY_ACTIONS = {
 def _report_arguments(p: Parser) -> None:
     from postformer.claims import SENTENCES
 
-    listed = "\n".join(f"  {name:<15}{sentence}" for name, sentence in SENTENCES.items())
+    listed = "\n".join(f"  {name:<20}{sentence}" for name, sentence in SENTENCES.items())
     p.epilog = f"claims:\n{listed}"
     p.add_argument("--claims", type=_names, metavar="A,B", help="which claims (default: all)")
     p.add_argument(
-        "--budget", type=_seconds, default="24m", metavar="TIME", help="about how long, such as 5m or 2h (default: 24m)"
+        "--budget", type=_seconds, default="28m", metavar="TIME", help="about how long, such as 5m or 2h (default: 28m)"
     )
     p.add_argument("--text", type=Path, metavar="PATH", help="your text: a file, a folder or a .jsonl (default: Python's own)")
     p.add_argument("--seeds", type=seed_list, default=(0,), metavar="0,1", help="seeds to train with (default: 0)")
