@@ -48,6 +48,8 @@ def upcycle(args: argparse.Namespace) -> int:
 
     if args.out.exists():
         raise UserError(f"--out {args.out}: is there already; name a new folder")
+    if args.text and len(args.text) != len(args.models):
+        raise UserError(f"--text: give one file for each of the {len(args.models)} models, got {len(args.text)}")
     models = [open_model(name) for name in args.models]
     texts = []
     for path in args.text:

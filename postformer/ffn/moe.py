@@ -154,6 +154,8 @@ class MoE(nn.Module):
             choice["top_groups"] = choice["groups"]
         wide = 8 / 3 if gated(choice["activation"]) else 4
         hidden = -(-int(dim * wide / max(choice["top"], 1)) // 16) * 16 if hidden is None else hidden
+        if not choice["shared"] and shared_gate is None:
+            choice["shared_gate"] = False
         _check(choice, hidden, capacity, jitter)
         self.top, self.renormalise, self.scale = choice["top"], choice["renormalise"], choice["scale"]
         self.router_kind, self.groups, self.top_groups = choice["router"], choice["groups"], choice["top_groups"]

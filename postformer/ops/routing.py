@@ -95,8 +95,11 @@ def within_capacity(experts: Int[Tensor, "n k"], count: int, factor: float) -> T
     second ones, each in the tokens' order (Switch, section 2.2; GShard, arXiv 2006.16668, algorithm 1)."""
     n, k = experts.shape
     room = -int(-factor * n * k // count)
-    chosen = torch.nn.functional.one_hot(experts.T.reshape(-1), count)
-    rank = (chosen.cumsum(0) - 1).gather(1, experts.T.reshape(-1, 1))
+    chosen = experts.T.reshape(-1)
+    order, sizes = chosen.argsort(stable=True), torch.bincount(chosen, minlength=count)
+    before = sizes.cumsum(0) - sizes
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(n * k, device=order.device) - before[chosen[order]]
     return (rank < room).view(k, n).T
 
 

@@ -197,6 +197,10 @@ def test_what_is_refused(words, says):
     assert says in str(e.value)
 
 
+def test_a_preset_without_its_shared_network_has_no_gate_of_it():
+    assert make(preset="qwen2", experts=8, top=2, shared=0).shared is None
+
+
 # ---------------------------------------------------------------- in a model
 
 

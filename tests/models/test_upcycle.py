@@ -127,6 +127,10 @@ def test_the_command(tmp_path, capsys):
         ((tmp_path / "nowhere", "--out", tmp_path / "x"), "nowhere"),
         ((tmp_path / "a", "--out", tmp_path / "x", "--top", 9), "top=9 must be at least 1"),
         ((tmp_path / "a", "--out", tmp_path / "x", "--text", tmp_path / "no.txt"), "saved without a tokenizer"),
+        (
+            (tmp_path / "a", "--out", tmp_path / "x", "--text", "one", "two"),
+            "--text: give one file for each of the 1 models, got 2",
+        ),
     ):
         code, said = run(*words)
         assert code == 2
