@@ -5,6 +5,7 @@ tensor that the file does not hold.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from postformer.config import ConfigError, UserError, build, foreign_kinds, read
 from postformer.files import durable_file, write_durably
 from postformer.models import MODELS
 from postformer.models.convert import language_options, language_tensors
+from postformer.models.routing import group_of
 from postformer.tokens.text import load_tokens
 
 FORMAT = "postformer-model-1"
@@ -30,11 +32,17 @@ class ModelError(UserError):
     """A model folder that is missing, damaged, or not what its configuration says."""
 
 
-def save_model(model: nn.Module, folder: str | Path) -> None:
-    """Write the model, and its tokenizer if it has one, into a folder, which is made if it is missing."""
+def save_model(model: nn.Module, folder: str | Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+    """Write the model, and its tokenizer if it has one, into a folder, which is made if it is missing.
+
+    `tensors` are the model's where it holds but a part of them. Raises ModelError where they are missing then.
+    """
+    if tensors is None and group_of(model) is not None:
+        raise ModelError(f"{folder}: the model's experts lie in several processes; save it with save_split of postformer.train")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    own = model.state_dict() if tensors is None else tensors
+    tensors = {name: value.detach().cpu().contiguous() for name, value in own.items()}
     with durable_file(folder / "model.safetensors") as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
     tokens = getattr(model, "tokens", None)
