@@ -112,8 +112,7 @@ def same_steps(words, rows, kind="adamw", dtype=torch.float64, steps=2, toleranc
         for objective in (ours, theirs):
             objective.after_step(step)
         close(split.state_dict(), own_part(whole.state_dict(), split), after)
-    for mixture in mixtures(split).values():
-        assert mixture.correction is None or not mixture.rate or mixture.correction.abs().max() > 0
+        assert step or all(m.correction.any() for m in mixtures(split).values() if m.correction is not None)
 
 
 @pytest.mark.parametrize("rows", [4, 3, 1], ids=["even", "uneven", "one-process-has-no-row"])
@@ -250,7 +249,7 @@ def test_a_run_goes_on_from_one_process_on_two_and_back(both, kind):
 
 def refusals(folder):
     model = make({"experts": 3, "top": 1})
-    with pytest.raises(SplitError, match="blocks.0.ffn: experts=3 cannot be split evenly over 2 processes"):
+    with pytest.raises(SplitError, match=r"blocks\.0\.ffn: experts=3 cannot be split evenly over 2 processes"):
         split_experts(model)
     with pytest.raises(SplitError, match="are not split"):
         average_gradients(model)

@@ -2,6 +2,7 @@
 
 import itertools
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from jaxtyping import install_import_hook
 
 PROCESSES = 2
 PATIENCE = 60
@@ -70,6 +72,8 @@ def pair(folder: str) -> Iterator[Pair]:
 
 
 def _work(rank: int, jobs: Any, store: str, answers: Any) -> None:
+    warnings.simplefilter("error")
+    install_import_hook("postformer", "beartype.beartype")
     torch.set_num_threads(1)
     _poison_new_memory()
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES)
