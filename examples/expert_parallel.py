@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from postformer.config import OptimConfig
 from postformer.models.hub import load_model
@@ -88,7 +88,7 @@ def main() -> None:
         if "RANK" in os.environ:  # torchrun started this
             work(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), "env://", folder)
         else:
-            mp.spawn(work, (2, f"file://{folder}/store", f"{folder}/model"), nprocs=2)
+            spawn(work, (2, f"file://{folder}/store", f"{folder}/model"), nprocs=2)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,14 @@ from postformer.ops.packing import Packing
 CASES = {
     "attention": {"kind": "attention", "heads": 2},
     "attention-grouped-qknorm": {"kind": "attention", "heads": 4, "kv_heads": 2, "qk_norm": True},
+    "attention-whole-norm-bias": {
+        "kind": "attention",
+        "heads": 4,
+        "kv_heads": 2,
+        "qk_norm": "whole",
+        "bias": True,
+        "persistent": 2,
+    },
     "attention-persistent": {"kind": "attention", "heads": 2, "persistent": 3},
     "attention-conv": {"kind": "attention", "heads": 4, "kv_heads": 2, "conv": 3, "persistent": 2},
     "attention-window-conv": {"kind": "attention", "heads": 2, "window": 4, "conv": 4, "qk_norm": True},
