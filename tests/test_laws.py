@@ -70,7 +70,14 @@ CASES = {
     "mag-growing": {"kind": "mag", "memory": {"kind": "gated_delta", "heads": 1}, "attention": {"kind": "attention"}},
     "mal": {"kind": "mal", "memory": {"heads": 1, "depth": 1, "chunk": 4}, "attention": {"heads": 2, "window": 5}},
 }
-GROWING = ["attention", "attention-conv", "attention-grouped-qknorm", "attention-persistent", "mag-growing"]
+GROWING = [
+    "attention",
+    "attention-conv",
+    "attention-grouped-qknorm",
+    "attention-whole-norm-bias",
+    "attention-persistent",
+    "mag-growing",
+]
 RECURRENT = [c for c in CASES if c not in GROWING]
 DIM = 16
 EXACT = {"rtol": 0.0, "atol": 1e-10}

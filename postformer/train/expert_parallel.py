@@ -51,12 +51,16 @@ def split_experts(model: nn.Module, group: dist.ProcessGroup | None = None) -> N
             raise SplitError(
                 f"{name or 'the mixture'}: experts={len(mixture.loads)} cannot be split evenly over {group.size()} processes"
             )
-    for tensor in (*model.parameters(), *model.buffers()):
-        dist.broadcast(tensor.data, group=group, group_src=0)
     for mixture in found.values():
         mixture.group = group
-        for p in (*mixture.up.parameters(), *mixture.out.parameters()):
-            p.data = _own(p.data, group)
+    split = set(expert_parameters(model).values())
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor in split:
+            parts = [part.contiguous() for part in tensor.data.chunk(group.size())]
+            tensor.data = torch.empty_like(parts[0])
+            dist.scatter(tensor.data, parts if group.rank() == 0 else None, group=group, group_src=0)
+        else:
+            dist.broadcast(tensor.data, group=group, group_src=0)
 
 
 def _own(whole: Tensor, group: dist.ProcessGroup) -> Tensor:

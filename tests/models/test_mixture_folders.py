@@ -8,7 +8,9 @@ from safetensors.torch import load_file, save_file
 
 import postformer
 from postformer.config import UserError
+from postformer.models.convert import language_options
 from postformer.models.hub import load_model, save_model
+from postformer.models.language import LanguageModel
 
 transformers = pytest.importorskip("transformers", reason="the extra 'peers' is not installed")
 SIZES = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -81,6 +83,24 @@ def test_bf16_stays_bf16(tmp_path):
     assert {p.dtype for p in ours.parameters()} == {torch.bfloat16}
     with torch.no_grad():
         torch.testing.assert_close(ours(IDS)[0].float(), other(IDS).logits.float(), rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "billions", "active"),
+    [
+        ("MixtralConfig", {}, 46.70, 12.88),
+        ("OlmoeConfig", {"intermediate_size": 1024}, 6.92, 1.28),
+        ("Qwen2MoeConfig", {}, 14.32, 2.69),
+        ("Qwen3MoeConfig", {"num_hidden_layers": 48, "head_dim": 128}, 30.53, 3.35),
+    ],
+)
+def test_the_published_sizes_have_the_published_parameters(kind, words, billions, active):
+    with torch.device("meta"):
+        model = LanguageModel(**language_options(getattr(transformers, kind)(**words).to_dict()))
+    cost = model.cost(1)
+    embedding = model.embed.weight.numel()
+    assert round(cost.parameters / 1e9, 2) == billions
+    assert round((cost.active_parameters + embedding) / 1e9, 2) == active
 
 
 # ---------------------------------------------------------------- what has no equal here
