@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from jaxtyping import install_import_hook
 
 PROCESSES = 2
-PATIENCE = 60
+PATIENCE = 120
 """Seconds until a job counts as hung."""
 
 

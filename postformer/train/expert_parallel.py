@@ -107,7 +107,7 @@ def gradient_norm(model: nn.Module) -> Tensor:
     group, experts = _group(model), set(expert_parameters(model).values())
     grads = [(p in experts, p.grad) for p in model.parameters() if p.grad is not None]
     mine, replicated = (nn.utils.get_total_norm([g for is_expert, g in grads if is_expert is kind]) for kind in (True, False))
-    squares = mine.square()
+    squares = mine.square().to(next(model.parameters()).device)
     dist.all_reduce(squares, group=group)
     return (squares + replicated.square()).sqrt()
 
@@ -141,11 +141,14 @@ def _is_part(name: str, value: Tensor, split: Mapping[str, Tensor]) -> bool:
 
 
 def save_split(model: nn.Module, folder: str | Path) -> None:
-    """`save_model` of the whole, by process 0; the others wait for it."""
+    """`save_model` of the whole, by process 0; the others wait until it is done or has failed there."""
     whole = gathered(model.state_dict(), model)
-    if (group := _group(model)).rank() == 0:
-        save_model(model, folder, whole)
-    dist.barrier(group)
+    group = _group(model)
+    try:
+        if group.rank() == 0:
+            save_model(model, folder, whole)
+    finally:
+        dist.barrier(group)
 
 
 def _group(model: nn.Module) -> dist.ProcessGroup:
