@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from postformer.ops.exchange import Group, total
-from postformer.ops.experts import Activation, Networks, activated, gated, mixed
+from postformer.ops.experts import Activation, ExpertLinear, Networks, activated, gated, mixed
 from postformer.ops.layers import Linear, checked_word
 from postformer.ops.routing import (
     Routes,
@@ -250,19 +250,6 @@ class MoE(nn.Module):
         """Parameters that one token uses."""
         one = sum(p[0].numel() for part in (self.up, self.out) for p in part.parameters())
         return sum(p.numel() for p in self.parameters()) - (len(self.up.weight) - self.top) * one
-
-
-class ExpertLinear(nn.Module):
-    """The matrices of all experts [E, out, in], and their biases [E, out]; each starts as `nn.Linear` does."""
-
-    def __init__(self, experts: int, inputs: int, outputs: int, bias: bool):
-        super().__init__()
-        reach = inputs**-0.5
-        self.weight = nn.Parameter(torch.empty(experts, outputs, inputs).uniform_(-reach, reach))
-        self.weight.matrices = True  # type: ignore[attr-defined]
-        self.bias = nn.Parameter(torch.empty(experts, outputs).uniform_(-reach, reach)) if bias else None
-        if self.bias is not None:
-            self.bias.no_weight_decay = True  # type: ignore[attr-defined]
 
 
 class Shared(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from postformer.ops.attention import HIDDEN, attention, causal_attention, read_all, rotate
 from postformer.ops.conv import causal_conv
-from postformer.ops.layers import Linear, RMSNorm
+from postformer.ops.layers import Linear, RMSNorm, checked_eps
 from postformer.ops.packing import WHOLE, Packing
 
 BLOCK = 64
@@ -87,6 +87,7 @@ class Attention(nn.Module):
         self.v = Linear(dim, self.groups * self.width, bias=bias)
         self.out = Linear(heads * self.width, dim, bias=False)
         self.whole = qk_norm == "whole"
+        norm_eps = checked_eps(norm_eps)
         q_width, k_width = (self.width * (count if self.whole else 1) for count in (heads, self.groups))
         self.q_norm = RMSNorm(q_width, norm_eps) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(k_width, norm_eps) if qk_norm else nn.Identity()

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from postformer.ops import _cpu
@@ -44,6 +44,19 @@ def activated(h: Float[Tensor, "*b w"], activation: Activation) -> Float[Tensor,
         return F.silu(gate) * up
     gate, up = gate.clamp(max=LIMIT), up.clamp(-LIMIT, LIMIT)
     return gate * torch.sigmoid(ALPHA * gate) * (up + 1)
+
+
+class ExpertLinear(nn.Module):
+    """The matrices of all experts [E, out, in], and their biases [E, out]; each starts as `nn.Linear` does."""
+
+    def __init__(self, experts: int, inputs: int, outputs: int, bias: bool):
+        super().__init__()
+        reach = inputs**-0.5
+        self.weight = nn.Parameter(torch.empty(experts, outputs, inputs).uniform_(-reach, reach))
+        self.weight.matrices = True  # type: ignore[attr-defined]
+        self.bias = nn.Parameter(torch.empty(experts, outputs).uniform_(-reach, reach)) if bias else None
+        if self.bias is not None:
+            self.bias.no_weight_decay = True  # type: ignore[attr-defined]
 
 
 class Networks(NamedTuple):
