@@ -107,7 +107,7 @@ def _mamba2(config: Mapping[str, Any]) -> Spec:
     }
 
 
-def _attention(config: Mapping[str, Any]) -> Spec:
+def _attention(config: Mapping[str, Any], base: float = 1e4) -> Spec:
     _require(config, attention_bias=False, mlp_bias=False, hidden_act="silu")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
@@ -119,12 +119,12 @@ def _attention(config: Mapping[str, Any]) -> Spec:
         "heads": config["num_attention_heads"],
         "kv_heads": config.get("num_key_value_heads"),
         "head_dim": config.get("head_dim"),
-        "rope_base": rope.get("rope_theta") or config.get("rope_theta") or 1e4,
+        "rope_base": rope.get("rope_theta") or config.get("rope_theta") or base,
     }
 
 
 def _mixtral(config: Mapping[str, Any]) -> Spec:
-    return {**_attention(config), "window": config.get("sliding_window")}
+    return {**_attention(config, base=1e6), "window": config.get("sliding_window")}
 
 
 def _qwen2(config: Mapping[str, Any]) -> Spec:

@@ -1,8 +1,10 @@
 """Experts that a file of the transformers library holds one by one, put together as they lie in memory.
 
-model.layers.3.block_sparse_moe.experts.0.w1.weight, ...       Mixtral on the hub: w1 the gate, w2 the output, w3 the values
-model.layers.3.mlp.experts.0.gate_proj.weight, ...             the others on the hub
-model.layers.3.mlp.experts.gate_up_proj, down_proj             all experts of a layer [E, 2f, d] and [E, d, f]
+Of E experts of width f in a model of width d there are:
+
+    model.layers.3.block_sparse_moe.experts.0.w1.weight, ...       Mixtral on the hub: w1 the gate, w2 the output, w3 the values
+    model.layers.3.mlp.experts.0.gate_proj.weight, ...             the others on the hub
+    model.layers.3.mlp.experts.gate_up_proj, down_proj             in memory: [E, 2f, d], the gate's rows first, and [E, d, f]
 """
 
 import re

@@ -77,6 +77,12 @@ def test_a_configuration_as_it_lies_on_the_hub(tmp_path):
     same_logits(tmp_path, other)
 
 
+def test_mixtral_has_a_rotary_base_of_its_own(tmp_path):
+    other = theirs("mixtral", tmp_path)
+    change(tmp_path, rope_parameters="absent")
+    assert same_logits(tmp_path, other).backbone.blocks[0].mixer.rope_base == 1e6
+
+
 def test_bf16_stays_bf16(tmp_path):
     other = theirs("mixtral", tmp_path, torch.bfloat16)
     ours = load_model(tmp_path)
