@@ -42,7 +42,7 @@ AGREE = 1e-3
 """Of the largest logit, in fp32."""
 
 
-def weights(work: Path, sizes: dict[str, int]) -> Path:
+def weights(work: Path, sizes: dict[str, Any]) -> Path:
     """The folder of transformers' random model, made if it is not there. Raises UserError where transformers is missing."""
     try:
         import transformers
@@ -64,7 +64,7 @@ def weights(work: Path, sizes: dict[str, int]) -> Path:
     return folder
 
 
-def dense(like: LanguageModel, sizes: dict[str, int]) -> LanguageModel:
+def dense(like: LanguageModel, sizes: dict[str, Any]) -> LanguageModel:
     """Our model with MLPs as wide as all experts of `like`."""
     mixer = {"kind": "attention", "heads": sizes["num_attention_heads"]}
     ffn = {"kind": "mlp", "hidden": EXPERTS * sizes["intermediate_size"]}

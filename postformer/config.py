@@ -165,6 +165,7 @@ def _parse_union(args: tuple[Any, ...], data: Any, where: str) -> Any:
             continue
     words = [w for a in args if typing.get_origin(a) is Literal for w in typing.get_args(a)]
     if words and isinstance(data, str):
+        words = ["true", "false", *words] if bool in args else words
         raise ConfigError(f"{where}: {_show(data)} is not a choice; choose from {', '.join(map(str, words))}")
     if data != data:  # not-a-number
         raise ConfigError(f"{where}: expected a finite number, got {data}")

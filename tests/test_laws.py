@@ -16,6 +16,14 @@ from postformer.ops.packing import Packing
 CASES = {
     "attention": {"kind": "attention", "heads": 2},
     "attention-grouped-qknorm": {"kind": "attention", "heads": 4, "kv_heads": 2, "qk_norm": True},
+    "attention-whole-norm-bias": {
+        "kind": "attention",
+        "heads": 4,
+        "kv_heads": 2,
+        "qk_norm": "whole",
+        "bias": True,
+        "persistent": 2,
+    },
     "attention-persistent": {"kind": "attention", "heads": 2, "persistent": 3},
     "attention-conv": {"kind": "attention", "heads": 4, "kv_heads": 2, "conv": 3, "persistent": 2},
     "attention-window-conv": {"kind": "attention", "heads": 2, "window": 4, "conv": 4, "qk_norm": True},
@@ -62,7 +70,14 @@ CASES = {
     "mag-growing": {"kind": "mag", "memory": {"kind": "gated_delta", "heads": 1}, "attention": {"kind": "attention"}},
     "mal": {"kind": "mal", "memory": {"heads": 1, "depth": 1, "chunk": 4}, "attention": {"heads": 2, "window": 5}},
 }
-GROWING = ["attention", "attention-conv", "attention-grouped-qknorm", "attention-persistent", "mag-growing"]
+GROWING = [
+    "attention",
+    "attention-conv",
+    "attention-grouped-qknorm",
+    "attention-whole-norm-bias",
+    "attention-persistent",
+    "mag-growing",
+]
 RECURRENT = [c for c in CASES if c not in GROWING]
 DIM = 16
 EXACT = {"rtol": 0.0, "atol": 1e-10}

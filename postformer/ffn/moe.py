@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from postformer.ops.experts import Activation, Networks, activated, gated, mixed
+from postformer.ops.exchange import Group, total
+from postformer.ops.experts import Activation, ExpertLinear, Networks, activated, gated, mixed
 from postformer.ops.layers import Linear, checked_word
 from postformer.ops.routing import (
     Routes,
@@ -171,6 +172,8 @@ class MoE(nn.Module):
         self.register_buffer("correction", torch.zeros(choice["experts"]) if corrects else None)
         self.register_buffer("loads", torch.zeros(choice["experts"], dtype=torch.long), persistent=False)
         self.observers: list[list[Routed]] = []
+        self.group: Group = None
+        """The processes over which the experts are split (`postformer.train.expert_parallel`)."""
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """Each token through its experts."""
@@ -179,18 +182,18 @@ class MoE(nn.Module):
         experts, weights, scores = self.route(logits)
         weights = weights * self.scale
         if self.training and self.capacity:
-            weights = weights * within_capacity(experts, len(self.loads), self.capacity)
+            weights = weights * within_capacity(experts, len(self.loads), self.capacity, self.group)
         if self.training and self.rate:
             self.loads += load(experts, len(self.loads))
         rows = x.shape[:2]
         for seen_by in self.observers:
             seen_by.append(Routed(*(part.unflatten(0, rows) for part in (logits, scores, experts, weights))))
-        y = mixed(tokens, experts, weights, self.networks).view_as(x)
+        y = mixed(tokens, experts, weights, self.networks, self.group).view_as(x)
         return y if self.shared is None else y + self.shared(x)
 
     @property
     def networks(self) -> Networks:
-        """The experts'."""
+        """The experts', of those that lie in this process."""
         return Networks(self.up.weight, self.out.weight, self.activation, self.up.bias, self.out.bias)
 
     def _logits(self, tokens: Float[Tensor, "n d"]) -> Float[Tensor, "n e"]:
@@ -213,11 +216,11 @@ class MoE(nn.Module):
         )
 
     def losses(self, routed: Routed) -> dict[str, Tensor]:
-        """The losses of one call, by their names, times their coefficients."""
+        """The losses of one call, by their names, times their coefficients; where experts are split, of the whole batch."""
         found = {
-            "balance": lambda: balance_loss(routed.scores, routed.experts),
-            "sequence_balance": lambda: sequence_balance_loss(routed.scores, routed.experts),
-            "z": lambda: z_loss(routed.logits),
+            "balance": lambda: balance_loss(routed.scores, routed.experts, self.group),
+            "sequence_balance": lambda: sequence_balance_loss(routed.scores, routed.experts, self.group),
+            "z": lambda: z_loss(routed.logits, self.group),
         }
         return {name: coefficient * found[name]() for name, coefficient in self.coefficients.items()}
 
@@ -225,7 +228,7 @@ class MoE(nn.Module):
     def after_step(self) -> None:
         """Move the correction by what was sent where since the last step of training."""
         if self.rate and self.correction is not None:
-            self.correction.copy_(corrected(self.correction, self.loads, self.rate))
+            self.correction.copy_(corrected(self.correction, total(self.loads, self.group), self.rate))
             self.loads.zero_()
 
     def last_weights(self) -> list[Tensor]:
@@ -248,20 +251,7 @@ class MoE(nn.Module):
     def active_parameters(self) -> int:
         """Parameters that one token uses."""
         one = sum(p[0].numel() for part in (self.up, self.out) for p in part.parameters())
-        return sum(p.numel() for p in self.parameters()) - (len(self.loads) - self.top) * one
-
-
-class ExpertLinear(nn.Module):
-    """The matrices of all experts [E, out, in], and their biases [E, out]; each starts as `nn.Linear` does."""
-
-    def __init__(self, experts: int, inputs: int, outputs: int, bias: bool):
-        super().__init__()
-        reach = inputs**-0.5
-        self.weight = nn.Parameter(torch.empty(experts, outputs, inputs).uniform_(-reach, reach))
-        self.weight.matrices = True  # type: ignore[attr-defined]
-        self.bias = nn.Parameter(torch.empty(experts, outputs).uniform_(-reach, reach)) if bias else None
-        if self.bias is not None:
-            self.bias.no_weight_decay = True  # type: ignore[attr-defined]
+        return sum(p.numel() for p in self.parameters()) - (len(self.up.weight) - self.top) * one
 
 
 class Shared(nn.Module):

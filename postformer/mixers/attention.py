@@ -3,12 +3,13 @@
 Vaswani et al. 2017 (arXiv 1706.03762, section 3.2); grouped queries: Ainslie et al. 2023 (arXiv 2305.13245); rotary
 positions: Su et al. 2021 (arXiv 2104.09864); sliding window: Beltagy et al. 2020 (arXiv 2004.05150); query/key norm: Dehghani et al. 2023
 (arXiv 2302.05442); persistent tokens: Behrouz et al. 2024 (arXiv 2501.00663, eq. 19); convolution of queries, keys and values: So et al.
-2021 (arXiv 2109.08668, Primer's multi-DConv-head attention). With the defaults it is Llama's attention.
+2021 (arXiv 2109.08668, Primer's multi-DConv-head attention); norm over all heads at once: Muennighoff et al. 2024 (arXiv 2409.02060,
+OLMoE); biases: Qwen team 2024 (arXiv 2407.10671). With the defaults it is Llama's attention.
 
 b batch, t new tokens, h query heads, g key/value heads, e head width, s slots of the cache, c channels of the convolution.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from postformer.ops.attention import HIDDEN, attention, causal_attention, read_all, rotate
 from postformer.ops.conv import causal_conv
-from postformer.ops.layers import Linear, RMSNorm
+from postformer.ops.layers import Linear, RMSNorm, checked_eps
 from postformer.ops.packing import WHOLE, Packing
 
 BLOCK = 64
@@ -47,7 +48,8 @@ class RingState(NamedTuple):
 
 class Attention(nn.Module):
     """`kv_heads` divides `heads`; `window` bounds what is seen and the state; `persistent` learned tokens are seen by all; with `conv` taps
-    each channel of queries, keys and values is convolved over the last tokens, first by what leaves it as it is."""
+    each channel of queries, keys and values is convolved over the last tokens, first by what leaves it as it is. `qk_norm` normalises
+    queries and keys of each head, or "whole" those of all heads at once, with `norm_eps`; `bias` gives both and the values biases."""
 
     def __init__(
         self,
@@ -59,7 +61,9 @@ class Attention(nn.Module):
         window: int | None = None,
         persistent: int = 0,
         conv: int = 0,
-        qk_norm: bool = False,
+        qk_norm: bool | Literal["whole"] = False,
+        norm_eps: float = 1e-5,
+        bias: bool = False,
         rope_base: float = 1e4,
     ):
         super().__init__()
@@ -78,12 +82,15 @@ class Attention(nn.Module):
         if rope_base <= 0:
             raise ValueError(f"rope_base={rope_base} must be above 0")
         self.dim, self.window, self.persistent, self.rope_base = dim, window, persistent, rope_base
-        self.q = Linear(dim, heads * self.width, bias=False)
-        self.k = Linear(dim, self.groups * self.width, bias=False)
-        self.v = Linear(dim, self.groups * self.width, bias=False)
+        self.q = Linear(dim, heads * self.width, bias=bias)
+        self.k = Linear(dim, self.groups * self.width, bias=bias)
+        self.v = Linear(dim, self.groups * self.width, bias=bias)
         self.out = Linear(heads * self.width, dim, bias=False)
-        self.q_norm = RMSNorm(self.width) if qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(self.width) if qk_norm else nn.Identity()
+        self.whole = qk_norm == "whole"
+        norm_eps = checked_eps(norm_eps)
+        q_width, k_width = (self.width * (count if self.whole else 1) for count in (heads, self.groups))
+        self.q_norm = RMSNorm(q_width, norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(k_width, norm_eps) if qk_norm else nn.Identity()
         self.prefix = nn.Parameter(torch.randn(persistent, dim) * 0.02) if persistent else None
         self.conv_weight = None
         if conv:
@@ -133,7 +140,11 @@ class Attention(nn.Module):
             mixed, last = causal_conv(torch.cat(parts, -1), weight, None, past[0], *packing)
             parts, past = list(mixed.split([m.shape[-1] for m in parts], -1)), (last,)
         q, k, v = (m.unflatten(-1, (-1, self.width)) for m in (parts if queries else [x[..., :0], *parts]))
-        return self.q_norm(q) if queries else q, self.k_norm(k), v, past
+        return self._normed(q, self.q_norm) if queries else q, self._normed(k, self.k_norm), v, past
+
+    def _normed(self, x: Float[Tensor, "*b n e"], norm: nn.Module) -> Float[Tensor, "*b n e"]:
+        """Queries or keys, each head by itself or all at once."""
+        return norm(x.flatten(-2)).view_as(x) if self.whole else norm(x)
 
     def _first(self, queries: bool) -> int:
         """The first channel of the convolution that is used."""
@@ -155,7 +166,7 @@ class Attention(nn.Module):
         if self.prefix is not None:
             b = k.shape[0]
             x = self.prefix.to(k.dtype)
-            pk, pv = self.k_norm(self.k(x).view(-1, *k.shape[2:])), self.v(x).view(-1, *v.shape[2:])
+            pk, pv = self._normed(self.k(x).view(-1, *k.shape[2:]), self.k_norm), self.v(x).view(-1, *v.shape[2:])
             k, v = torch.cat([pk.expand(b, *pk.shape), k], 1), torch.cat([pv.expand(b, *pv.shape), v], 1)
             key_position = torch.cat([key_position.new_zeros(b, self.persistent), key_position], 1)
         window = window or self.window

@@ -1,4 +1,5 @@
-"""Models of the transformers library as ours: `mamba`, `mamba2` and `llama` checkpoints, key by key."""
+"""Models of the transformers library as ours, key by key: `llama`, `mamba` and `mamba2` checkpoints, and the mixtures of experts `mixtral`,
+`qwen2_moe`, `qwen3_moe` and `olmoe`, whose files hold each expert by itself or all in one."""
 
 import re
 from collections.abc import Mapping
@@ -7,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from postformer.config import ConfigError, Spec
+from postformer.models.backbone import DEEPEST
+from postformer.models.fuse import fused
 
 LLAMA = {
     "self_attn.q_proj": "mixer.q",
@@ -18,6 +21,16 @@ LLAMA = {
     "mlp.down_proj": "ffn.out",
     "input_layernorm": "norm",
     "post_attention_layernorm": "ffn_norm",
+}
+MIXTURE = {
+    "self_attn.q_norm": "mixer.q_norm",
+    "self_attn.k_norm": "mixer.k_norm",
+    "mlp.gate": "ffn.router",
+    "mlp.experts.gate_up_proj": "ffn.up.weight",
+    "mlp.experts.down_proj": "ffn.out.weight",
+    "mlp.shared_expert.gate_up_proj": "ffn.shared.up",
+    "mlp.shared_expert.down_proj": "ffn.shared.out",
+    "mlp.shared_expert_gate": "ffn.shared.gate",
 }
 MAMBA = {
     "mixer.in_proj": "mixer.inp",
@@ -50,15 +63,15 @@ def _language_options(config: Mapping[str, Any]) -> Spec:
     kind = config.get("model_type")
     if kind not in MIXERS_OF:
         raise ConfigError(f"config.json: model_type '{kind}' cannot be converted; choose from {', '.join(MIXERS_OF)}")
-    llama = kind == "llama"
+    mamba = kind.startswith("mamba")
     return {
         "vocab": config["vocab_size"],
         "dim": config["hidden_size"],
         "depth": config["num_hidden_layers"],
         "mixers": (MIXERS_OF[kind](config),),
-        "ffns": ({"kind": "mlp", "hidden": config["intermediate_size"]} if llama else {"kind": "none"},),
+        "ffns": _ffns(config),
         "tied": bool(config.get("tie_word_embeddings", kind == "mamba")),
-        "norm_eps": config["rms_norm_eps" if llama else "layer_norm_epsilon"],
+        "norm_eps": config["layer_norm_epsilon" if mamba else "rms_norm_eps"],
     }
 
 
@@ -94,30 +107,87 @@ def _mamba2(config: Mapping[str, Any]) -> Spec:
     }
 
 
-def _attention(config: Mapping[str, Any]) -> Spec:
+def _attention(config: Mapping[str, Any], base: float = 1e4) -> Spec:
     _require(config, attention_bias=False, mlp_bias=False, hidden_act="silu")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise ConfigError(f"config.json: rope_parameters={rope!r} cannot be converted; it must be a table")
-    if rope.get("rope_type", "default") != "default":
-        raise ConfigError(f"config.json: rope_type '{rope['rope_type']}' cannot be converted; choose from default")
+    if (rope_type := rope.get("rope_type", rope.get("type", "default"))) != "default":
+        raise ConfigError(f"config.json: rope_type '{rope_type}' cannot be converted; choose from default")
     return {
         "kind": "attention",
         "heads": config["num_attention_heads"],
         "kv_heads": config.get("num_key_value_heads"),
         "head_dim": config.get("head_dim"),
-        "rope_base": rope.get("rope_theta") or config.get("rope_theta") or 1e4,
+        "rope_base": rope.get("rope_theta") or config.get("rope_theta") or base,
     }
 
 
-MIXERS_OF = {"llama": _attention, "mamba": _mamba, "mamba2": _mamba2}
+def _mixtral(config: Mapping[str, Any]) -> Spec:
+    return {**_attention(config, base=1e6), "window": config.get("sliding_window")}
+
+
+def _qwen2(config: Mapping[str, Any]) -> Spec:
+    _require(config, use_sliding_window=False)
+    return {**_attention(config), "bias": bool(config.get("qkv_bias", True))}
+
+
+def _qwen3(config: Mapping[str, Any]) -> Spec:
+    _require(config, use_sliding_window=False)
+    return {**_attention(config), "qk_norm": True, "norm_eps": config["rms_norm_eps"]}
+
+
+def _olmoe(config: Mapping[str, Any]) -> Spec:
+    _require(config, clip_qkv=None)
+    return {**_attention(config), "qk_norm": "whole", "norm_eps": config["rms_norm_eps"]}
+
+
+MIXERS_OF = {
+    "llama": _attention,
+    "mamba": _mamba,
+    "mamba2": _mamba2,
+    "mixtral": _mixtral,
+    "qwen2_moe": _qwen2,
+    "qwen3_moe": _qwen3,
+    "olmoe": _olmoe,
+}
 """Model types that can be converted, and what makes their mixer."""
+
+
+def _ffns(config: Mapping[str, Any]) -> tuple[Spec, ...]:
+    """The pattern of networks: a layer may be dense where others have experts. What makes loads even is the preset's."""
+    kind, depth = config["model_type"], config["num_hidden_layers"]
+    if kind in ("mamba", "mamba2"):
+        return ({"kind": "none"},)
+    dense: Spec = {"kind": "mlp", "hidden": config["intermediate_size"]}
+    if kind == "llama":
+        return (dense,)
+    moe: Spec = {
+        "kind": "moe",
+        "preset": {"qwen2_moe": "qwen2", "qwen3_moe": "qwen3"}.get(kind, kind),
+        "experts": config["num_experts" if "num_experts" in config else "num_local_experts"],
+        "top": config["num_experts_per_tok"],
+        "hidden": config["moe_intermediate_size" if kind.startswith("qwen") else "intermediate_size"],
+        "renormalise": kind == "mixtral" or bool(config.get("norm_topk_prob", False)),
+    }
+    if kind == "qwen2_moe":
+        moe["shared"] = config["shared_expert_intermediate_size"]
+    every, only_dense = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or []
+    if every == 1 and not only_dense:
+        return (moe,)
+    if not isinstance(every, int) or every < 1 or not isinstance(only_dense, list) or not isinstance(depth, int):
+        raise ConfigError(
+            f"config.json: decoder_sparse_step={every!r}, mlp_only_layers={only_dense!r} and num_hidden_layers={depth!r} "
+            "must be a whole number, a list and a whole number"
+        )
+    has_experts = [i not in only_dense and (i + 1) % every == 0 for i in range(min(depth, DEEPEST))]
+    return tuple(moe if experts else dense for experts in has_experts)
 
 
 def language_tensors(tensors: Mapping[str, Tensor], tied: bool) -> dict[str, Tensor]:
     """The tensors under our names. A tied head is left out. Raises ConfigError for a name that has no place here."""
     out = {}
-    for name, value in tensors.items():
+    for name, value in fused(tensors).items():
         if name == "lm_head.weight":
             if not tied:
                 out["head.weight"] = value
@@ -131,7 +201,7 @@ def _rename(name: str) -> str:
     if layer:
         index, part, suffix = layer[1], layer[2], layer[3] or ""
         for key, suffix_ in ((part + suffix, ""), (part, suffix)):
-            for table in (LLAMA, MAMBA):
+            for table in (LLAMA, MIXTURE, MAMBA):
                 if key in table:
                     return f"backbone.blocks.{index}.{table[key]}{suffix_}"
     lead = re.fullmatch(r"(?:model|backbone)\.(\w+)\.weight", name)

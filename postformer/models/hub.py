@@ -1,10 +1,12 @@
-"""Models as folders: config.json + model.safetensors + tokenizer.json, the layout of model hubs.
+"""Models as folders: config.json + model.safetensors (or shards and their index) + tokenizer.json, the layout of model hubs.
 
 A folder is untrusted: nothing in it is executed, its configuration may name only our own kinds, and no memory is taken for a
 tensor that the file does not hold.
 """
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +21,30 @@ from postformer.config import ConfigError, UserError, build, foreign_kinds, read
 from postformer.files import durable_file, write_durably
 from postformer.models import MODELS
 from postformer.models.convert import language_options, language_tensors
+from postformer.models.routing import group_of
 from postformer.tokens.text import load_tokens
 
 FORMAT = "postformer-model-1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-FILES = ["config.json", "model.safetensors", "tokenizer.json"]
+INDEX = "model.safetensors.index.json"
+FILES = ["config.json", "model.safetensors", INDEX, "model-*-of-*.safetensors", "tokenizer.json"]
 
 
 class ModelError(UserError):
     """A model folder that is missing, damaged, or not what its configuration says."""
 
 
-def save_model(model: nn.Module, folder: str | Path) -> None:
-    """Write the model, and its tokenizer if it has one, into a folder, which is made if it is missing."""
+def save_model(model: nn.Module, folder: str | Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+    """Write the model, and its tokenizer if it has one, into a folder, which is made if it is missing.
+
+    `tensors` are the model's where it holds but a part of them. Raises ModelError where they are missing then.
+    """
+    if tensors is None and group_of(model) is not None:
+        raise ModelError(f"{folder}: the model's experts lie in several processes; save it with save_split of postformer.train")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    own = model.state_dict() if tensors is None else tensors
+    tensors = {name: value.detach().cpu().contiguous() for name, value in own.items()}
     with durable_file(folder / "model.safetensors") as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
     tokens = getattr(model, "tokens", None)
@@ -44,7 +54,8 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
 
 
 def load_model(folder: str | Path, *, trust_kinds: bool = False) -> Any:
-    """The model of a folder, in evaluation mode on the CPU; also `mamba`, `mamba2` and `llama` folders of the transformers library.
+    """The model of a folder, in evaluation mode on the CPU; also folders of the transformers library: `llama`, `mamba`, `mamba2`,
+    `mixtral`, `qwen2_moe`, `qwen3_moe` and `olmoe`.
 
     `trust_kinds` allows a configuration that names classes of other packages, which are then imported.
     Raises ModelError or ConfigError, each with the file and what is wrong with it.
@@ -53,7 +64,7 @@ def load_model(folder: str | Path, *, trust_kinds: bool = False) -> Any:
     if not (folder / "config.json").exists():
         raise ModelError(f"{folder}: is no run, checkpoint or model folder: it has no config.json")
     config = read(folder / "config.json")
-    tensors = _tensors(folder / "model.safetensors")
+    tensors = {name: t for file in _files(folder) for name, t in _tensors(folder / file).items()}
     if config.get("format") == FORMAT:
         words = {k: v for k, v in config.items() if k != "format"}
     elif "model_type" in config:
@@ -84,6 +95,19 @@ def fetch(name: str, **options: Any) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise ModelError(f"{name}: no such folder here, and no such model could be fetched: {reason}") from e
+
+
+def _files(folder: Path) -> list[str]:
+    """The files that hold the tensors. Raises ModelError for an index that names anything but files of the folder."""
+    if (folder / "model.safetensors").exists() or not (folder / INDEX).exists():
+        return ["model.safetensors"]
+    shards = read(folder / INDEX).get("weight_map")
+    names = set(map(str, shards.values())) if isinstance(shards, dict) else set()
+    if odd := sorted(n for n in names if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", n)):
+        raise ModelError(f"{folder / INDEX}: '{odd[0]}' is no file of the folder")
+    if not names:
+        raise ModelError(f"{folder / INDEX}: names no files in its weight_map")
+    return sorted(names)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -7,12 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from postformer.ffn.moe import MoE, Routed
+from postformer.ops.exchange import Group
 from postformer.ops.routing import load, max_violation
 
 
 def mixtures(model: nn.Module) -> dict[str, MoE]:
     """The mixtures inside of a model by their names, the first layer's first."""
     return {name: m for name, m in model.named_modules() if isinstance(m, MoE)}
+
+
+def group_of(model: nn.Module) -> Group:
+    """The processes over which the model's experts are split; None where they are not."""
+    return next((m.group for m in mixtures(model).values()), None)
 
 
 class Routing:
@@ -43,8 +49,9 @@ class Routing:
         return {**outputs, "loss": loss, **added}
 
     def loads(self, name: str) -> Tensor:
-        """How many pairs each expert of a mixture had [e]."""
-        return sum(load(routed.experts, routed.logits.shape[-1]) for routed in self.calls[name])  # type: ignore[return-value]
+        """How many pairs each expert of a mixture had [e]; where experts are split, of all processes."""
+        group = self.mixtures[name].group
+        return sum(load(routed.experts, routed.logits.shape[-1], group) for routed in self.calls[name])  # type: ignore[return-value]
 
 
 @contextmanager

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from postformer.data.tasks import IGNORED
-from postformer.models.routing import after_step, routed
+from postformer.models.routing import after_step, group_of, routed
 from postformer.models.writing import observed
+from postformer.ops.exchange import mean_over
 from postformer.ops.loss import cross_entropy
 
 
@@ -39,7 +40,8 @@ class Answers(nn.Module):
         """`batch["ids"]` and `batch["targets"]` are Int [b, t]; the target after a token that has none is IGNORED.
 
         Returns the loss in nats an answer (fp32 or wider), the share of answers that are right, and the tokens read; with a `write_cost`
-        also how much of each token was written, and of mixtures of experts what `Routing.taught` tells.
+        also how much of each token was written, and of mixtures of experts what `Routing.taught` tells. Where experts are split over
+        processes, the mean of each over them is that of the whole batch.
         """
         ids, targets = batch["ids"], batch["targets"]
         assert isinstance(ids, Tensor) and isinstance(targets, Tensor)
@@ -53,12 +55,14 @@ class Answers(nn.Module):
             spread = -logits.to(nats.dtype).log_softmax(-1).mean(-1)
             nats = torch.lerp(nats, spread, self.smoothing)
         hits = logits.detach().argmax(-1) == target
-        found = {"loss": nats.mean(), "accuracy": hits.float().mean(), "tokens": torch.tensor(ids.numel())}
+        group = group_of(self.model)
+        accuracy = mean_over(hits.float(), group)
+        found = {"loss": mean_over(nats, group), "accuracy": accuracy, "tokens": torch.tensor(ids.numel())}
         if shares := [torch.cat([share.mean(2) for share in each], 1).mean(1) for each in writes.values() if each]:
             solved = torch.ones_like(asked).masked_scatter(asked, hits).all(1)
             written = torch.stack(shares).mean(0)
-            cost = self._cost(ids.shape[1]) * (solved * written).mean()
-            found |= {"loss": found["loss"] + cost, "written": written.detach().mean()}
+            cost = self._cost(ids.shape[1]) * mean_over(solved * written, group)
+            found |= {"loss": found["loss"] + cost, "written": mean_over(written.detach(), group)}
         return routing.taught(found, self.training)
 
     def _cost(self, length: int) -> float:

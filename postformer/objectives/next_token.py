@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from postformer.models.routing import after_step, routed
+from postformer.models.routing import after_step, group_of, routed
+from postformer.ops.exchange import mean_over
 from postformer.ops.loss import cross_entropy
 
 
@@ -18,6 +19,7 @@ class NextToken(nn.Module):
         """`batch["ids"]` is Int [b, t+1], and `batch["starts"]`, if it is there, Bool [b, t]: where documents of a packed row begin.
 
         Returns the loss in nats a token (fp32 or wider), and the tokens predicted; of mixtures of experts also what `Routing.taught` tells.
+        Where experts are split over processes, the mean of the losses over them is that of the whole batch.
         """
         ids = batch["ids"]
         assert isinstance(ids, Tensor)
@@ -26,7 +28,8 @@ class NextToken(nn.Module):
             x, _ = self.model.hidden(ids[:, :-1], **words)  # type: ignore[operator]
         target = ids[:, 1:].reshape(-1)
         logits: Tensor = self.model.logits(x.flatten(0, 1))  # type: ignore[operator]
-        outputs = {"loss": cross_entropy(logits, target).mean(), "tokens": torch.tensor(target.numel())}
+        loss = mean_over(cross_entropy(logits, target), group_of(self.model))
+        outputs = {"loss": loss, "tokens": torch.tensor(target.numel())}
         return routing.taught(outputs, self.training)
 
     def after_step(self, step: int) -> None:

@@ -7,18 +7,21 @@ the values' where the activation gates; those of the output are [E, d, f]. Fused
     y = sum over a token's experts e of  weight_e (out_e activation(up_e x + up_bias_e) + out_bias_e)
 
 `reference` is the formula, expert by expert. `mixed` sorts the (token, expert) pairs by expert and multiplies each expert's rows at once;
-a few tokens that teach nothing go through the kernel of csrc/experts.cpp, which is bound by reading the weights.
+a few tokens that teach nothing go through the kernel of csrc/experts.cpp, which is bound by reading the weights. `across` does it where the
+experts lie on several processes.
 """
 
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from postformer.ops import _cpu
+from postformer.ops.exchange import Group, counts_for, exchange
 
 Activation = Literal["swiglu", "gelu", "relu", "gpt-oss"]
 ALPHA, LIMIT = 1.702, 7.0
@@ -41,6 +44,19 @@ def activated(h: Float[Tensor, "*b w"], activation: Activation) -> Float[Tensor,
         return F.silu(gate) * up
     gate, up = gate.clamp(max=LIMIT), up.clamp(-LIMIT, LIMIT)
     return gate * torch.sigmoid(ALPHA * gate) * (up + 1)
+
+
+class ExpertLinear(nn.Module):
+    """The matrices of all experts [E, out, in], and their biases [E, out]; each starts as `nn.Linear` does."""
+
+    def __init__(self, experts: int, inputs: int, outputs: int, bias: bool):
+        super().__init__()
+        reach = inputs**-0.5
+        self.weight = nn.Parameter(torch.empty(experts, outputs, inputs).uniform_(-reach, reach))
+        self.weight.matrices = True  # type: ignore[attr-defined]
+        self.bias = nn.Parameter(torch.empty(experts, outputs).uniform_(-reach, reach)) if bias else None
+        if self.bias is not None:
+            self.bias.no_weight_decay = True  # type: ignore[attr-defined]
 
 
 class Networks(NamedTuple):
@@ -68,24 +84,68 @@ def reference(
 
 
 def mixed(
-    x: Float[Tensor, "n d"], experts: Int[Tensor, "n k"], weights: Float[Tensor, "n k"], networks: Networks
+    x: Float[Tensor, "n d"],
+    experts: Int[Tensor, "n k"],
+    weights: Float[Tensor, "n k"],
+    networks: Networks,
+    group: Group = None,
 ) -> Float[Tensor, "n d"]:
-    """As `reference`, in the dtype of x: the pairs in the order of their experts, one product an expert and matrix."""
+    """As `reference`, in the dtype of x: the pairs in the order of their experts, one product an expert and matrix. With a `group` the
+    networks are this process's part of all, as `across` takes them."""
+    if group is not None:
+        return across(x, experts, weights, networks, group)
     if _few(x, experts, weights, networks):
         return through_kernel(x, experts, weights, networks)
-    up, out, activation, up_bias, out_bias = networks
     n, k = experts.shape
     order = experts.reshape(-1).argsort(stable=True)
-    token, sizes = order // k, torch.bincount(experts.reshape(-1), minlength=len(up))
+    sizes = torch.bincount(experts.reshape(-1), minlength=len(networks.up))
     weight = weights.reshape(-1)[order].to(x.dtype)
-    h = grouped_product(x[token], up.to(x.dtype), sizes)
+    y = _answers(x[order // k], sizes, networks, weight[:, None])
+    return y[_back(order)].view(n, k, x.shape[1]).sum(1)
+
+
+def across(
+    x: Float[Tensor, "n d"],
+    experts: Int[Tensor, "n k"],
+    weights: Float[Tensor, "n k"],
+    networks: Networks,
+    group: dist.ProcessGroup,
+) -> Float[Tensor, "n d"]:
+    """As `mixed` of all processes' experts, E / R of them on each: `networks` are those that lie here. Pairs go to where their expert lies,
+    and its answers come back to be weighed. Gradients of the experts are sums over the tokens of all processes."""
+    n, k = experts.shape
+    here = len(networks.up)
+    order = experts.reshape(-1).argsort(stable=True)
+    mine = torch.bincount(experts.reshape(-1), minlength=here * group.size()).view(-1, here)
+    theirs = counts_for(mine, group)
+    sent, received = mine.sum(1).tolist(), theirs.sum(1).tolist()
+    rows = exchange(x[order // k], sent, received, group)
+    expert = torch.arange(here, device=x.device).repeat(len(theirs)).repeat_interleave(theirs.reshape(-1))
+    by_expert = expert.argsort(stable=True)
+    y = _answers(rows[by_expert], theirs.sum(0), networks)
+    y = exchange(y[_back(by_expert)], received, sent, group)
+    return (y[_back(order)].view(n, k, x.shape[1]) * weights.to(x.dtype)[..., None]).sum(1)
+
+
+def _answers(
+    x: Float[Tensor, "m d"], sizes: Int[Tensor, " e"], networks: Networks, weight: Float[Tensor, "m 1"] | None = None
+) -> Float[Tensor, "m d"]:
+    """Of the first sizes[0] rows the first expert's, and so on, each perhaps times its weight."""
+    up, out, activation, up_bias, out_bias = networks
+    h = grouped_product(x, up.to(x.dtype), sizes)
     if up_bias is not None:
         h = h + up_bias.to(x.dtype).repeat_interleave(sizes, 0)
-    y = grouped_product(activated(h, activation) * weight[:, None], out.to(x.dtype), sizes)
+    h = activated(h, activation)
+    y = grouped_product(h if weight is None else h * weight, out.to(x.dtype), sizes)
     if out_bias is not None:
-        y = y + weight[:, None] * out_bias.to(x.dtype).repeat_interleave(sizes, 0)
-    back = torch.empty_like(order).scatter_(0, order, torch.arange(n * k, device=order.device))
-    return y[back].view(n, k, x.shape[1]).sum(1)
+        bias = out_bias.to(x.dtype).repeat_interleave(sizes, 0)
+        y = y + (bias if weight is None else weight * bias)
+    return y
+
+
+def _back(order: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
+    """What undoes a permutation."""
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
 
 # ---------------------------------------------------------------- rows times the matrix of their group

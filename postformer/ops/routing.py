@@ -8,6 +8,9 @@ n tokens, E experts, k = `top` of them a token; z the router's logits [n, E], in
 | `sigmoid_top` | sigmoid(z) | top k of s + correction | s over their sum | DeepSeek-V3 (arXiv 2412.19437, equations 12 to 16) |
 | `top_softmax` | softmax(z) | top k of z | softmax over the k | gpt-oss (OpenAI 2025, arXiv 2508.10925) |
 
+Loads and losses take a `group` of processes that hold one batch together (`postformer.ops.exchange`): they are then of the whole batch, a
+loss as this process's share of it.
+
 Both of the first two choose among the best groups of experts where there are groups. Of equal scores any may be chosen.
 """
 
@@ -16,6 +19,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from postformer.ops.exchange import Group, gathered, mean_over, total
 
 TINY = 1e-20
 """What keeps a sum of sigmoids from 0."""
@@ -85,22 +90,28 @@ def _chosen(
 # ---------------------------------------------------------------- load
 
 
-def load(experts: Int[Tensor, "*b k"], count: int) -> Int[Tensor, " e"]:
+def load(experts: Int[Tensor, "*b k"], count: int, group: Group = None) -> Int[Tensor, " e"]:
     """How many (token, expert) pairs each expert has."""
-    return torch.bincount(experts.reshape(-1), minlength=count)
+    return total(torch.bincount(experts.reshape(-1), minlength=count), group)
 
 
-def within_capacity(experts: Int[Tensor, "n k"], count: int, factor: float) -> Tensor:
+def within_capacity(experts: Int[Tensor, "n k"], count: int, factor: float, group: Group = None) -> Tensor:
     """Which pairs find room [n, k], where an expert takes at most ceil(factor n k / E) of them: first every token's first choice, then the
     second ones, each in the tokens' order (Switch, section 2.2; GShard, arXiv 2006.16668, algorithm 1)."""
     n, k = experts.shape
-    room = -int(-factor * n * k // count)
     chosen = experts.T.reshape(-1)
     order, sizes = chosen.argsort(stable=True), torch.bincount(chosen, minlength=count)
-    before = sizes.cumsum(0) - sizes
+    first = sizes.cumsum(0) - sizes
     rank = torch.empty_like(order)
-    rank[order] = torch.arange(n * k, device=order.device) - before[chosen[order]]
-    return (rank < room).view(k, n).T
+    rank[order] = torch.arange(n * k, device=order.device) - first[chosen[order]]
+    rank = rank.view(k, n).T
+    if group is not None:
+        everyone = gathered(torch.stack([torch.bincount(choice, minlength=count) for choice in experts.T]), group)
+        earlier, mine = everyone[: group.rank()].sum(0), everyone[group.rank()]
+        before = everyone.sum(0) - mine
+        ahead = before.cumsum(0) - before + earlier
+        rank, n = rank + ahead.T.gather(0, experts), int(everyone.sum()) // k
+    return rank < -int(-factor * n * k // count)
 
 
 def max_violation(loads: Int[Tensor, "*b e"]) -> Float[Tensor, "*b"]:
@@ -119,29 +130,33 @@ def load_entropy(loads: Int[Tensor, "*b e"]) -> Float[Tensor, "*b"]:
 # ---------------------------------------------------------------- losses, each of one layer
 
 
-def balance_loss(scores: Float[Tensor, "*b e"], experts: Int[Tensor, "*b k"]) -> Float[Tensor, ""]:
+def balance_loss(scores: Float[Tensor, "*b e"], experts: Int[Tensor, "*b k"], group: Group = None) -> Float[Tensor, ""]:
     """E sum f P: f the share of pairs and P the mean score of each expert; 1 when both are even, E when one expert has all (Switch,
     equations 4 to 6, with f over all k choices).
 
     It is of one layer. Pooled over layers it takes layers of which each has collapsed onto other experts for balanced ones.
     """
     count = scores.shape[-1]
-    share = load(experts, count).to(scores.dtype) / experts.numel()
-    return count * (share * scores.reshape(-1, count).mean(0)).sum()
+    pairs = load(experts, count, group)
+    share = pairs.to(scores.dtype) / pairs.sum()
+    return count * (share * mean_over(scores.reshape(-1, count), group)).sum()
 
 
-def sequence_balance_loss(scores: Float[Tensor, "b t e"], experts: Int[Tensor, "b t k"]) -> Float[Tensor, ""]:
+def sequence_balance_loss(
+    scores: Float[Tensor, "b t e"], experts: Int[Tensor, "b t k"], group: Group = None
+) -> Float[Tensor, ""]:
     """`balance_loss` of each row by itself, their mean (DeepSeek-V3, equations 17 to 20)."""
     count = scores.shape[-1]
     share = torch.zeros_like(scores[:, 0]).scatter_add_(
         1, experts.flatten(1), torch.ones_like(experts.flatten(1), dtype=scores.dtype)
     )
-    return count * (share / experts[0].numel() * scores.mean(1)).sum(-1).mean()
+    pairs = experts.shape[1] * experts.shape[2]
+    return count * mean_over((share / pairs * scores.mean(1)).sum(-1), group)
 
 
-def z_loss(z: Float[Tensor, "*b e"]) -> Float[Tensor, ""]:
+def z_loss(z: Float[Tensor, "*b e"], group: Group = None) -> Float[Tensor, ""]:
     """The mean of logsumexp(z)^2, which keeps logits small (Zoph et al. 2022, arXiv 2202.08906, equation 5)."""
-    return z.logsumexp(-1).square().mean()
+    return mean_over(z.logsumexp(-1).square().reshape(-1), group)
 
 
 def corrected(correction: Float[Tensor, " e"], loads: Int[Tensor, " e"], rate: float) -> Float[Tensor, " e"]:

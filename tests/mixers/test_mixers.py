@@ -67,6 +67,8 @@ def test_every_mixer_has_a_case():
         ({"kind": "attention", "persistent": -1}, "persistent=-1 at least 0"),
         ({"kind": "attention", "conv": -1}, "conv=-1 must be at least 0"),
         ({"kind": "attention", "rope_base": 0.0}, "rope_base=0.0"),
+        ({"kind": "attention", "norm_eps": -1.0}, "norm_eps=-1.0 must be at least 0"),
+        ({"kind": "attention", "qk_norm": "all"}, "here.qk_norm: 'all' is not a choice; choose from true, false, whole"),
         ({"kind": "mamba", "state": 0}, "state=0"),
         ({"kind": "lmm", "chunk": 0}, "chunk=0"),
         ({"kind": "lmm", "depth": 0}, "depth=0"),

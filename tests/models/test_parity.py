@@ -45,6 +45,45 @@ CONFIGS = {
         rope_theta=5e5,
         tie_word_embeddings=True,
     ),
+    **{
+        name: lambda kind=kind, words=words: getattr(transformers, kind)(
+            vocab_size=61,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            num_experts_per_tok=2,
+            pad_token_id=None,
+            **words,
+        )
+        for name, (kind, words) in {
+            "mixtral": ("MixtralConfig", {"intermediate_size": 24, "num_local_experts": 5, "head_dim": 12}),
+            "mixtral-window": ("MixtralConfig", {"intermediate_size": 24, "num_local_experts": 4, "sliding_window": 7}),
+            "qwen3_moe": (
+                "Qwen3MoeConfig",
+                {"moe_intermediate_size": 16, "num_experts": 6, "head_dim": 16, "norm_topk_prob": True, "rms_norm_eps": 1e-3},
+            ),
+            "qwen3_moe-dense-layers": (
+                "Qwen3MoeConfig",
+                {"moe_intermediate_size": 16, "intermediate_size": 40, "num_experts": 6, "head_dim": 8, "mlp_only_layers": [1]},
+            ),
+            "qwen2_moe": (
+                "Qwen2MoeConfig",
+                {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 40, "num_experts": 6, "rms_norm_eps": 1e-3},
+            ),
+            "qwen2_moe-every-second": (
+                "Qwen2MoeConfig",
+                {
+                    "moe_intermediate_size": 16,
+                    "shared_expert_intermediate_size": 24,
+                    "num_experts": 4,
+                    "decoder_sparse_step": 2,
+                },
+            ),
+            "olmoe": ("OlmoeConfig", {"intermediate_size": 24, "num_experts": 6, "rms_norm_eps": 1e-3}),
+            "olmoe-tied": ("OlmoeConfig", {"intermediate_size": 24, "num_experts": 4, "tie_word_embeddings": True}),
+        }.items()
+    },
 }
 
 
@@ -111,7 +150,9 @@ def test_left_padded_batch_and_steps_after_it(name):
         y, state = ours(ids[:, :30], ours.init_state(2), mask=mask[:, :30])
         torch.testing.assert_close(y[mask[:, :30]], out.logits[mask[:, :30]], **CLOSE)
         for t in range(30, 33):
-            words = {"attention_mask": mask[:, : t + 1].long()} if name.startswith("llama") else {}  # as their `generate` does
+            words = (
+                {"attention_mask": mask[:, : t + 1].long()} if not name.startswith("mamba") else {}
+            )  # as their `generate` does
             out = theirs(ids[:, t : t + 1], use_cache=True, **words, **cache(out))
             y, state = ours(ids[:, t : t + 1], state)
             torch.testing.assert_close(y, out.logits, **CLOSE)
