@@ -19,6 +19,7 @@ from postformer.config import ConfigError, UserError, build, foreign_kinds, read
 from postformer.files import durable_file, write_durably
 from postformer.models import MODELS
 from postformer.models.convert import language_options, language_tensors
+from postformer.models.expert_store import ExpertMemory, ExpertStore, expert_names
 from postformer.tokens.text import load_tokens
 
 FORMAT = "postformer-model-1"
@@ -34,6 +35,8 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
     """Write the model, and its tokenizer if it has one, into a folder, which is made if it is missing."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if getattr(model, "elsewhere", {}):
+        raise UserError(f"{folder}: the model's experts are on disk; load it without expert memory to save it")
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with durable_file(folder / "model.safetensors") as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
@@ -43,11 +46,11 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
     write_durably(folder / "config.json", json.dumps({"format": FORMAT, **model.config}, indent=1) + "\n")  # type: ignore[dict-item]
 
 
-def load_model(folder: str | Path, *, trust_kinds: bool = False) -> Any:
+def load_model(folder: str | Path, *, trust_kinds: bool = False, experts: ExpertMemory | None = None) -> Any:
     """The model of a folder, in evaluation mode on the CPU; also `mamba`, `mamba2` and `llama` folders of the transformers library.
 
-    `trust_kinds` allows a configuration that names classes of other packages, which are then imported.
-    Raises ModelError or ConfigError, each with the file and what is wrong with it.
+    `trust_kinds` allows a configuration that names classes of other packages, which are then imported. With `experts` the experts stay in
+    the file and are read as they are needed. Raises ModelError, ExpertsError or ConfigError, each with the file and what is wrong with it.
     """
     folder = Path(folder)
     if not (folder / "config.json").exists():
@@ -66,7 +69,9 @@ def load_model(folder: str | Path, *, trust_kinds: bool = False) -> Any:
         raise ConfigError(
             f"{folder}/config.json: {foreign[0]} names code of another package; pass trust_kinds=True to import it"
         )
-    model = _assemble(words, tensors, folder)
+    model = _assemble(words, tensors, folder, experts is not None)
+    if experts is not None:
+        model.experts = ExpertStore(model, folder / "model.safetensors", experts)
     if (folder / "tokenizer.json").exists() and config.get("format") == FORMAT:
         model.tokens = load_tokens(folder)
         if model.tokens.vocab != model.vocab:
@@ -96,8 +101,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path}: not a readable safetensors file: {e}") from e
 
 
-def _assemble(words: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> Any:
-    """Build without memory, compare names and shapes, then put the file's tensors in."""
+def _assemble(words: dict[str, Any], tensors: dict[str, Tensor], folder: Path, without_experts: bool = False) -> Any:
+    """Build without memory, compare names and shapes, then put the file's tensors in; those of experts stay without memory where it is
+    `without_experts`."""
     depth = words.get("depth", 1)
     if isinstance(depth, int) and depth > len(tensors):
         raise ModelError(f"{folder}/config.json: depth={depth}, but model.safetensors holds only {len(tensors)} tensors")
@@ -114,6 +120,8 @@ def _assemble(words: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -
         if tensors[name].dtype not in DTYPES:
             choices = ", ".join(map(str, DTYPES))
             raise ModelError(f"{folder}/model.safetensors: '{name}' is {tensors[name].dtype}; choose from {choices}")
+    if without_experts:
+        tensors = {**tensors, **{name: tensors[name].to("meta") for name in expert_names(model)}}
     marked = [name for name, p in model.named_parameters() if getattr(p, "no_weight_decay", False)]
     model.load_state_dict(tensors, assign=True)
     for name in marked:

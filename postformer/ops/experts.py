@@ -7,9 +7,11 @@ the values' where the activation gates; those of the output are [E, d, f]. Fused
     y = sum over a token's experts e of  weight_e (out_e activation(up_e x + up_bias_e) + out_bias_e)
 
 `reference` is the formula, expert by expert. `mixed` sorts the (token, expert) pairs by expert and multiplies each expert's rows at once;
-a few tokens that teach nothing go through the kernel of csrc/experts.cpp, which is bound by reading the weights.
+a few tokens that teach nothing go through the kernel of csrc/experts.cpp, which is bound by reading the weights. `gathered` computes the
+same where not all matrices are in memory at once.
 """
 
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -71,7 +73,7 @@ def mixed(
     x: Float[Tensor, "n d"], experts: Int[Tensor, "n k"], weights: Float[Tensor, "n k"], networks: Networks
 ) -> Float[Tensor, "n d"]:
     """As `reference`, in the dtype of x: the pairs in the order of their experts, one product an expert and matrix."""
-    if _few(x, experts, weights, networks):
+    if _few(x, experts, weights, networks, len(networks.up)):
         return through_kernel(x, experts, weights, networks)
     up, out, activation, up_bias, out_bias = networks
     n, k = experts.shape
@@ -86,6 +88,53 @@ def mixed(
         y = y + weight[:, None] * out_bias.to(x.dtype).repeat_interleave(sizes, 0)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(n * k, device=order.device))
     return y[back].view(n, k, x.shape[1]).sum(1)
+
+
+class Group(NamedTuple):
+    """Some experts, and where among these networks each expert of the mixture lies; -1 where it is not one of them."""
+
+    networks: Networks
+    places: Int[Tensor, " e"]
+
+
+def gathered(
+    x: Float[Tensor, "n d"], experts: Int[Tensor, "n k"], weights: Float[Tensor, "n k"], groups: Iterable[Group]
+) -> Float[Tensor, "n d"]:
+    """`mixed` without gradients, to the same bits, where matrices come in groups that hold each chosen expert once. A group is done with
+    when the next one is asked for."""
+    n, k = experts.shape
+    chosen, weight = experts.reshape(-1), weights.reshape(-1)
+    answers, few = None, False
+    for networks, places in groups:
+        if answers is None:
+            few = _few(x, experts, weights, networks, len(places))
+            answers = x.new_empty(n * k, x.shape[1], dtype=torch.float32 if few else x.dtype)
+        place = places[chosen]
+        pairs = (place >= 0).nonzero()[:, 0]
+        if few:
+            answers[pairs] = _called(x[pairs // k], place[pairs, None], weight[pairs, None], networks)
+            continue
+        for i in place[pairs].unique().tolist():
+            own = (place == i).nonzero()[:, 0]
+            answers[own] = _one(x[own // k], weight[own, None].to(x.dtype), networks, i)
+    if answers is None:
+        return torch.zeros_like(x)
+    if not few:
+        return answers.view(n, k, -1).sum(1)
+    first, *rest = answers.view(n, k, -1).take_along_dim(experts.argsort(1)[..., None], 1).unbind(1)  # the kernel adds up in this order
+    for answer in rest:
+        first = first + answer
+    return first.to(x.dtype)
+
+
+def _one(x: Float[Tensor, "m d"], weight: Float[Tensor, "m 1"], networks: Networks, i: int) -> Float[Tensor, "m d"]:
+    """The weighted answers of one of the networks, as `mixed` computes them."""
+    up, out, activation, up_bias, out_bias = networks
+    h = x @ up[i].to(x.dtype).T
+    if up_bias is not None:
+        h = h + up_bias[i].to(x.dtype)
+    y = (activated(h, activation) * weight) @ out[i].to(x.dtype).T
+    return y if out_bias is None else y + weight * out_bias[i].to(x.dtype)
 
 
 # ---------------------------------------------------------------- rows times the matrix of their group
@@ -150,19 +199,24 @@ KINDS: dict[Activation, int] = {"swiglu": 0, "relu": 1, "gpt-oss": 2}
 """Activations that the kernel has, by its numbers."""
 
 
-def _few(x: Tensor, experts: Tensor, weights: Tensor, networks: Networks) -> bool:
-    """Whether the kernel can take these and is worth it."""
+def _few(x: Tensor, experts: Tensor, weights: Tensor, networks: Networks, count: int) -> bool:
+    """Whether the kernel can take these and is worth it, of a mixture of `count` experts."""
     up, out, activation, *biases = networks
     taught = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weights, up, out, *biases))
-    few = 0 < experts.numel() <= MOST_PAIRS * min(len(up), experts.numel())
+    few = 0 < experts.numel() <= MOST_PAIRS * min(count, experts.numel())
     return few and not taught and activation in KINDS and _cpu.serves_half(x) and _cpu.serves_half(up, out)
 
 
 def through_kernel(x: Tensor, experts: Tensor, weights: Tensor, networks: Networks) -> Tensor:
     """As `reference`, sums in fp32; no gradients."""
+    return _called(x, experts, weights, networks).to(x.dtype)
+
+
+def _called(x: Tensor, experts: Tensor, weights: Tensor, networks: Networks) -> Tensor:
+    """The kernel's fp32."""
     up, out, activation, *of = networks
     biases = [None if b is None else b.float() for b in of]
-    return torch.ops.postformer.experts(x.float(), experts, weights.float(), up, out, *biases, KINDS[activation]).to(x.dtype)
+    return torch.ops.postformer.experts(x.float(), experts, weights.float(), up, out, *biases, KINDS[activation])
 
 
 _cpu.LIBRARY.define(
