@@ -186,8 +186,10 @@ class MoE(nn.Module):
         rows = x.shape[:2]
         for seen_by in self.observers:
             seen_by.append(Routed(*(part.unflatten(0, rows) for part in (logits, scores, experts, weights))))
-        answer = self.elsewhere or (lambda *words: mixed(*words, self.networks))
-        y = answer(tokens, experts, weights).view_as(x)
+        if self.elsewhere is not None:
+            y = self.elsewhere(tokens, experts, weights).view_as(x)
+        else:
+            y = mixed(tokens, experts, weights, self.networks).view_as(x)
         return y if self.shared is None else y + self.shared(x)
 
     @property

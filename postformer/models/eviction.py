@@ -159,7 +159,7 @@ class Cache:
         return admitted
 
     def groups(self, keys: Keys, least: int) -> list[Keys]:
-        """The keys of a visit in groups that fit at once: all together, or else those that are held and then the rest, `least` at a time."""
+        """The keys of a visit in groups that fit at once: all, or else those that are held and then the rest, `least` at a time."""
         if len(keys) <= self.slots:
             return [keys]
         held = self.held(keys)
@@ -180,15 +180,14 @@ class Count:
         return self.hits / max(self.asked, 1)
 
 
-def replay(trace: Sequence[Visit], policy: Policy, slots: int, least: int, warm: int = 0) -> Count:
-    """What a cache that begins empty and reads nothing ahead would have held; the first `warm` visits are not counted."""
+def replay(trace: Sequence[Visit], policy: Policy, slots: int, least: int) -> Count:
+    """What a cache that begins empty and reads nothing ahead would have held."""
     cache, count = Cache(policy, slots), Count()
-    for i, visit in enumerate(trace):
+    for visit in trace:
         policy.visited(visit)
         for group in cache.groups(visit.keys, least):
             held = cache.held(group)
-            if i >= warm:
-                count.asked += len(group)
-                count.hits += int(held.sum())
+            count.asked += len(group)
+            count.hits += int(held.sum())
             cache.admit(group[~held], group)
     return count

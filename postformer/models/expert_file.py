@@ -70,7 +70,7 @@ class ExpertFile:
     def read(self, name: str, expert: int, into: Tensor) -> None:
         """One expert's part of a tensor into a contiguous one of its shape and dtype. Raises ExpertsError where the file ends too early."""
         place = self.places[name]
-        self._read(memoryview(into.reshape(-1).view(torch.uint8).numpy()), place.offset + expert * place.one, name)
+        self._read(into.reshape(-1).view(torch.uint8).numpy().data, place.offset + expert * place.one, name)
 
     def pieces(self, name: str) -> Iterator[memoryview]:
         """The bytes of a whole tensor, a piece at a time."""

@@ -94,7 +94,8 @@ class Pool:
         self.begins = [sum(counts[:i]) for i in range(len(counts))]
         policy = POLICIES[self.memory.policy](np.repeat(np.arange(len(counts)), counts))
         self.cache = Cache(policy, min(slots, self.all))
-        self.slots = DTYPES[self.memory.dtype](self.shape, self.cache.slots)
+        with torch.inference_mode(False):  # the threads that write into them know no inference mode
+            self.slots = DTYPES[self.memory.dtype](self.shape, self.cache.slots)
 
 
 class ExpertStore:

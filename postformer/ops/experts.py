@@ -121,7 +121,9 @@ def gathered(
         return torch.zeros_like(x)
     if not few:
         return answers.view(n, k, -1).sum(1)
-    first, *rest = answers.view(n, k, -1).take_along_dim(experts.argsort(1)[..., None], 1).unbind(1)  # the kernel adds up in this order
+    first, *rest = (
+        answers.view(n, k, -1).take_along_dim(experts.argsort(1)[..., None], 1).unbind(1)
+    )  # the kernel adds up in this order
     for answer in rest:
         first = first + answer
     return first.to(x.dtype)
