@@ -89,24 +89,25 @@ class LeastStale(LRU):
 
 
 class NextUse(Policy):
-    """See the module's table. The average forgets a token by `rate`."""
+    """See the module's table. p is the mean of a fast and a slow average, which forget a token by `rates`: of what was just used, and of
+    what is often used."""
 
-    def __init__(self, layer_of: Sequence[int] | Keys, rate: float = 0.1):
+    def __init__(self, layer_of: Sequence[int] | Keys, rates: tuple[float, float] = (0.5, 0.05)):
         super().__init__(layer_of)
-        self.rate, self.layer = rate, 0
-        self.share = np.zeros(len(self.layer_of))
+        self.rates, self.layer = np.array(rates)[:, None], 0
+        self.shares = np.zeros((2, len(self.layer_of)))
         self.of_layer = [np.flatnonzero(self.layer_of == layer) for layer in range(self.layers)]
 
     def visited(self, visit: Visit) -> None:
         super().visited(visit)
         self.layer = visit.layer
-        kept = (1 - self.rate) ** visit.tokens
-        self.share[self.of_layer[visit.layer]] *= kept
-        self.share[visit.keys] += (1 - kept) * visit.counts / visit.tokens
+        kept = (1 - self.rates) ** visit.tokens
+        self.shares[:, self.of_layer[visit.layer]] *= kept
+        self.shares[:, visit.keys] += (1 - kept) * visit.counts / visit.tokens
 
     def regret(self) -> Values:
         way = (self.layer_of - self.layer - 1) % self.layers + 1
-        return -(way + self.layers * (1 / np.maximum(self.share, 1e-4) - 1))
+        return -(way + self.layers * (1 / np.maximum(self.shares.mean(0), 1e-4) - 1))
 
 
 class Belady(Policy):

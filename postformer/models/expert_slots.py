@@ -51,6 +51,11 @@ class Slots:
         for part, tensor in self.parts.items():
             file.read(names[part], expert, tensor[slot])
 
+    def fill_all(self, file: ExpertFile, names: dict[str, str], experts: list[tuple[int, int]]) -> None:
+        """The same for each (expert, slot)."""
+        for expert, slot in experts:
+            self.fill(file, names, expert, slot)
+
     def groups(self, experts: list[int], slots: list[int], count: int) -> Iterator[Group]:
         """These experts of `count`, which lie in these slots, as `gathered` takes them."""
         places = torch.full((count,), -1)

@@ -9,6 +9,7 @@ layer computes; such a guess never takes the slot of an expert that this layer u
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +29,9 @@ from postformer.ops.experts import Group, gathered
 
 POLICIES = {"next-use": NextUse, "least-stale": LeastStale, "lru": LRU}
 READERS = 2
-"""Threads that read."""
+"""Threads that read: the caller's and one behind it."""
+GUESSED = 0.5
+"""Of the experts that the next layer's router names, the share that is read ahead, the likeliest first: the others are wrong too often."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,10 +57,10 @@ class Told:
     read: int = 0
     read_bytes: int = 0
     guessed: int = 0
-    """Of those that were read, ahead of being asked for."""
+    """Of those that were read, ahead of being asked for and without knowing."""
     guessed_right: int = 0
     predicted: int = 0
-    """Experts that the next layer's router named, whether they had to be read or not."""
+    """Experts that were guessed, whether they had to be read or not."""
     predicted_right: int = 0
 
 
@@ -77,6 +80,7 @@ class Pool:
         self.cache: Cache
         self.begins: list[int] = []
         self.pending: dict[int, Future[None]] = {}
+        """Keys whose slots are being filled."""
 
     @property
     def least(self) -> int:
@@ -87,6 +91,12 @@ class Pool:
     def all(self) -> int:
         """Slots for all experts."""
         return sum(len(m.loads) for _, m in self.mixtures)
+
+    def settle(self) -> None:
+        """Wait for what is being filled."""
+        for future in set(self.pending.values()):
+            future.result()
+        self.pending.clear()
 
     def open(self, slots: int) -> None:
         """Take the memory for so many slots, or for all experts where these are fewer."""
@@ -124,7 +134,7 @@ class ExpertStore:
         norms = [_norm_before(model, layer.name) for layer in self.layers]
         for layer, norm, after in zip(self.layers, norms, norms[1:], strict=False):
             layer.to_next = None if norm is None or after is None else after / torch.where(norm == 0, 1.0, norm)
-        self.readers = ThreadPoolExecutor(READERS, "experts")
+        self.readers = ThreadPoolExecutor(READERS - 1, "experts")
         for layer in self.layers:
             layer.mixture.elsewhere = layer
         model.requires_grad_(False)
@@ -178,9 +188,10 @@ class Layer:
         visit = Visit(self.within, keys, counts[hit], len(x))
         if self.store.trace is not None:
             self.store.trace.append(visit)
-        told.predicted_right += len(np.intersect1d(keys, self.predicted))
-        told.guessed_right += len(np.intersect1d(keys, self.guessed))
-        self.predicted = self.guessed = keys[:0]
+        if len(self.predicted):
+            told.predicted_right += len(np.intersect1d(keys, self.predicted))
+            told.guessed_right += len(np.intersect1d(keys, self.guessed))
+            self.predicted = self.guessed = keys[:0]
         pool.cache.policy.visited(visit)
         groups = pool.cache.groups(keys, pool.least)
         for i, group in enumerate(groups):
@@ -197,31 +208,42 @@ class Layer:
         held = pool.cache.held(keys)
         told.count.asked += len(keys)
         told.count.hits += int(held.sum())
-        for key in list(pool.pending):
-            pool.pending.pop(key).result()
-        for future in self._read(keys[~held], keys).values():
-            future.result()
+        busy = np.union1d(keys, list(pool.pending)).astype(np.int64)
+        if len(busy) > pool.cache.slots:
+            pool.settle()
+            busy = keys
+        read = self._admitted(keys[~held], busy)
+        here = 0 if pool.pending else len(read) // 2
+        pool.pending |= self._behind(read[:here])
+        pool.slots.fill_all(self.store.file, self.files, read[here:])
+        pool.settle()
 
     def _ahead(self, keys: Keys, busy: Keys) -> Keys:
         """Begin to read what is not there of these, as far as there are slots besides those of `busy` keys: which are read."""
         pool = self.pool
         taken = np.concatenate([busy, np.array(list(pool.pending), np.int64), keys[pool.cache.held(keys)]])
-        begun = self._read(keys[~pool.cache.held(keys)], taken)
-        pool.pending |= begun
-        return np.array(list(begun), np.int64)
+        read = self._admitted(keys[~pool.cache.held(keys)], taken)
+        pool.pending |= self._behind(read)
+        return np.array([expert for expert, _ in read], np.int64) + self.begin
 
-    def _read(self, keys: Keys, busy: Keys) -> dict[int, Future[None]]:
-        store, pool = self.store, self.pool
-        found: dict[int, Future[None]] = {}
-        for key, slot in pool.cache.admit(keys, busy):
-            found[key] = store.readers.submit(pool.slots.fill, store.file, self.files, key - self.begin, slot)
-        store.told.read += len(found)
-        store.told.read_bytes += len(found) * Slots.slot_bytes(pool.shape)
+    def _admitted(self, keys: Keys, busy: Keys) -> list[tuple[int, int]]:
+        """The experts that get slots, and these: all of the keys, or as many as there are slots besides those of `busy` ones."""
+        found = [(key - self.begin, slot) for key, slot in self.pool.cache.admit(keys, busy)]
+        self.store.told.read += len(found)
+        self.store.told.read_bytes += len(found) * Slots.slot_bytes(self.pool.shape)
         return found
+
+    def _behind(self, read: list[tuple[int, int]]) -> dict[int, Future[None]]:
+        """What the thread behind fills, by key."""
+        if not read:
+            return {}
+        future = self.store.readers.submit(self.pool.slots.fill_all, self.store.file, self.files, read)
+        return {expert + self.begin: future for expert, _ in read}
 
     def guess(self, x: Float[Tensor, "n d"], pool_in_use: Pool, busy: Keys) -> None:
         """Read ahead what this layer's router says of tokens that are not its own yet, while `busy` keys of a pool are in use."""
-        chosen = self.mixture.route(self.mixture.router(x.float())).experts.unique().numpy()
+        named = self.mixture.route(self.mixture.router(x.float())).experts
+        chosen = named[:, : math.ceil(GUESSED * named.shape[1])].unique().numpy()
         self.predicted = chosen + self.begin
         self.guessed = self._ahead(self.predicted, busy if pool_in_use is self.pool else busy[:0])
         self.store.told.predicted += len(chosen)

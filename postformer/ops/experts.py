@@ -103,13 +103,18 @@ def gathered(
     """`mixed` without gradients, to the same bits, where matrices come in groups that hold each chosen expert once. A group is done with
     when the next one is asked for."""
     n, k = experts.shape
-    chosen, weight = experts.reshape(-1), weights.reshape(-1)
     answers, few = None, False
     for networks, places in groups:
         if answers is None:
             few = _few(x, experts, weights, networks, len(places))
+            if few:  # the kernel adds up in the order of experts
+                experts, order = experts.sort(1)
+                weights = weights.gather(1, order)
             answers = x.new_empty(n * k, x.shape[1], dtype=torch.float32 if few else x.dtype)
-        place = places[chosen]
+        place, weight = places[experts.reshape(-1)], weights.reshape(-1)
+        if few and bool(place.min() >= 0):
+            answers = _called(x.repeat_interleave(k, 0), place[:, None], weight[:, None], networks)
+            continue
         pairs = (place >= 0).nonzero()[:, 0]
         if few:
             answers[pairs] = _called(x[pairs // k], place[pairs, None], weight[pairs, None], networks)
@@ -121,9 +126,7 @@ def gathered(
         return torch.zeros_like(x)
     if not few:
         return answers.view(n, k, -1).sum(1)
-    first, *rest = (
-        answers.view(n, k, -1).take_along_dim(experts.argsort(1)[..., None], 1).unbind(1)
-    )  # the kernel adds up in this order
+    first, *rest = answers.view(n, k, -1).unbind(1)
     for answer in rest:
         first = first + answer
     return first.to(x.dtype)
