@@ -6,14 +6,17 @@ as a trained model has, from weights of any size.
 
 import copy
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from postformer.config import OptimConfig, Run, TrainConfig, build
-from postformer.data import default_corpus
+from postformer.data import DATA, default_corpus
 from postformer.models import MODELS
+from postformer.models.expert_store import ExpertMemory
 from postformer.models.hub import save_model
 from postformer.models.routing import mixtures
 from postformer.train.session import open_model, train_run
@@ -85,3 +88,20 @@ def widened(model: Any, copies: int) -> Any:
     wide.load_state_dict(tensors)
     wide.tokens = model.tokens
     return wide.eval()
+
+
+@torch.inference_mode()
+def int8_error(shape: Shape, model: Path, cap: int) -> dict[str, float]:
+    """What rounding experts to int8 does to the logits of held-out text."""
+    data: Any = build({"kind": "text", "path": str(model.parent / "corpus"), "length": shape.length}, DATA, "data")
+    ids = data.batches(batch=4, seed=0, split="valid").batch(0)["ids"]
+    exact, near = (open_model(model, experts=e)(ids[:, :-1])[0] for e in (None, ExpertMemory(cap=cap, dtype="int8")))
+    bits = [float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())) / math.log(2) for logits in (exact, near)]
+    return {
+        "bytes": float(ids[:, 1:].numel()),
+        "largest": float((near - exact).abs().max() / exact.abs().max()),
+        "rms": float((near - exact).square().mean().sqrt() / exact.square().mean().sqrt()),
+        "same_best": float((near.argmax(-1) == exact.argmax(-1)).float().mean()),
+        "bits": bits[0],
+        "bits_int8": bits[1],
+    }
