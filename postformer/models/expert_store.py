@@ -213,9 +213,9 @@ class Layer:
             pool.settle()
             busy = keys
         read = self._admitted(keys[~held], busy)
-        here = 0 if pool.pending else len(read) // 2
-        pool.pending |= self._behind(read[:here])
-        pool.slots.fill_all(self.store.file, self.files, read[here:])
+        half = 0 if pool.pending else len(read) // 2
+        pool.pending |= self._behind(read[:half])
+        pool.slots.fill_all(self.store.file, self.files, read[half:])
         pool.settle()
 
     def _ahead(self, keys: Keys, busy: Keys) -> Keys:
