@@ -125,8 +125,8 @@ def gathered(
     if answers is None:
         return torch.zeros_like(x)
     if not few:
-        return answers.view(n, k, -1).sum(1)
-    first, *rest = answers.view(n, k, -1).unbind(1)
+        return answers.view(n, k, x.shape[1]).sum(1)
+    first, *rest = answers.view(n, k, x.shape[1]).unbind(1)
     for answer in rest:
         first = first + answer
     return first.to(x.dtype)
