@@ -9,16 +9,17 @@ from typing import Any
 __version__ = "0.1.0"
 
 
-def load(path: str | Path, *, trust_kinds: bool = False) -> Any:
+def load(path: str | Path, *, trust_kinds: bool = False, experts: Any = None) -> Any:
     """Open a model, in evaluation mode on the CPU.
 
     `path` is a run directory (its last whole checkpoint), a checkpoint, a folder with config.json and model.safetensors (ours,
     or a `mamba` or `llama` of the transformers library), or a hub's `owner/name`. Nothing in it is executed; `trust_kinds`
-    allows a configuration that names classes of other packages. Raises `postformer.config.UserError`.
+    allows a configuration that names classes of other packages. `experts`, an `ExpertMemory` of `postformer.models.expert_store`, leaves
+    a mixture's experts on disk. Raises `postformer.config.UserError`.
     """
     from postformer.train.session import open_model
 
-    return open_model(path, trust_kinds=trust_kinds)
+    return open_model(path, trust_kinds=trust_kinds, experts=experts)
 
 
 def save(model: Any, folder: str | Path) -> None:

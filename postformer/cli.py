@@ -134,6 +134,16 @@ def _generate_arguments(p: Parser) -> None:
     p.add_argument(
         "--load-state", type=Path, metavar="FILE", help="continue the text of --save-state, without reading it again"
     )
+    p.add_argument(
+        "--expert-memory",
+        type=_size,
+        metavar="SIZE",
+        help="leave a mixture's experts on disk and keep at most so much of them, such as 200MB, 1.5GB or 300MiB",
+    )
+    p.add_argument(
+        "--expert-dtype", choices=("own", "int8"), default="own", help="of experts in that memory (default: own, the file's)"
+    )
+    p.add_argument("--read-ahead", action="store_true", help="read experts that the next layer is likely to choose meanwhile")
 
 
 def _evaluate_arguments(p: Parser) -> None:
@@ -301,6 +311,14 @@ def _seconds(text: str) -> float:
     if not match or float(match[1]) <= 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not a time such as 90s, 10m or 2h")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, None: 1}[match[2]]
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?) ?([kMGT]i?)?B", text)
+    if not match or float(match[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 200MB, 1.5GB or 300MiB")
+    prefix = match[2] or ""
+    return int(float(match[1]) * (1024 if prefix.endswith("i") else 1000) ** " kMGT".index(prefix[:1] or " "))
 
 
 def _vocab(text: str) -> Any:

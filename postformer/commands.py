@@ -115,7 +115,7 @@ def generate(args: argparse.Namespace) -> int:
     if args.load_state and not args.load_state.is_file():
         raise UserError(f"--load-state {args.load_state}: {'is no file' if args.load_state.exists() else 'no such file'}")
     prompt = _prompt(args.prompt)
-    model = open_model(args.checkpoint)
+    model = open_model(args.checkpoint, experts=_expert_memory(args))
     if not isinstance(model, LanguageModel):
         raise UserError(f"{args.checkpoint}: is no language model; give a forecaster to evaluate --series")
     memory = Memory.load(args.load_state, model) if args.load_state else None
@@ -133,6 +133,18 @@ def generate(args: argparse.Namespace) -> int:
         if args.save_state:
             stream.remember().save(args.save_state, model)
     return 0
+
+
+def _expert_memory(args: argparse.Namespace) -> Any:
+    """How experts stay on disk; None where they do not."""
+    from postformer.models.expert_store import ExpertMemory
+
+    if args.expert_memory is None:
+        for name, given in (("--expert-dtype", args.expert_dtype != "own"), ("--read-ahead", args.read_ahead)):
+            if given:
+                raise UserError(f"{name}: belongs to --expert-memory, which was not given")
+        return None
+    return ExpertMemory(cap=args.expert_memory, dtype=args.expert_dtype, ahead=args.read_ahead)
 
 
 def _may_overwrite(path: Path) -> bool:

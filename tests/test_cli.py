@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import small
+import torch
 
 from postformer import cli
 from postformer.cli import COMMANDS, main
 from postformer.config import plain
 from postformer.models.hub import save_model
+from postformer.models.language import LanguageModel
+from postformer.tokens.text import Bytes
 
 
 def say(capsys, *words: object, code: int = 0) -> str:
@@ -161,3 +164,37 @@ def test_help_comes_at_once(command):
         if seconds[-1] < 0.3:
             return
     pytest.fail(f"{min(seconds):.2f} s, more than 0.3 s")
+
+
+def test_generate_with_experts_on_disk(tmp_path, capsys):
+    torch.manual_seed(0)
+    ffns = ({"kind": "moe", "experts": 8, "hidden": 16},)
+    model = LanguageModel(257, dim=16, depth=2, mixers=(small.MIXERS["attention"],), ffns=ffns)
+    model.tokens = Bytes()
+    save_model(model, tmp_path / "m")
+    save_model(small.model("attention"), tmp_path / "dense")
+    one = 3 * 16 * 16 * 4
+    words = ["generate", tmp_path / "m", "--prompt", "the sea", "--max-tokens", 9]
+    plain_text = say(capsys, *words)
+    for size, more in ((f"{2 * one}B", []), ("20kB", ["--read-ahead"]), ("0.5GiB", [])):
+        assert say(capsys, *words, "--expert-memory", size, *more) == plain_text
+    say(capsys, *words, "--expert-memory", "100kB", "--expert-dtype", "int8", "--save-state", tmp_path / "s")
+    assert say(capsys, "generate", tmp_path / "m", "--load-state", tmp_path / "s", "--max-tokens", 2)
+    wrong = {
+        f"one token needs in a layer take {2 * one:,}": ["--expert-memory", "6kB"],
+        "'12' is not a size such as 200MB, 1.5GB or 300MiB": ["--expert-memory", "12"],
+        "'0MB' is not a size": ["--expert-memory", "0MB"],
+        "--expert-dtype: belongs to --expert-memory": ["--expert-dtype", "int8"],
+        "--read-ahead: belongs to --expert-memory": ["--read-ahead"],
+        "invalid choice: 'int4'": ["--expert-dtype", "int4"],
+    }
+    for line, mistake in wrong.items():
+        with pytest.raises(SystemExit) as end:
+            main([str(w) for w in (*words, *mistake)])
+        err = capsys.readouterr().err
+        assert end.value.code == 2
+        assert line in err
+        assert err.count("\n") == 1
+    with pytest.raises(SystemExit):
+        main(["generate", str(tmp_path / "dense"), "--prompt", "a", "--expert-memory", "1MB"])
+    assert "dense/model.safetensors: the model has no experts that could stay on disk" in capsys.readouterr().err

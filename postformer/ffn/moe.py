@@ -15,6 +15,7 @@ one choice.
 | gpt-oss | softmax over the chosen | sum to 1 | 32, 4, with biases | - | balance 1e-2 | OpenAI 2025, arXiv 2508.10925 |
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -174,6 +175,8 @@ class MoE(nn.Module):
         self.observers: list[list[Routed]] = []
         self.group: Group = None
         """The processes over which the experts are split (`postformer.train.expert_parallel`)."""
+        self.elsewhere: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+        """`mixed` of matrices that this module does not hold: tokens [n, d], their experts and weights [n, k] to answers [n, d]."""
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """Each token through its experts."""
@@ -188,7 +191,10 @@ class MoE(nn.Module):
         rows = x.shape[:2]
         for seen_by in self.observers:
             seen_by.append(Routed(*(part.unflatten(0, rows) for part in (logits, scores, experts, weights))))
-        y = mixed(tokens, experts, weights, self.networks, self.group).view_as(x)
+        if self.elsewhere is not None:
+            y = self.elsewhere(tokens, experts, weights).view_as(x)
+        else:
+            y = mixed(tokens, experts, weights, self.networks, self.group).view_as(x)
         return y if self.shared is None else y + self.shared(x)
 
     @property

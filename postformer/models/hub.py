@@ -21,6 +21,7 @@ from postformer.config import ConfigError, UserError, build, foreign_kinds, read
 from postformer.files import durable_file, write_durably
 from postformer.models import MODELS
 from postformer.models.convert import language_options, language_tensors
+from postformer.models.expert_store import ExpertMemory, ExpertStore, expert_names
 from postformer.models.routing import group_of
 from postformer.tokens.text import load_tokens
 
@@ -28,6 +29,9 @@ FORMAT = "postformer-model-1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INDEX = "model.safetensors.index.json"
 FILES = ["config.json", "model.safetensors", INDEX, "model-*-of-*.safetensors", "tokenizer.json"]
+
+MARKS = ("no_weight_decay", "matrices")
+"""What optimizers ask of a parameter, which loading another in its place would lose."""
 
 
 class ModelError(UserError):
@@ -43,6 +47,8 @@ def save_model(model: nn.Module, folder: str | Path, tensors: Mapping[str, Tenso
         raise ModelError(f"{folder}: the model's experts lie in several processes; save it with save_split of postformer.train")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if getattr(model, "elsewhere", {}):
+        raise UserError(f"{folder}: the model's experts are on disk; load it without expert memory to save it")
     own = model.state_dict() if tensors is None else tensors
     tensors = {name: value.detach().cpu().contiguous() for name, value in own.items()}
     with durable_file(folder / "model.safetensors") as temporary:
@@ -53,12 +59,12 @@ def save_model(model: nn.Module, folder: str | Path, tensors: Mapping[str, Tenso
     write_durably(folder / "config.json", json.dumps({"format": FORMAT, **model.config}, indent=1) + "\n")  # type: ignore[dict-item]
 
 
-def load_model(folder: str | Path, *, trust_kinds: bool = False) -> Any:
+def load_model(folder: str | Path, *, trust_kinds: bool = False, experts: ExpertMemory | None = None) -> Any:
     """The model of a folder, in evaluation mode on the CPU; also folders of the transformers library: `llama`, `mamba`, `mamba2`,
     `mixtral`, `qwen2_moe`, `qwen3_moe` and `olmoe`.
 
-    `trust_kinds` allows a configuration that names classes of other packages, which are then imported.
-    Raises ModelError or ConfigError, each with the file and what is wrong with it.
+    `trust_kinds` allows a configuration that names classes of other packages, which are then imported. With `experts` the experts stay in
+    the file and are read as they are needed. Raises ModelError, ExpertsError or ConfigError, each with the file and what is wrong with it.
     """
     folder = Path(folder)
     if not (folder / "config.json").exists():
@@ -77,7 +83,9 @@ def load_model(folder: str | Path, *, trust_kinds: bool = False) -> Any:
         raise ConfigError(
             f"{folder}/config.json: {foreign[0]} names code of another package; pass trust_kinds=True to import it"
         )
-    model = _assemble(words, tensors, folder)
+    model = _assemble(words, tensors, folder, experts is not None)
+    if experts is not None:
+        model.experts = ExpertStore(model, folder / "model.safetensors", experts)
     if (folder / "tokenizer.json").exists() and config.get("format") == FORMAT:
         model.tokens = load_tokens(folder)
         if model.tokens.vocab != model.vocab:
@@ -120,8 +128,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path}: not a readable safetensors file: {e}") from e
 
 
-def _assemble(words: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> Any:
-    """Build without memory, compare names and shapes, then put the file's tensors in."""
+def _assemble(words: dict[str, Any], tensors: dict[str, Tensor], folder: Path, without_experts: bool = False) -> Any:
+    """Build without memory, compare names and shapes, then put the file's tensors in; those of experts stay without memory where it is
+    `without_experts`."""
     depth = words.get("depth", 1)
     if isinstance(depth, int) and depth > len(tensors):
         raise ModelError(f"{folder}/config.json: depth={depth}, but model.safetensors holds only {len(tensors)} tensors")
@@ -138,8 +147,15 @@ def _assemble(words: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -
         if tensors[name].dtype not in DTYPES:
             choices = ", ".join(map(str, DTYPES))
             raise ModelError(f"{folder}/model.safetensors: '{name}' is {tensors[name].dtype}; choose from {choices}")
-    marked = [name for name, p in model.named_parameters() if getattr(p, "no_weight_decay", False)]
+    if without_experts:
+        tensors = {**tensors, **{name: tensors[name].to("meta") for name in expert_names(model)}}
+    marked = {name: [mark for mark in MARKS if hasattr(p, mark)] for name, p in model.named_parameters()}
     model.load_state_dict(tensors, assign=True)
-    for name in marked:
-        model.get_parameter(name).no_weight_decay = True
+    for name, marks in marked.items():
+        for mark in marks:
+            setattr(model.get_parameter(name), mark, True)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:  # one that no file holds
+                module.register_buffer(name, torch.zeros(buffer.shape, dtype=buffer.dtype), persistent=False)
     return model

@@ -8,7 +8,7 @@ the values' where the activation gates; those of the output are [E, d, f]. Fused
 
 `reference` is the formula, expert by expert. `mixed` sorts the (token, expert) pairs by expert and multiplies each expert's rows at once;
 a few tokens that teach nothing go through the kernel of csrc/experts.cpp, which is bound by reading the weights. `across` does it where the
-experts lie on several processes.
+experts lie on several processes, `by_parts` of expert_parts.py where not all matrices are in memory at once.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -94,7 +94,7 @@ def mixed(
     networks are this process's part of all, as `across` takes them."""
     if group is not None:
         return across(x, experts, weights, networks, group)
-    if _few(x, experts, weights, networks):
+    if kernel_takes(x, experts, weights, networks, len(networks.up)):
         return through_kernel(x, experts, weights, networks)
     n, k = experts.shape
     order = experts.reshape(-1).argsort(stable=True)
@@ -210,19 +210,24 @@ KINDS: dict[Activation, int] = {"swiglu": 0, "relu": 1, "gpt-oss": 2}
 """Activations that the kernel has, by its numbers."""
 
 
-def _few(x: Tensor, experts: Tensor, weights: Tensor, networks: Networks) -> bool:
-    """Whether the kernel can take these and is worth it."""
+def kernel_takes(x: Tensor, experts: Tensor, weights: Tensor, networks: Networks, count: int) -> bool:
+    """Whether the kernel can take these and is worth it, of a mixture of `count` experts."""
     up, out, activation, *biases = networks
     taught = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weights, up, out, *biases))
-    few = 0 < experts.numel() <= MOST_PAIRS * min(len(up), experts.numel())
+    few = 0 < experts.numel() <= MOST_PAIRS * min(count, experts.numel())
     return few and not taught and activation in KINDS and _cpu.serves_half(x) and _cpu.serves_half(up, out)
 
 
 def through_kernel(x: Tensor, experts: Tensor, weights: Tensor, networks: Networks) -> Tensor:
     """As `reference`, sums in fp32; no gradients."""
+    return called(x, experts, weights, networks).to(x.dtype)
+
+
+def called(x: Tensor, experts: Tensor, weights: Tensor, networks: Networks) -> Tensor:
+    """The kernel's fp32."""
     up, out, activation, *of = networks
     biases = [None if b is None else b.float() for b in of]
-    return torch.ops.postformer.experts(x.float(), experts, weights.float(), up, out, *biases, KINDS[activation]).to(x.dtype)
+    return torch.ops.postformer.experts(x.float(), experts, weights.float(), up, out, *biases, KINDS[activation])
 
 
 _cpu.LIBRARY.define(

@@ -12,6 +12,7 @@ from postformer.config import ConfigError, Run, build, complete, read
 from postformer.data import ASKED, DATA, READINGS, Series
 from postformer.data.reading import Reading
 from postformer.models import FORECASTERS, MODELS
+from postformer.models.expert_store import ExpertMemory
 from postformer.models.hub import ModelError, fetch, load_model, save_model
 from postformer.objectives import OBJECTIVES
 from postformer.objectives.rates import FILE as RATES
@@ -97,12 +98,19 @@ def train_run(
     )
 
 
-def open_model(path: str | Path, *, trust_kinds: bool = False, warn: Callable[[str], None] = to_stderr) -> Any:
-    """The model of a run directory (its last whole checkpoint), of a checkpoint, of a model folder, or of a hub (`owner/name`).
+def open_model(
+    path: str | Path,
+    *,
+    trust_kinds: bool = False,
+    experts: ExpertMemory | None = None,
+    warn: Callable[[str], None] = to_stderr,
+) -> Any:
+    """The model of a run directory (its last whole checkpoint), of a checkpoint, of a model folder, or of a hub (`owner/name`); with
+    `experts` its experts stay on disk.
 
-    Raises ModelError, CheckpointError or ConfigError.
+    Raises ModelError, ExpertsError, CheckpointError or ConfigError.
     """
-    return load_model(model_folder(path, warn=warn), trust_kinds=trust_kinds)
+    return load_model(model_folder(path, warn=warn), trust_kinds=trust_kinds, experts=experts)
 
 
 def model_folder(path: str | Path, *, warn: Callable[[str], None] = to_stderr) -> Path:

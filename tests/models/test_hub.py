@@ -286,3 +286,19 @@ def test_the_file_says_what_wrote_it(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["format"] == hub.FORMAT
     with safe_open(tmp_path / "model.safetensors", framework="pt") as f:
         assert f.metadata() == {"format": "pt"}
+
+
+def test_a_loaded_mixture_can_be_taught(tmp_path):
+    """Its counts of loads are in memory, and its parameters tell an optimizer what they told before."""
+    words = {"preset": "deepseek-v3", "experts": 8, "top": 2, "groups": 2, "top_groups": 1, "hidden": 16}
+    model = LanguageModel(16, dim=16, depth=1, mixers=({"kind": "attention", "heads": 2},), ffns=({"kind": "moe", **words},))
+    save_model(model, tmp_path)
+    loaded = load_model(tmp_path).train()
+    for mark in ("matrices", "no_weight_decay"):
+        own, other = ({n for n, p in m.named_parameters() if getattr(p, mark, False)} for m in (model, loaded))
+        assert own == other
+    loaded(torch.arange(8)[None])[0].sum().backward()
+    ffn = loaded.backbone.blocks[0].ffn
+    assert int(ffn.loads.sum()) == 16
+    ffn.after_step()
+    assert not ffn.loads.any() and ffn.correction.any()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from postformer.ops import _cpu
 from postformer.ops import experts as experts_of
+from postformer.ops.expert_parts import Part, by_parts
 from postformer.ops.experts import (
     KINDS,
     Activation,
@@ -43,6 +44,40 @@ def test_mixed_is_the_reference(n, k, e, activation, bias, seed):
     seed_of = torch.randn_like(one)
     for a, b in zip(torch.autograd.grad(one, taught, seed_of), torch.autograd.grad(other, taught, seed_of), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@given(
+    st.integers(0, 9),
+    st.integers(1, 3),
+    st.integers(3, 9),
+    st.integers(1, 9),
+    st.sampled_from(ACTIVATIONS),
+    st.booleans(),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    st.integers(0, 99),
+)
+def test_parts_are_mixed(n, k, e, size, activation, bias, dtype, seed):
+    x, experts, weights, *networks = case(n, k, e, activation, bias, d=16, f=16, seed=seed)
+    whole = Networks(*(w.to(dtype) if isinstance(w, torch.Tensor) else w for w in networks))
+    asked = []
+
+    def groups():
+        for some in torch.randperm(e, generator=torch.Generator().manual_seed(seed)).split(size):
+            asked.append(some)
+            places = torch.full((e,), -1)
+            places[some] = torch.arange(len(some))
+            yield Part(Networks(*(w[some] if isinstance(w, torch.Tensor) else w for w in whole)), places)
+
+    words = (x.to(dtype), experts, weights.float())
+    with torch.no_grad():
+        y, expected = by_parts(*words, groups()), mixed(*words, whole)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, expected)
+    assert sum(map(len, asked)) == e
+
+
+def test_parts_of_nothing():
+    assert by_parts(torch.zeros(0, 4), torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, 2), ()).shape == (0, 4)
 
 
 def test_gradients_by_differences():

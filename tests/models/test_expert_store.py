@@ -1,0 +1,219 @@
+"""Experts that stay on disk: the same bits as in memory, a cap that holds, and files that are damaged."""
+
+import os
+import weakref
+
+import pytest
+import small
+import torch
+
+import postformer
+from postformer import state
+from postformer.config import UserError
+from postformer.models import expert_file
+from postformer.models.expert_file import ExpertsError
+from postformer.models.expert_slots import rounded
+from postformer.models.expert_store import ExpertMemory, expert_names
+from postformer.models.generation import Batch, Sampling, Stream, generate
+from postformer.models.hub import ModelError, load_model, save_model
+from postformer.models.language import LanguageModel
+from postformer.models.memory import Memory
+from postformer.models.routing import mixtures
+from postformer.models.upcycle import upcycle
+from postformer.tokens.text import Bytes
+from postformer.train.session import open_model
+
+PRESETS = {
+    "mixtral": {},
+    "switch": {},
+    "olmoe": {"top": 4},
+    "qwen2": {"experts": 12},
+    "deepseek-v3": {"top": 4, "groups": 4, "top_groups": 2},
+    "gpt-oss": {"top": 3},
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+CALLS = ((1, 1), (2, 1), (1, 7), (2, 60), (1, 200))
+
+
+def model(preset="mixtral", dtype="fp32", **words):
+    torch.manual_seed(0)
+    ffns = ({"kind": "moe", "preset": preset, "experts": 16, "hidden": 32, **PRESETS[preset], **words},)
+    made = LanguageModel(257, dim=32, depth=3, mixers=(small.MIXERS["attention"],), ffns=ffns).eval().to(DTYPES[dtype])
+    made.tokens = Bytes()
+    for mixture in mixtures(made).values():
+        if mixture.correction is not None:
+            mixture.correction.uniform_(-0.1, 0.1)
+    return made
+
+
+def in_memory(folder):
+    """Its matrices begin where slots do: products of matrices that lie otherwise differ in their last bits."""
+    made = load_model(folder)
+    for name in expert_names(made):
+        made.get_parameter(name).data = made.get_parameter(name).data.clone()
+    return made
+
+
+def one(made):
+    """Bytes of an expert."""
+    mixture = next(iter(mixtures(made).values()))
+    return sum(p[0].numel() * p.element_size() for part in (mixture.up, mixture.out) for p in part.parameters())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("experts") / "model"
+    save_model(model("olmoe"), path)
+    return path
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_the_same_bits(preset, dtype, ahead, tmp_path):
+    made = model(preset, dtype)
+    save_model(made, tmp_path)
+    here = in_memory(tmp_path)
+    top = next(iter(mixtures(made).values())).top
+    for slots in (top, top + 3, 24, 200):
+        memory = ExpertMemory(cap=slots * one(made) + 5, ahead=ahead)
+        there = load_model(tmp_path, experts=memory)
+        with torch.inference_mode():
+            for shape in CALLS:
+                ids = torch.randint(257, shape)
+                assert torch.equal(here(ids)[0], there(ids)[0]), (slots, shape)
+        assert there.experts.nbytes == min(slots, 3 * len(mixtures(made)["backbone.blocks.0.ffn"].loads)) * one(made)
+
+
+@pytest.mark.parametrize("policy", ["lru", "least-stale", "next-use"])
+@pytest.mark.parametrize("dtype", ["own", "int8"])
+def test_the_cap_holds(dtype, policy, folder):
+    cap = 200_000
+    there = load_model(folder, experts=ExpertMemory(cap=cap, dtype=dtype, ahead=True, policy=policy))
+    with torch.inference_mode():
+        for shape in CALLS:
+            there(torch.randint(257, shape))
+    (pool,) = there.experts.pools.values()
+    slots = pool.slots
+    held = [*slots.parts.values(), *getattr(slots, "scales", {}).values(), *getattr(slots, "used", {}).values()]
+    assert sum(t.numel() * t.element_size() for t in held) <= there.experts.nbytes <= cap
+    assert pool.cache.slots < pool.all
+    told = there.experts.told
+    assert 0 < told.count.hits < told.count.asked
+    assert told.guessed_right <= told.guessed <= told.read
+    assert told.predicted_right <= told.predicted
+    assert told.read_bytes == told.read * one(there)
+    assert all(there.get_parameter(name).is_meta for name in expert_names(there))
+
+
+def test_texts_are_the_same_and_a_state_goes_on_in_either(folder, tmp_path):
+    here, there = load_model(folder), load_model(folder, experts=ExpertMemory(cap=100_000, ahead=True))
+    prompts = ["the sea", "a name", "day", "all who wait"]
+    for sampling in (Sampling(temperature=0.0, max_tokens=12), Sampling(max_tokens=12, seed=3)):
+        assert generate(here, prompts, sampling, width=3) == generate(there, prompts, sampling, width=3)
+    assert state.fingerprint(here) == state.fingerprint(there)
+    stream = Stream(there, "the sea", Sampling(max_tokens=5))
+    list(stream)
+    stream.remember().save(tmp_path / "s", there)
+    texts = [list(Stream(m, "", Sampling(max_tokens=9), Memory.load(tmp_path / "s", m))) for m in (here, there)]
+    assert texts[0] == texts[1]
+
+
+def test_rows_that_leave(folder):
+    here, there = load_model(folder), load_model(folder, experts=ExpertMemory(cap=100_000))
+    drawn = []
+    for m in (here, there):
+        batch = Batch(m)
+        rows = [batch.join([65 + i], Sampling(temperature=0.0, max_tokens=3 + i)) for i in range(3)]
+        while batch.rows:
+            batch.step()
+        drawn.append([row.produced for row in rows])
+    assert drawn[0] == drawn[1]
+
+
+def test_experts_of_several_shapes(tmp_path):
+    torch.manual_seed(0)
+    ffns = ({"kind": "mlp", "hidden": 24}, {"kind": "none"}, {"kind": "mlp", "hidden": 36, "activation": "gelu"})
+    made = upcycle([LanguageModel(61, dim=16, depth=6, ffns=ffns)], experts=4)
+    save_model(made, tmp_path)
+    sizes = [4 * 16 * n for n in (3 * 24, 2 * 36)]
+    there = load_model(tmp_path, experts=ExpertMemory(cap=5 * sum(sizes), ahead=True))
+    assert [pool.cache.slots for pool in there.experts.pools.values()] == [5, 5]
+    with torch.inference_mode():
+        for shape in CALLS:
+            ids = torch.randint(61, shape)
+            torch.testing.assert_close(in_memory(tmp_path)(ids)[0], there(ids)[0], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ExpertsError, match=f"9,000 bytes are too few; .* take {2 * sum(sizes):,}"):
+        load_model(tmp_path, experts=ExpertMemory(cap=9000))
+
+
+def test_int8(folder):
+    w = torch.randn(9, 70) * torch.tensor([0.0, 1e-30, *[2.0**i for i in range(7)]])[:, None]
+    q, scale = rounded(w)
+    assert q.abs().max() == 127
+    assert ((q * scale[:, None] - w).abs() <= scale[:, None] * 0.501).all()
+    here, own, eighths = (
+        load_model(folder, experts=e)
+        for e in (None, ExpertMemory(cap=150_000), ExpertMemory(cap=150_000, dtype="int8", ahead=True))
+    )
+    slots = [next(iter(m.experts.pools.values())).cache.slots for m in (own, eighths)]
+    assert slots[1] > 1.5 * slots[0], "of these small ones what else int8 needs takes much"
+    ids = torch.randint(257, (1, 1))
+    with torch.inference_mode():
+        exact, near = here(ids)[0], eighths(ids)[0]
+    assert 0 < (exact - near).abs().max() < 0.01 * exact.abs().max()
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def test_what_is_refused(folder, tmp_path):
+    there = load_model(folder, experts=ExpertMemory(cap=100_000))
+    with pytest.raises(UserError, match="experts are on disk; load it without"):
+        postformer.save(there, tmp_path / "copy")
+    with pytest.raises(RuntimeError, match="no gradients"):
+        next(iter(mixtures(there).values()))(torch.randn(1, 2, 32, requires_grad=True))
+    assert not any(p.requires_grad for p in there.parameters())
+    save_model(small.model(), tmp_path / "dense")
+    with pytest.raises(ExpertsError, match=r"dense/model\.safetensors: the model has no experts"):
+        open_model(tmp_path / "dense", experts=ExpertMemory(cap=100_000))
+
+
+def test_a_file_that_is_cut(folder, tmp_path):
+    save_model(load_model(folder), tmp_path)
+    file = tmp_path / "model.safetensors"
+    size = file.stat().st_size
+    there = load_model(tmp_path, experts=ExpertMemory(cap=100_000))
+    names = list(there.experts.file.places)
+    os.truncate(file, size // 2)
+    mixture = mixtures(there)["backbone.blocks.2.ffn"]
+    with pytest.raises(ExpertsError, match="damaged: it ends inside of 'backbone"):
+        mixture.elsewhere(torch.randn(4, 32), torch.arange(16).view(4, 4), torch.rand(4, 4))
+    with pytest.raises(ModelError, match="not a readable safetensors file"):
+        load_model(tmp_path, experts=ExpertMemory(cap=100_000))
+    with pytest.raises(ExpertsError, match=r"damaged: 'backbone\S+ ends at byte"):
+        expert_file.ExpertFile(file, names)
+    for damaged in (b"", b"\xff" * 8, b"\x02" + b"\0" * 7 + b"{}"):
+        file.write_bytes(damaged)
+        with pytest.raises(ExpertsError, match="not a readable safetensors file"):
+            expert_file.ExpertFile(file, names)
+    with pytest.raises(ExpertsError, match="nothing: No such file"):
+        expert_file.ExpertFile(tmp_path / "nothing", names)
+
+
+def test_reads_that_give_little_at_once(folder, monkeypatch):
+    there = load_model(folder, experts=ExpertMemory(cap=100_000, drop=True))
+    whole = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, into, at: whole(fd, [into[0][:1000]], at))
+    ids = torch.arange(9)[None]
+    with torch.inference_mode():
+        assert torch.equal(in_memory(folder)(ids)[0], there(ids)[0])
+
+
+def test_the_file_is_closed(folder):
+    file = expert_file.ExpertFile(folder / "model.safetensors", [])
+    fd, gone = file.fd, weakref.ref(file)
+    del file
+    assert gone() is None
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
