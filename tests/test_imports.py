@@ -74,6 +74,7 @@ def test_plugin_files_do_not_import_each_other(folder):
         for name in (
             "_cpu",
             "exchange",
+            "experts",
             "family",
             "fast_weights",
             "layers",
