@@ -214,7 +214,9 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
     best = min((ratio(write, name) for name in (EAGER, GROUPED)), key=lambda r: r.value)
     lines = []
     for name, found in (("write", best), ("floor", ratio(write, FLOOR)), ("dense", ratio(write, DENSE))):
-        lines.append(f"  {'met' if found.value >= WANTED[name] else 'MISSED':7} {name}: {told(found)} of {WANTED[name]:g}")
+        lines.append(
+            f"  {'met' if (found.low or 0.0) >= WANTED[name] else 'MISSED':7} {name}: {told(found)} of {WANTED[name]:g}"
+        )
     return lines
 
 

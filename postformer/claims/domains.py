@@ -11,7 +11,7 @@ from postformer.claims.tasks import folder
 from postformer.config import Run, UserError
 from postformer.data import open_corpus
 from postformer.data.build import build_corpus
-from postformer.data.embedded import VALID, embedded_sources
+from postformer.data.embedded import embedded_sources
 from postformer.data.prose import PEPYS_FILE, data_folder
 from postformer.data.sources import Source
 from postformer.models.telemetry import WINDOW, Layer, Specialist, information, telemetry
@@ -19,6 +19,8 @@ from postformer.recipes.language import text_experts
 from postformer.train import process
 from postformer.train.session import open_model
 
+HELD_OUT = 0.1
+"""Of the documents: what experts do is measured over them."""
 OWN, DIARY = "yours", "diary"
 """The third domain: the user's text, or Pepys' diary where the real data is; none else."""
 
@@ -30,12 +32,13 @@ def recipe(ctx: Context) -> Run:
 
 
 def make_corpus(ctx: Context) -> dict[str, Any]:
-    """Build it, and describe it. Raises DataError for text that cannot be read and NotMeasurable for a domain of less than two windows."""
+    """Build it, and describe it. Raises DataError for text that cannot be read and NotMeasurable for a domain of which too little is held
+    out."""
     third = ctx.text or data_folder(PEPYS_FILE)
     sources: list[Source] = [*embedded_sources(SHORT_BYTES if ctx.budget_s < SHORT_S else None)]
     if third is not None:
         sources.append(Source(Path(third), OWN if ctx.text else DIARY))
-    build_corpus(sources, ctx.files / "corpus", VOCAB, valid=VALID, progress=ctx.progress)
+    build_corpus(sources, ctx.files / "corpus", VOCAB, valid=HELD_OUT, progress=ctx.progress)
     corpus = open_corpus(ctx.files / "corpus", verify=False)
     counts = {d: corpus.count("valid", d) for d in corpus.manifest.domains}
     if few := [d for d, count in counts.items() if count.tokens < 2 * WINDOW]:
@@ -55,9 +58,12 @@ def watched(ctx: Context, run: Run, seed: int, tokens: int) -> list[dict[str, An
     """Of each mixture of the seed's model, the first layer's first: what its experts tell of held-out text, and the untrained router's."""
     corpus = open_corpus(ctx.files / "corpus", verify=False)
     texts = {d: (text for _, _, text in corpus.text("valid", d)) for d in corpus.manifest.domains}
+    each = max(1, tokens // WINDOW // min(corpus.count("valid", d).documents for d in texts))
     with process.threads(ctx.threads), process.freed_memory_kept():
         try:
-            found = telemetry(open_model(folder(ctx, run, seed)), texts, tokens=tokens, seed=seed, after_window=ctx.progress)
+            found = telemetry(
+                open_model(folder(ctx, run, seed)), texts, tokens=tokens, each=each, seed=seed, after_window=ctx.progress
+            )
         except UserError as e:
             raise NotMeasurable(str(e)) from None
     takes = 1 / found.layers[0].loads.shape[1]
@@ -65,20 +71,27 @@ def watched(ctx: Context, run: Run, seed: int, tokens: int) -> list[dict[str, An
 
 
 def _told(layer: Layer, takes: float, seed: int) -> dict[str, Any]:
-    loads = layer.loads.sum(0)
+    """The layer is chosen by one half of the text, and what is judged is measured on the other."""
+    loads, rest = layer.loads.sum(0), layer.half(1)
     return {
         "name": layer.name,
         "loads": layer.loads.tolist(),
-        "windows": {d: len(of) for d, of in layer.windows.items()},
-        "purity": layer.purity_interval(seed=seed),
-        "untrained": layer.purity_interval(control=True, seed=seed),
-        "excess": layer.excess_interval(seed=seed),
+        "documents": {d: len(set(of.tolist())) for d, of in layer.documents.items()},
+        "chosen by": layer.half(0).excess_interval(seed=seed)[0],
+        "purity": list(rest.purity_interval(seed=seed)),
+        "untrained": list(rest.purity_interval(control=True, seed=seed)),
+        "excess": list(rest.excess_interval(seed=seed)),
         "information": information(layer.loads),
         "max_violation": float((loads.max() - loads.mean()) / loads.mean()),
         "idle": int((loads == 0).sum()),
         "specialist": _specialist(layer.specialist("code", takes, seed=seed)),
-        "untrained specialist": _specialist(layer.specialist("code", takes, control=True, seed=seed)),
+        "untrained specialist": _specialist(_first_control(layer).specialist("code", takes, seed=seed)),
     }
+
+
+def _first_control(layer: Layer) -> Layer:
+    """The first untrained router as if it were the model's."""
+    return Layer(layer.name, {d: of[0] for d, of in layer.control.items()}, layer.control, layer.documents)
 
 
 def _specialist(found: Specialist | None) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ Evidence = Mapping[str, Any]
 
 
 def _purity(e: Evidence, t: Mapping[str, Real]) -> Finding:
-    best = {seed: max(layers, key=lambda layer: layer["excess"][0]) for seed, layers in e["layers"].items()}
+    best = {seed: max(layers, key=lambda layer: layer["chosen by"]) for seed, layers in e["layers"].items()}
     numbers = {
         f"{page.PLACES[what]}, {layer['name']}, seed {seed}": page.percent(layer[what], seed)
         for seed, layer in best.items()
@@ -38,7 +38,7 @@ def _purity(e: Evidence, t: Mapping[str, Real]) -> Finding:
     }
     excess = [layer["excess"] for layer in best.values()]
     said = ", ".join(f"{100 * value:.1f}" for value, *_ in excess)
-    because = f"in the best layer experts tell the text {said} points better than an untrained router does, after {e['taken']}"
+    because = f"in the best layer experts tell the text {said} points better than untrained routers do, after {e['taken']}"
     if all(100 * low > t["least"] for _, low, _ in excess):
         return Finding("supported", because, numbers)
     none = all(100 * high < t["least"] for _, _, high in excess) and e["taken_share"] >= 1
@@ -66,14 +66,15 @@ def _expert(e: Evidence, t: Mapping[str, Real]) -> Finding:
 
 RULE = Rule(
     "A small Transformer with eight experts in each layer, of which a token uses two, learns code, prose and a third text, and reads "
-    "held-out text of each in windows. Beside each router stands one that was never trained and sees the same. Intervals are the "
-    "bootstrap's over windows, 95%.",
+    "held-out text of each in windows. Beside each router stand eight that were never trained and see the same. Intervals are the "
+    "bootstrap's over documents and over these routers, 95%. What is best is chosen on every other document and measured on the rest.",
     (
         Criterion(
             "experts tell the text",
-            "Purity is the share of tokens, of equally many of each text, that their expert's commonest text names rightly. Supported if "
-            "in the best layer of every seed it exceeds the untrained router's by more than {least:g} points by the whole interval; "
-            "contradicted if after all of the recipe's steps the interval lies below that for every seed; else inconclusive.",
+            "Purity is the share of pairs of a token and an expert, of equally many of each text, that the expert's commonest text names "
+            "rightly. Supported if in the best layer of every seed it exceeds the untrained routers' by more than {least:g} points by the "
+            "whole interval; contradicted if after all of the recipe's steps the interval lies below that for every seed; else "
+            "inconclusive.",
             _purity,
             {"least": 5},
         ),
@@ -81,7 +82,7 @@ RULE = Rule(
             "there is a Python expert",
             "Supported if some expert that takes its even share of code's pairs or more is at least {pure:g}% code, of equally many tokens "
             "of each text, by the whole interval and in every seed; contradicted if after all of the recipe's steps the interval lies "
-            "below that in every seed; else inconclusive. The expert is chosen on every other window and measured on those between.",
+            "below that in every seed; else inconclusive.",
             _expert,
             {"pure": 90},
         ),
@@ -121,7 +122,7 @@ class ExpertsSpecialise:
 
         about = ctx.step("corpus", lambda: domains.make_corpus(ctx))
         whole = domains.recipe(ctx)
-        run = tasks.fitted(ctx, {"experts": whole}, LEARN * ctx.budget_s, SAMPLED)["experts"]
+        run = tasks.fitted(ctx, {"experts": whole}, LEARN * (ctx.budget_s - ctx.steps[-1]["seconds"]), SAMPLED)["experts"]
         tasks.learn(ctx, [run])
         layers = {
             str(seed): ctx.step(f"read, seed {seed}", lambda s=seed: domains.watched(ctx, run, s, TOKENS)) for seed in ctx.seeds
@@ -140,7 +141,7 @@ class ExpertsSpecialise:
             heats=page.heats(evidence),
             limits=page.limits(evidence, about, run),
             consequences=page.consequences(evidence),
-            data=Data(about["text"], ctx.text is not None, about["sha256"], about["bytes"]),
+            data=Data(about["text"], False, about["sha256"], about["bytes"]),
         )
 
 

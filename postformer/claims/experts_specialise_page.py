@@ -6,7 +6,7 @@ from typing import Any
 from postformer.claims.ledger import Headline, Heat, Number, Real, Table
 from postformer.config import Run
 
-PLACES = {"purity": "purity", "untrained": "an untrained router's", "excess": "excess"}
+PLACES = {"purity": "purity", "untrained": "untrained routers'", "excess": "excess"}
 Evidence = Mapping[str, Any]
 
 
@@ -23,11 +23,15 @@ def specialist(layers: Sequence[Mapping[str, Any]], which: str) -> dict[str, Any
 
 
 def headline(e: Evidence) -> Headline | None:
-    seed, layers = next(iter(e["layers"].items()))
-    one = specialist(layers, "specialist")
-    if one is None:
+    found = {seed: specialist(layers, "specialist") for seed, layers in e["layers"].items()}
+    if None in found.values():
         return None
-    return Headline(percent(one["share"], seed), "of the tokens of the best code expert are code, of equally many of each text")
+    seed, one = min(found.items(), key=lambda pair: pair[1]["share"][0])  # type: ignore[index]
+    assert one is not None
+    least = "" if len(found) == 1 else ", in the seed that has least"
+    return Headline(
+        percent(one["share"], seed), f"of the tokens of the best code expert are code, of equally many of each text{least}"
+    )
 
 
 def purities(e: Evidence) -> Table:
@@ -94,10 +98,10 @@ def _heat(e: Evidence, layer: Mapping[str, Any], seed: str) -> Heat:
 def limits(e: Evidence, about: Mapping[str, Any], run: Run) -> tuple[str, ...]:
     learned = ", ".join(f"{d} {n:,} bytes" for d, n in about["learned"].items())
     return (
-        f"A model of width {run.model['dim']} and two layers that took {e['taken']}: routers of large models have seen a million times as "
-        "much text. Of published ones, Mixtral's best expert has one token of four from code where a fifth is code, OLMoE's nearly all.",
+        f"A model of width {run.model['dim']} and two layers that took {e['taken']}: routers of large models have seen far more text.",
         f"The texts were learned as there is of them: {learned}. Prose is docstrings and the language's reference, which hold code too.",
-        "Activations alone tell texts apart, whoever splits them; what exceeds the untrained router is the training's.",
+        "Activations alone tell texts apart, whoever splits them; what exceeds the untrained routers is the training's. A third "
+        "text that holds code too leaves no expert to code alone.",
         "An expert of code may be one of indentation and brackets: that it is chosen does not say what it computes.",
     )
 

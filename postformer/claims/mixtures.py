@@ -2,10 +2,13 @@
 active ones."""
 
 import dataclasses
+import itertools
 import shutil
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from postformer.claims.ledger import Context, NotMeasurable, Real
 from postformer.claims.sequences import peak_memory
@@ -20,8 +23,8 @@ from postformer.train import process
 
 SPARSE, TOTAL, ACTIVE = "sparse", "total", "active"
 """The mixture, and the dense models of as many parameters and of as many as a token of the mixture uses."""
-VOCAB, READ_BEFORE = 256, 64
-"""Of models whose weights are drawn, and the tokens that stand in the state when they are timed."""
+VOCAB, READ_BEFORE, DIFFERENT = 256, 64, 8
+"""Of models whose weights are drawn; the tokens that stand in the state when they are timed; and the tokens that take turns then."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,17 +71,21 @@ def step_times(ctx: Context, shape: Shape, batches: tuple[int, ...], reading: in
     of a layer that a step touches, and by formula if tokens chose evenly and apart."""
     found: dict[str, Any] = {"batches": list(batches), "steps": [], "touched": [], "formula": []}
     with process.threads(ctx.threads), process.freed_memory_kept():
-        models = {kind: shape.model(kind) for kind in (SPARSE, TOTAL, ACTIVE)}
+        models = {kind: shape.model(kind) for kind in (TOTAL, SPARSE, ACTIVE)}
         for batch in batches:
-            ids = torch.randint(VOCAB, (batch, READ_BEFORE + 1), generator=torch.Generator().manual_seed(batch))
-            states = {kind: m.hidden(ids[:, :-1], m.init_state(batch))[1] for kind, m in models.items()}
-            one = ids[:, -1:]
-            functions = {kind: lambda m=m, s=states[kind], i=one: m(i, s) for kind, m in models.items()}
+            ids = torch.randint(VOCAB, (batch, READ_BEFORE + DIFFERENT), generator=torch.Generator().manual_seed(batch))
+            text, more = ids[:, :READ_BEFORE], ids[:, READ_BEFORE:].split(1, 1)
+            states = {kind: m.hidden(text, m.init_state(batch))[1] for kind, m in models.items()}
+            states = {
+                kind: m(more[0], states[kind])[1] for kind, m in models.items()
+            }  # a cache that grew has room, as at most tokens
+            functions = {kind: _steps(m, states[kind], more) for kind, m in models.items()}
             timing = interleaved(functions, rounds, warmup=2, budget_s=each_s)
             found["steps"].append({"samples": timing.samples, "control": timing.control})
             with routed(models[SPARSE]) as routing:
-                models[SPARSE](one, clone(states[SPARSE]))
-            touched = [len(calls[0].experts.unique()) for calls in routing.calls.values()]
+                for one in more:
+                    models[SPARSE](one, clone(states[SPARSE]))
+            touched = [len(call.experts.unique()) for calls in routing.calls.values() for call in calls]
             found["touched"].append(sum(touched) / len(touched))
             found["formula"].append(shape.experts * (1 - (1 - shape.top / shape.experts) ** batch))
             ctx.progress("one more token of each row", len(found["steps"]), len(batches))
@@ -87,6 +94,12 @@ def step_times(ctx: Context, shape: Shape, batches: tuple[int, ...], reading: in
         timing = interleaved(functions, rounds, warmup=1, budget_s=each_s)
         found["reading"] = {"tokens": reading, "samples": timing.samples, "control": timing.control}
     return found
+
+
+def _steps(model: LanguageModel, state: Any, tokens: Sequence[Tensor]) -> Callable[[], object]:
+    """One step from the state, each time with the next of the tokens."""
+    turns = itertools.cycle(tokens)
+    return lambda: model(next(turns), state)
 
 
 def resident_bytes(ctx: Context, shape: Shape, tokens: int = 256) -> dict[str, int] | None:

@@ -200,7 +200,7 @@ class NeuralMemory:
         passages = {m: ctx.step(f"{m}: which passages", lambda m=m: readers.choose(m)) for m in kept}
         readers.retrieval |= {m: tried["chosen"] for m, tried in passages.items()}
         asked = (*methods, *kept)
-        evidence = {
+        evidence: dict[str, Any] = {
             "neural": NEURAL,
             "methods": asked,
             "reader": remembering.ANSWERS,
@@ -212,8 +212,8 @@ class NeuralMemory:
             "passages": passages,
             "changes": {m: self._changes(readers, m) for m in asked},
             "facts": {m: self._facts(readers, m) for m in asked},
-            "distance": self._distances(readers, asked),
         }
+        evidence["distance"], evidence["late"] = self._distances(readers, asked)
         last = _judged(evidence["distance"][NEURAL], TEN_YEARS)
         return conclude(
             self,
@@ -258,8 +258,9 @@ class NeuralMemory:
 
         return [readers.ctx.step(f"{method}: {n} facts", lambda n=n: asked(n)) for n in FACTS]
 
-    def _distances(self, readers: Any, methods: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-        """Of every method the shortest diary and of the neural memory all to ten years, others while they are expected to fit, and do."""
+    def _distances(self, readers: Any, methods: Sequence[str]) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+        """Of every method the shortest diary and of the neural memory all to ten years, others while they are expected to fit, and do; and
+        which were given up, since they took longer than expected."""
         from postformer.claims import remembering
         from postformer.claims.remembering import recall
 
@@ -270,6 +271,7 @@ class NeuralMemory:
             return recall(readers, method, words=words, diaries=_diaries(ctx.budget_s, method, words), **told)
 
         found: dict[str, list[dict[str, Any]]] = {m: [] for m in methods}
+        late: list[str] = []
         for place, words in enumerate(self.distances):
             for method in sorted(methods, key=lambda m: m == remembering.ANSWERS):  # whose cost grows most
                 always = not place or (method == NEURAL and words <= TEN_YEARS)
@@ -277,8 +279,11 @@ class NeuralMemory:
                 if room:
                     saying = f"{method}: after {words:,} words"
                     cell = ctx.step(saying, lambda m=method, n=words, s=room: asked(m, n, s))
-                    found[method] += [] if cell is None else [cell]
-        return found
+                    if cell is None:
+                        late.append(f"{page.NAMES.get(method, method)} after {words:,} words")
+                    else:
+                        found[method].append(cell)
+        return found, late
 
 
 def _diaries(budget_s: Real, method: str, words: int) -> int:

@@ -205,6 +205,7 @@ def at(table: Mapping[str, Sequence[Cell]], key: str, value: int) -> dict[str, C
 def limits(e: Evidence, ctx: Context) -> tuple[str, ...]:
     last, seeds = e["distance"][e["neural"]][-1], len(ctx.seeds)
     few = f"{last['asked']:,} questions about {_counted(last['diaries'], 'diary', 'diaries')} a seed"
+    late = [f"Given up, since reading took longer than expected: {', '.join(e['late'])}."] if e["late"] else []
     skipped = (
         [] if "bm25" in e["methods"] else ["BM25 was not asked: bm25s is not installed (pip install 'postformer[retrieval]')."]
     )
@@ -219,6 +220,7 @@ def limits(e: Evidence, ctx: Context) -> tuple[str, ...]:
         "Small talk shares every word with the facts, which is harder than a real diary for BM25 and for a memory alike."
         if ctx.text is None
         else f"What stands between the facts is {ctx.text}.",
+        *late,
         *skipped,
     )
 

@@ -1,12 +1,12 @@
 """What the page shows of `sparse_cost`: tables, charts and words from the evidence, and a model of 80 billion parameters by formula."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from postformer.claims.ledger import Chart, Context, Number, Real, Series, Table
 from postformer.claims.stats import median_interval, noise_floor, ratio_interval
 from postformer.claims.words import MINUS, TIMES
-from postformer.devices import DEVICES, step
+from postformer.devices import DEVICES, Step, step
 from postformer.published import PUBLISHED, Experts, Grouped, Published
 
 NAMES = {"sparse": "mixture", "total": "dense, equal size", "active": "dense, equal active size"}
@@ -17,9 +17,9 @@ EIGHTY = Published(
     mixing=Grouped(heads=48, kv_heads=8, head_dim=128),
     experts=Experts(count=64, top=6, hidden=2560),
 )
-"""A shape of 79.3 billion parameters, 9.9 billion of them active."""
+"""A shape of 79.3 billion parameters, 9.95 billion of them active."""
 COMPARED = ("mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v3")
-DEVICE, CONTEXT, ITEM = "b200", 4096, 2
+DEVICE, CONTEXT, ITEM = "b200", 1024, 2
 """Where the computed steps are, the tokens that each text has had, and bytes of a number (bf16)."""
 COMPUTED = (1, 8, 32, 128, 512)
 Evidence = Mapping[str, Any]
@@ -50,7 +50,7 @@ def at_batch(e: Evidence, batch: Real, dense: str) -> Number:
 
 
 def floor_at(e: Evidence, batch: Real) -> Number:
-    return noise_floor(_at(e, batch)["samples"]["sparse"], _at(e, batch)["control"]).number()
+    return noise_floor(_at(e, batch)["samples"]["total"], _at(e, batch)["control"]).number()
 
 
 def touched_at(e: Evidence, batch: Real) -> Number:
@@ -61,10 +61,6 @@ def touched_at(e: Evidence, batch: Real) -> Number:
 def reading(e: Evidence, dense: str) -> Number:
     samples = e["times"]["reading"]["samples"]
     return ratio_interval(samples[dense], samples["sparse"]).number(TIMES)
-
-
-def resident(e: Evidence) -> Number:
-    return Number(e["resident"]["total"] / e["resident"]["sparse"], TIMES, "measured")
 
 
 # ---------------------------------------------------------------- tables and charts
@@ -111,7 +107,7 @@ def _sizes(e: Evidence) -> Table:
             Number(own["parameters"], "", "counted"),
             Number(own["active"], "", "counted"),
             Number(own["flops"], "FLOP", "counted"),
-            Number(held[kind], "B", "measured") if kind in held else "not told",
+            Number(held[kind], "B", "measured") if held.get(kind, 0) > 0 else "not told",
         )
         rows.append((name, *numbers))
     return Table(
@@ -137,28 +133,28 @@ def _published() -> Table:
     )
 
 
-def _least_s(shape: Published, batch: int, dense: bool) -> float:
+def _least(shape: Published, batch: int, dense: bool) -> Step:
+    """Of one step of so many rows, each after CONTEXT tokens; `dense`: were all parameters used by every token."""
     weights = shape.touched(10**6 if dense else batch)
     state, of = ITEM * shape.state_numbers(CONTEXT), DEVICES[DEVICE]
     operations = 2 * weights + shape.flops(CONTEXT) - shape.flops(0) if dense else shape.flops(CONTEXT)
-    return step(
-        of, weights=ITEM * weights, resident=ITEM * shape.parameters, state=state, operations=operations, batch=batch
-    ).seconds
+    resident = ITEM * shape.parameters
+    return step(of, weights=ITEM * weights, resident=resident, state=state, operations=operations, batch=batch)
 
 
 def _eighty() -> Table:
     rows = []
     for batch in COMPUTED:
-        sparse, dense = (_least_s(EIGHTY, batch, whole) for whole in (False, True))
-        rows.append(
-            (f"{batch} rows", *(Number(s, "s", "counted") for s in (sparse, dense)), Number(dense / sparse, TIMES, "counted"))
-        )
+        sparse, dense = (_least(EIGHTY, batch, whole) for whole in (False, True))
+        times = (Number(s.seconds, "s", "counted") for s in (sparse, dense))
+        fits = "" if sparse.fits else "more than its memory"
+        rows.append((f"{batch} rows", *times, Number(dense.seconds / sparse.seconds, TIMES, "counted"), fits))
     return Table(
         "80 billion parameters, 10 billion active: the least time of a step",
-        ("one more token in", "mixture", "dense, equal size", "dense / mixture"),
+        ("one more token in", "mixture", "dense, equal size", "dense / mixture", ""),
         tuple(rows),
         note=f"By formula on {DEVICES[DEVICE].source}: the larger of reading what a step touches, the cache of {CONTEXT:,} tokens a row "
-        "included, and of multiplying, in bf16. Both models hold 159 GB of weights.",
+        f"included, and of multiplying, in bf16. Both models hold {ITEM * EIGHTY.parameters / 1e9:.0f} GB of weights.",
     )
 
 
@@ -176,8 +172,9 @@ def charts(e: Evidence) -> tuple[Chart, ...]:
         )
         for name, of in ((NAMES[k], [at_batch(e, b, k) for b in batches]) for k in ("total", "active"))
     ]
-    eighty = tuple(_least_s(EIGHTY, b, True) / _least_s(EIGHTY, b, False) for b in COMPUTED)
-    bound = Series("80 billion, 10 active, by formula", tuple(float(b) for b in COMPUTED), eighty, "counted")
+    fitting = [b for b in COMPUTED if _least(EIGHTY, b, False).fits]
+    eighty = tuple(_least(EIGHTY, b, True).seconds / _least(EIGHTY, b, False).seconds for b in fitting)
+    bound = Series("80 billion, 10 active, by formula", tuple(float(b) for b in fitting), eighty, "counted")
     return (
         Chart(
             title="Time of a step, dense / mixture",
@@ -191,21 +188,25 @@ def charts(e: Evidence) -> tuple[Chart, ...]:
     )
 
 
-def limits(ctx: Context) -> tuple[str, ...]:
+def limits(e: Evidence, ctx: Context) -> tuple[str, ...]:
     return (
         "Weights are drawn, not learned: routers that send many tokens to the same experts touch fewer of them at large batches, and are "
         "bound to wait for the fullest expert where these lie on several devices.",
-        f"fp32 on {ctx.threads} thread{'s' * (ctx.threads > 1)} of a CPU, three layers, texts of 64 tokens: attention and its cache, which "
-        "experts do not make cheaper, weigh little here and more in long texts.",
+        f"fp32 on {ctx.threads} thread{'s' * (ctx.threads > 1)} of a CPU, few layers, short texts: attention and its cache, which experts "
+        "do not make cheaper, weigh little here and more in long texts.",
+        "Memory is not an eighth: all experts lie in it, unless they are read from a disk as they are needed, which takes time.",
         "Cost alone is compared. How good a mixture is beside either dense model is the claim experts_quality.",
     )
 
 
-def consequences(e: Evidence) -> Sequence[str]:
-    one, many = (at_batch(e, b, "total").value or 0.0 for b in (1, 32))
+def consequences(e: Evidence) -> tuple[str, ...]:
+    batches = e["times"]["batches"]
+    ratios = {b: at_batch(e, b, "total").value or 0.0 for b in (batches[0], batches[-1])}
+    few, many = ratios.values()
+    told = f"the dense model of equal size takes {few:.1f} times as long for a token of one text, {many:.1f} for {batches[-1]}"
     return (
-        f"Take experts to write few texts at a time: {one:.1f} times as fast as the dense model of equal size for one row here, "
-        f"{many:.1f} times for 32.",
-        "Buy memory for all parameters, and operations for the active ones.",
-        "Where many texts are written at once, compare with the dense model of equal *active* size: that is what the operations cost.",
+        f"Here {told}: "
+        + ("take experts to write few texts at a time." if few > many else "experts gain as much on many texts."),
+        "Where many texts are written at once, compare with the dense model of equal *active* size: "
+        f"it takes {at_batch(e, batches[-1], 'active').value or 0.0:.2f} times as long as the mixture for {batches[-1]} texts.",
     )

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from postformer.config import ConfigError, UserError, build, foreign_kinds, read
+from postformer.ffn.moe import MoE
 from postformer.files import durable_file, write_durably
 from postformer.models import MODELS
 from postformer.models.convert import language_options, language_tensors
@@ -156,6 +157,10 @@ def _assemble(words: dict[str, Any], tensors: dict[str, Tensor], folder: Path, w
             setattr(model.get_parameter(name), mark, True)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_meta:  # one that no file holds
+            if buffer.is_meta and isinstance(module, MoE):  # its loads, which begin at 0
                 module.register_buffer(name, torch.zeros(buffer.shape, dtype=buffer.dtype), persistent=False)
+            elif buffer.is_meta:
+                raise ModelError(
+                    f"{folder}: the buffer '{name}' of {type(module).__name__} is in no file; register it as a persistent one"
+                )
     return model

@@ -1,7 +1,7 @@
 """Which expert fires on which text: the loads of a model's mixtures on texts of several domains, beside those of untrained routers.
 
-The control sees what each router sees, the same activations of the trained model, through weights drawn anew: what its experts seem to
-specialise in is what any random split of these activations would. Domains count alike, however much text each has.
+The control sees what each router sees, the same activations of the trained model, through weights drawn anew, several times: what its
+experts seem to specialise in is what any random split of these activations would. Domains count alike, however much text each has.
 """
 
 import dataclasses
@@ -22,6 +22,12 @@ from postformer.models.routing import mixtures, routed
 WINDOW = 256
 """Tokens that are read from a fresh state, and the unit of the bootstrap."""
 RESAMPLED = 1000
+DOCUMENTS = 8
+"""From so many of a domain on they are what is resampled; fewer say too little of others."""
+UNTRAINED = 8
+"""Routers of each layer that stand for the control."""
+SHORTEST = 16
+"""Tokens of the shortest document that is read."""
 
 
 class Interval(NamedTuple):
@@ -34,11 +40,16 @@ class Interval(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """The pairs that each expert of one mixture had, of every domain's every window [w, e]; `control` of the untrained router."""
+    """The pairs that each expert of one mixture had, of every domain's every window [w, e]; `control` of untrained routers [c, w, e].
+
+    Intervals are the bootstrap's over documents, whose numbers `documents` tells for every window, and over windows of a domain with fewer
+    than DOCUMENTS of them; and over the untrained routers.
+    """
 
     name: str
     windows: Mapping[str, Int[np.ndarray, "w e"]]
-    control: Mapping[str, Int[np.ndarray, "w e"]]
+    control: Mapping[str, Int[np.ndarray, "c w e"]]
+    documents: Mapping[str, Int[np.ndarray, " w"]] = dataclasses.field(default_factory=dict)
 
     @property
     def loads(self) -> Int[np.ndarray, "d e"]:
@@ -46,40 +57,82 @@ class Layer:
         return np.stack([of.sum(0) for of in self.windows.values()])
 
     @property
-    def control_loads(self) -> Int[np.ndarray, "d e"]:
-        """The same of the untrained router."""
-        return np.stack([of.sum(0) for of in self.control.values()])
+    def control_loads(self) -> Int[np.ndarray, "c d e"]:
+        """The same of each untrained router."""
+        return np.stack([of.sum(1) for of in self.control.values()], 1)
 
     def purity_interval(self, control: bool = False, seed: int = 0) -> Interval:
-        """`purity` with the bootstrap's 95% interval over windows."""
-        windows = self.control if control else self.windows
-        drawn = _resampled(windows, seed)
-        return Interval(purity(self.control_loads if control else self.loads), *_middle([purity(of) for of in drawn]))
+        """`purity`, or the mean of the untrained routers'."""
+        own, apart = self._drawn(seed)
+        if control:
+            return Interval(self._untrained(), *_middle(apart))
+        return Interval(purity(self.loads), *_middle(own))
 
     def excess_interval(self, seed: int = 0) -> Interval:
-        """By how much the purity exceeds the control's on the same windows, with the bootstrap's 95% interval."""
-        both = zip(_resampled(self.windows, seed), _resampled(self.control, seed), strict=True)
-        excess = purity(self.loads) - purity(self.control_loads)
-        return Interval(excess, *_middle([purity(one) - purity(other) for one, other in both]))
+        """By how much the purity exceeds the untrained routers' mean on the same text."""
+        own, apart = self._drawn(seed)
+        return Interval(purity(self.loads) - self._untrained(), *_middle([a - b for a, b in zip(own, apart, strict=True)]))
 
-    def specialist(self, domain: str, takes: float, control: bool = False, seed: int = 0) -> "Specialist | None":
+    def _untrained(self) -> float:
+        return float(np.mean([purity(of) for of in self.control_loads]))
+
+    def units(self, domain: str) -> Int[np.ndarray, " w"]:
+        """The number of the unit that is resampled, for each window of a domain."""
+        numbers = self.documents.get(domain)
+        if numbers is None or len(np.unique(numbers)) < DOCUMENTS:
+            return np.arange(len(self.windows[domain]))
+        return np.unique(numbers, return_inverse=True)[1]
+
+    def _drawn(self, seed: int) -> tuple[list[float], list[float]]:
+        """Purities of resampled texts: the model's, and on the same texts those of an untrained router that is drawn with them."""
+        rng = np.random.default_rng(seed)
+        own, apart = [], []
+        for domain, windows in self.windows.items():
+            unit = self.units(domain)
+            count = int(unit.max()) + 1
+            weights = np.stack([np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(RESAMPLED)])[:, unit]
+            own.append(weights @ windows)
+            apart.append(np.einsum("rw,cwe->rce", weights, self.control[domain], optimize=True))
+        which = rng.integers(0, apart[0].shape[1], RESAMPLED)
+        whole, alone = np.stack(own, 1), np.stack(apart, 2)
+        return [purity(of) for of in whole], [purity(alone[i, c]) for i, c in enumerate(which)]
+
+    def half(self, number: int) -> "Layer":
+        """Every other document, or window, of each domain: the even ones (0) or the odd (1)."""
+        kept = {domain: self.units(domain) % 2 == number for domain in self.windows}
+        return Layer(
+            self.name,
+            {d: of[kept[d]] for d, of in self.windows.items()},
+            {d: of[:, kept[d]] for d, of in self.control.items()},
+            {d: of[kept[d]] for d, of in self.documents.items()},
+        )
+
+    def specialist(self, domain: str, takes: float, seed: int = 0) -> "Specialist | None":
         """The expert that is most of one domain's, of those that take at least this share of the domain's pairs; None if none does.
 
-        It is chosen by every other window and measured by those between, so that choosing the largest flatters nothing.
+        It is chosen on one half of the text and measured on the other.
         """
-        windows = self.control if control else self.windows
-        number = list(windows).index(domain)
-        chosen, apart = ({d: of[first::2] for d, of in windows.items()} for first in (0, 1))
-        loads = np.stack([of.sum(0) for of in chosen.values()])
+        number = list(self.windows).index(domain)
+        loads, rest = self.half(0).loads, self.half(1)
         own = loads[number] / loads[number].sum()
         share = np.where(own >= takes, np.nan_to_num(given_expert(loads)[number]), -1)
         if share.max() < 0:
             return None
         expert = int(share.argmax())
-        rest = np.stack([of.sum(0) for of in apart.values()])
-        drawn = [given_expert(of)[number, expert] for of in _resampled(apart, seed)]
-        found = Interval(float(given_expert(rest)[number, expert]), *_middle(drawn))
-        return Specialist(expert, found, float(rest[number, expert] / rest[number].sum()))
+        found = rest.loads
+        return Specialist(expert, rest._share(number, expert, seed), float(found[number, expert] / found[number].sum()))
+
+    def _share(self, number: int, expert: int, seed: int) -> Interval:
+        """P(domain | expert)."""
+        rng = np.random.default_rng(seed)
+        drawn = []
+        for domain, windows in self.windows.items():
+            unit = self.units(domain)
+            count = int(unit.max()) + 1
+            weights = np.stack([np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(RESAMPLED)])[:, unit]
+            drawn.append(weights @ windows)
+        shares = [float(given_expert(of)[number, expert]) for of in np.stack(drawn, 1)]
+        return Interval(float(given_expert(self.loads)[number, expert]), *_middle(np.nan_to_num(shares).tolist()))
 
 
 class Specialist(NamedTuple):
@@ -141,10 +194,11 @@ def telemetry(
     texts: Mapping[str, Iterable[bytes]],
     *,
     tokens: int = 65_536,
+    each: int | None = None,
     seed: int = 0,
     after_window: Callable[[str, int, int], None] = lambda domain, done, total: None,
 ) -> Telemetry:
-    """Read up to so many tokens of each domain's texts, in windows of WINDOW from a fresh state.
+    """Read up to so many tokens of each domain's texts, in windows of WINDOW from a fresh state, at most `each` of a document.
 
     Raises UserError for a model without mixtures or tokenizer, for fewer than two domains, and for a domain of less than a window.
     """
@@ -155,42 +209,53 @@ def telemetry(
         raise UserError("this model was saved without a tokenizer; it cannot read text")
     if len(texts) < 2:
         raise UserError(f"domains: give at least two, such as code=DIR prose=DIR, got {', '.join(texts) or 'none'}")
-    control = {name: _untrained(m, seed + i) for i, (name, m) in enumerate(found.items())}
+    control = {name: _untrained(m, (seed, i)) for i, (name, m) in enumerate(found.items())}
     loads: dict[str, dict[str, list[Tensor]]] = {name: {d: [] for d in texts} for name in found}
     apart: dict[str, dict[str, list[Tensor]]] = {name: {d: [] for d in texts} for name in found}
-    sent, read = [], {}
+    numbers: dict[str, list[int]] = {d: [] for d in texts}
+    sent, read = [], dict.fromkeys(texts, 0)
     for domain, documents in texts.items():
-        total = max(1, tokens // WINDOW)
-        for number, ids in enumerate(_windows(model, documents, total)):
+        for number, ids in _windows(model, documents, each):
             experts, untrained = _routes(model, ids, control)
             for name, m in found.items():
                 loads[name][domain].append(torch.bincount(experts[name].flatten(), minlength=len(m.loads)))
-                apart[name][domain].append(torch.bincount(untrained[name].flatten(), minlength=len(m.loads)))
-            if not number:
+                counts = [torch.bincount(one.flatten(), minlength=len(m.loads)) for one in untrained[name]]
+                apart[name][domain].append(torch.stack(counts))
+            if not read[domain]:
                 pieces = tuple(model.tokens.decode_bytes([i]).decode(errors="replace") for i in ids.tolist())
                 sent.append(Sent(domain, pieces, tuple(tuple(of[:, 0].tolist()) for of in experts.values())))
-            read[domain] = (number + 1) * WINDOW
-            after_window(domain, number + 1, total)
-        if domain not in read:
+            read[domain] += len(ids)
+            numbers[domain].append(number)
+            after_window(domain, min(read[domain], tokens), tokens)
+            if read[domain] >= tokens:
+                break
+        if read[domain] < WINDOW:
             raise UserError(f"{domain}: holds less than a window of {WINDOW} tokens")
+    documents_of = {d: np.array(of) for d, of in numbers.items()}
     layers = (
-        Layer(name, *({d: torch.stack(of).numpy() for d, of in part[name].items()} for part in (loads, apart)))
+        Layer(
+            name,
+            {d: torch.stack(of).numpy() for d, of in loads[name].items()},
+            {d: torch.stack(of, 1).numpy() for d, of in apart[name].items()},
+            documents_of,
+        )
         for name in found
     )
     return Telemetry(tuple(texts), read, tuple(layers), tuple(sent))
 
 
-def _untrained(m: MoE, seed: int) -> nn.Module:
-    """A mixture's router as it would begin."""
+def _untrained(m: MoE, seed: tuple[int, int]) -> list[nn.Module]:
+    """UNTRAINED of a mixture's router as it would begin."""
     with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        fresh = type(m.router)(m.router.in_features, m.router.out_features, bias=m.router.bias is not None)
-    return fresh.to(m.router.weight.dtype)
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        sizes = m.router.in_features, m.router.out_features
+        fresh = [type(m.router)(*sizes, bias=m.router.bias is not None) for _ in range(UNTRAINED)]
+    return [one.to(m.router.weight.dtype) for one in fresh]
 
 
 def _routes(
-    model: LanguageModel, ids: Int[Tensor, " t"], control: Mapping[str, nn.Module]
-) -> tuple[dict[str, Int[Tensor, "t k"]], dict[str, Int[Tensor, "t k"]]]:
+    model: LanguageModel, ids: Int[Tensor, " t"], control: Mapping[str, list[nn.Module]]
+) -> tuple[dict[str, Int[Tensor, "t k"]], dict[str, list[Int[Tensor, "t k"]]]]:
     """The experts of each mixture for each token, and those that the untrained routers would choose."""
     seen: dict[str, Tensor] = {}
 
@@ -205,26 +270,21 @@ def _routes(
         for hook in hooks:
             hook.remove()
     experts = {name: calls[0].experts[0] for name, calls in routing.calls.items()}
-    return experts, {name: m.route(control[name](seen[name]), corrected=False).experts for name, m in mixtures(model).items()}
+    apart = {
+        name: [m.route(one(seen[name]), corrected=False).experts for one in control[name]]
+        for name, m in mixtures(model).items()
+    }
+    return experts, apart
 
 
-def _windows(model: LanguageModel, documents: Iterable[bytes], count: int) -> Iterator[Int[Tensor, " t"]]:
-    """The first tokens of a domain's texts, which follow each other, a window at a time."""
+def _windows(model: LanguageModel, documents: Iterable[bytes], each: int | None) -> Iterator[tuple[int, Int[Tensor, " t"]]]:
+    """Whole windows of each document, at most `each`, and its number; a shorter document is one window."""
     assert model.tokens is not None
-    rest: list[int] = []
-    for document in documents:
-        rest += [*model.tokens.encode(document), model.tokens.end]
-        while len(rest) >= WINDOW:
-            yield torch.tensor(rest[:WINDOW])
-            rest, count = rest[WINDOW:], count - 1
-            if not count:
-                return
-
-
-def _resampled(windows: Mapping[str, Int[np.ndarray, "w e"]], seed: int) -> list[Int[np.ndarray, "d e"]]:
-    rng = np.random.default_rng(seed)
-    drawn = [of[rng.integers(0, len(of), (RESAMPLED, len(of)))].sum(1) for of in windows.values()]
-    return [np.stack(rows) for rows in zip(*drawn, strict=True)]
+    for number, document in enumerate(documents):
+        ids = torch.tensor([*model.tokens.encode(document), model.tokens.end])
+        for window in ids.split(WINDOW)[: max(1, len(ids) // WINDOW)][:each]:
+            if len(window) >= SHORTEST:
+                yield number, window
 
 
 def _middle(values: list[float]) -> tuple[float, float]:

@@ -82,6 +82,7 @@ def evidence(learned: int = 64, after: tuple[Any, ...] = (24, 24, 24), **options
         "changes": {"lmm": changed, "bm25": changed},
         "facts": facts,
         "distance": {"lmm": neural, "bm25": text},
+        "late": [],
     }
 
 
@@ -285,12 +286,13 @@ def test_a_rival_that_is_late_is_given_up(tmp_path, monkeypatch):
         return None if late else {"words": words, "tokens": words, "write_s": 1e-4}
 
     monkeypatch.setattr(remembering, "recall", recall)
-    found = N.CLAIM._distances(SimpleNamespace(ctx=ctx), ("lmm", "attention", "bm25"))
+    found, given_up = N.CLAIM._distances(SimpleNamespace(ctx=ctx), ("lmm", "attention", "bm25"))
     assert {m: [c["words"] for c in cells] for m, cells in found.items()} == {
         "lmm": list(N.DISTANCES),
         "attention": [500],
         "bm25": list(N.DISTANCES),
     }
+    assert given_up == ["attention, KV cache after 4,000 words"]
     limits = {(m, n): s for m, n, s in asked}
     assert all(limits["lmm", n] == math.inf for n in N.DISTANCES)
     assert limits["bm25", 4000] == N.LATE_S and limits["bm25", N.TEN_YEARS] == pytest.approx(N.LATE * N.TEN_YEARS * 1e-4)

@@ -18,15 +18,16 @@ def samples(value: float, seed: int = 0, n: int = 21) -> list[float]:
     return (value * (1 + 0.01 * np.random.default_rng(seed).permutation(np.linspace(-1, 1, n)))).tolist()
 
 
-def step(ratio: float, spread: float = 1.0) -> dict[str, Any]:
-    dense = samples(ratio, 1)
-    dense[0] *= spread
-    return {"samples": {"sparse": samples(1), "total": dense, "active": samples(0.9, 2)}, "control": samples(1, 3)}
+def step(ratio: float, n: int) -> dict[str, Any]:
+    each = {"sparse": samples(1, 0, n), "total": samples(ratio, 1, n), "active": samples(0.9, 2, n)}
+    return {"samples": each, "control": samples(1, 3, n)}
 
 
-def evidence(alone: float = 8.0, together: float = 1.2, reading: float = 7.9, held: Any = (800, 800, 100)) -> Any:
+def evidence(
+    alone: float = 8.0, together: float = 1.2, reading: float = 7.9, held: Any = (800, 800, 100), rounds: int = 21
+) -> Any:
     batches = list(S.BATCHES)
-    steps = [step(alone if b == 1 else together) for b in batches]
+    steps = [step(alone if b == 1 else together, rounds) for b in batches]
     sizes = {"parameters": 800, "active": 100, "flops": 200}
     dense = {"parameters": 800, "active": 800, "flops": 1600}
     return {
@@ -38,7 +39,7 @@ def evidence(alone: float = 8.0, together: float = 1.2, reading: float = 7.9, he
             "steps": steps,
             "touched": [6.0 * b**0.5 for b in batches],
             "formula": [6.0 * b**0.5 for b in batches],
-            "reading": {"tokens": 512, **step(reading)},
+            "reading": {"tokens": 512, **step(reading, rounds)},
         },
     }
 
@@ -48,17 +49,11 @@ def verdicts(e: Any) -> list[str]:
 
 
 def test_the_rule():
-    assert verdicts(evidence()) == ["supported", "supported", "contradicted", "supported", "contradicted"]
-    assert verdicts(evidence(alone=6.0, reading=3.0)) == [
-        "supported",
-        "contradicted",
-        "contradicted",
-        "contradicted",
-        "contradicted",
-    ]
+    assert verdicts(evidence()) == ["supported", "supported", "contradicted", "supported"]
+    assert verdicts(evidence(alone=6.0, reading=3.0)) == ["supported", "contradicted", "contradicted", "contradicted"]
     assert verdicts(evidence(alone=6.4))[1] == "inconclusive"
-    assert verdicts(evidence(held=(100, 800, 100)))[-1] == "supported"
-    assert verdicts(evidence(held=None))[-1] == "not measurable here"
+    assert verdicts(evidence(rounds=4)) == ["supported", "inconclusive", "inconclusive", "inconclusive"]
+    assert "the budget ended after 4 rounds" in S.RULE.judge(evidence(rounds=4))[1].because
     for criterion in S.RULE.criteria:
         assert "0.8 times 8 times" in criterion.sentence and "{" not in criterion.sentence
 
@@ -67,9 +62,15 @@ def test_eighty_billion_are_counted():
     assert page.EIGHTY.parameters / 1e9 == pytest.approx(79.3, abs=0.05)
     assert page.EIGHTY.active_parameters / 1e9 == pytest.approx(9.95, abs=0.05)
     rows = page._eighty().rows
-    ratios = [row[-1].value for row in rows]
-    assert ratios[0] > 6 and ratios == sorted(ratios, reverse=True)[:3] + ratios[3:]
-    assert min(ratios) < 1.5  # a batch that touches every expert
+    ratios = [row[3].value for row in rows]
+    assert ratios[0] > 6 and min(ratios) < 1.5  # a batch that touches every expert
+    assert [row[-1] for row in rows] == ["", "", "", "", "more than its memory"]
+    assert page.charts(evidence())[0].series[-1].x == (1, 8, 32, 128)
+
+
+def test_what_is_not_told_is_left_out():
+    for held in (None, (-5, 800, 100)):
+        assert page._sizes(evidence(held=held)).rows[0][-1] == "not told"
 
 
 def test_a_model_of_each_kind():

@@ -45,7 +45,7 @@ def test_intervals_hold_the_value_and_shrink_with_windows():
 
     def layer(windows):
         own = {d: rng.multinomial(64, p, windows) for d, p in (("a", [0.6, 0.2, 0.2]), ("b", [0.2, 0.2, 0.6]))}
-        return Layer("x", own, {d: rng.multinomial(64, [1 / 3] * 3, windows) for d in "ab"})
+        return Layer("x", own, {d: rng.multinomial(64, [1 / 3] * 3, (3, windows)) for d in "ab"})
 
     few, many = layer(4), layer(200)
     for of in (few, many):
@@ -53,6 +53,31 @@ def test_intervals_hold_the_value_and_shrink_with_windows():
             assert n.low <= n.value <= n.high or n.high - n.low < 0.2
     assert many.purity_interval().high - many.purity_interval().low < few.purity_interval().high - few.purity_interval().low
     assert many.excess_interval().low > 0.15
+
+
+def test_documents_are_what_is_resampled():
+    """Windows of one document say the same: the interval is wider than were they of many."""
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet([1.0, 1.0, 1.0], 12)
+    own = {d: np.concatenate([rng.multinomial(64, p, 10) for p in (shares if d == "a" else shares[::-1])]) for d in "ab"}
+    control = {d: of[None] for d, of in own.items()}
+    numbers = {d: np.repeat(np.arange(12), 10) for d in "ab"}
+    apart, together = (Layer("x", own, control, given).purity_interval() for given in ({}, numbers))
+    assert together.high - together.low > 1.5 * (apart.high - apart.low)
+    few = {d: np.repeat(np.arange(2), 60) for d in "ab"}
+    assert Layer("x", own, control, few).purity_interval() == apart
+    halves = [Layer("x", own, control, numbers).half(i) for i in (0, 1)]
+    assert [len(h.windows["a"]) for h in halves] == [60, 60] and set(halves[0].documents["a"].tolist()) == {0, 2, 4, 6, 8, 10}
+
+
+def test_windows_are_of_one_document_and_few_of_each():
+    m = model()
+    long, short = b"a" * (5 * WINDOW), b"xyz" * 20
+    found = telemetry(m, {"a": [long, short, b"tiny", long], "b": [long]}, each=2)
+    layer = found.layers[0]
+    assert layer.documents["a"].tolist() == [0, 0, 1, 3, 3] and layer.documents["b"].tolist() == [0, 0]
+    assert found.tokens == {"a": 4 * WINDOW + 61, "b": 2 * WINDOW}
+    assert layer.windows["a"].sum(1).tolist() == [WINDOW, WINDOW, 61, WINDOW, WINDOW]
 
 
 def test_a_router_that_knows_the_domain_is_pure_and_its_control_is_not():
