@@ -4,6 +4,7 @@ active ones."""
 import dataclasses
 import itertools
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -66,10 +67,18 @@ def counted(shape: Shape) -> dict[str, dict[str, Real]]:
 
 
 @torch.inference_mode()
-def step_times(ctx: Context, shape: Shape, batches: tuple[int, ...], reading: int, rounds: int, each_s: Real) -> dict[str, Any]:
+def step_times(
+    ctx: Context, shape: Shape, batches: tuple[int, ...], reading: int, rounds: int, seconds: Real
+) -> dict[str, Any]:
     """Seconds of one more token in each row of each batch, and of reading a text of one row, in turns; of the mixture also the experts
     of a layer that a step touches, and by formula if tokens chose evenly and apart."""
     found: dict[str, Any] = {"batches": list(batches), "steps": [], "touched": [], "formula": []}
+    until = time.perf_counter() + seconds
+
+    def part_s() -> Real:
+        """What is left, dealt to what is still to be timed; reading counts three times."""
+        return max(1.0, until - time.perf_counter()) / (len(batches) - len(found["steps"]) + 3)
+
     with process.threads(ctx.threads), process.freed_memory_kept():
         models = {kind: shape.model(kind) for kind in (TOTAL, SPARSE, ACTIVE)}
         for batch in batches:
@@ -80,7 +89,7 @@ def step_times(ctx: Context, shape: Shape, batches: tuple[int, ...], reading: in
                 kind: m(more[0], states[kind])[1] for kind, m in models.items()
             }  # a cache that grew has room, as at most tokens
             functions = {kind: _steps(m, states[kind], more) for kind, m in models.items()}
-            timing = interleaved(functions, rounds, warmup=2, budget_s=each_s)
+            timing = interleaved(functions, rounds, warmup=2, budget_s=part_s())
             found["steps"].append({"samples": timing.samples, "control": timing.control})
             with routed(models[SPARSE]) as routing:
                 for one in more:
@@ -91,7 +100,7 @@ def step_times(ctx: Context, shape: Shape, batches: tuple[int, ...], reading: in
             ctx.progress("one more token of each row", len(found["steps"]), len(batches))
         text = torch.randint(VOCAB, (1, reading), generator=torch.Generator().manual_seed(0))
         functions = {kind: lambda m=m: m.read(text, m.init_state(1)) for kind, m in models.items()}
-        timing = interleaved(functions, rounds, warmup=1, budget_s=each_s)
+        timing = interleaved(functions, rounds, warmup=1, budget_s=3 * part_s())
         found["reading"] = {"tokens": reading, "samples": timing.samples, "control": timing.control}
     return found
 

@@ -23,7 +23,7 @@ from postformer.claims.ledger import (
 DIM, DEPTH, EXPERTS, TOP, HIDDEN = 512, 3, 64, 6, 320
 """Of 97.8 million parameters a token uses 12.2 million, one in 8.0."""
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-READING = 512
+READING = 256
 ROUNDS, FEWEST = 21, 5
 MEMORY_S = 20.0
 """About what four processes take."""
@@ -128,8 +128,8 @@ class SparseCost:
         shape = mixtures.Shape(dim=DIM, depth=DEPTH, experts=EXPERTS, top=TOP, hidden=HIDDEN)
         counted = ctx.step("count", lambda: mixtures.counted(shape))
         resident = ctx.step("resident memory", lambda: {"held": mixtures.resident_bytes(ctx, shape)})["held"]
-        each_s = max(1.0, 0.9 * ctx.left_s / (len(BATCHES) + 1))
-        times = ctx.step("time", lambda: mixtures.step_times(ctx, shape, BATCHES, READING, ROUNDS, each_s))
+        seconds = 0.9 * max(0.0, ctx.left_s)
+        times = ctx.step("time", lambda: mixtures.step_times(ctx, shape, BATCHES, READING, ROUNDS, seconds))
         evidence = {"experts": EXPERTS, "top": TOP, "counted": counted, "resident": resident, "times": times}
         return conclude(
             self,
