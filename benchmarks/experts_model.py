@@ -116,9 +116,9 @@ class Theirs:
     @torch.inference_mode()
     def write(self, ids: Tensor, state: Any) -> None:
         """Their cache grows in place, so that the text before is read each time; `measure` takes that off."""
-        cache = self.model(state, use_cache=True, logits_to_keep=1).past_key_values
+        cache = self.model(state, use_cache=True, logits_to_keep=1).cache
         for i in range(ids.shape[1]):
-            cache = self.model(ids[:, i : i + 1], past_key_values=cache, use_cache=True).past_key_values
+            cache = self.model(ids[:, i : i + 1], cache=cache, use_cache=True).cache
 
     @torch.inference_mode()
     def read(self, ids: Tensor) -> None:
