@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from postformer.claims.ledger import Context, NotMeasurable
 from postformer.claims.long_text_page import SHORT_S
 from postformer.claims.sequences import SHORT_BYTES, VOCAB
@@ -15,6 +17,7 @@ from postformer.data.embedded import embedded_sources
 from postformer.data.prose import PEPYS_FILE, data_folder
 from postformer.data.sources import Source
 from postformer.models.telemetry import WINDOW, Layer, Specialist, information, telemetry
+from postformer.ops.routing import max_violation
 from postformer.recipes.language import text_experts
 from postformer.train import process
 from postformer.train.session import open_model
@@ -82,7 +85,7 @@ def _told(layer: Layer, takes: float, seed: int) -> dict[str, Any]:
         "untrained": list(rest.purity_interval(control=True, seed=seed)),
         "excess": list(rest.excess_interval(seed=seed)),
         "information": information(layer.loads),
-        "max_violation": float((loads.max() - loads.mean()) / loads.mean()),
+        "max_violation": float(max_violation(torch.from_numpy(loads))),
         "idle": int((loads == 0).sum()),
         "specialist": _specialist(layer.specialist("code", takes, seed=seed)),
         "untrained specialist": _specialist(_first_control(layer).specialist("code", takes, seed=seed)),

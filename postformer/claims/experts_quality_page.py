@@ -12,7 +12,6 @@ from postformer.config import Run
 
 NAMES = {"experts": "mixture", "active": "dense, equal active size", "total": "dense, equal size"}
 Evidence = Mapping[str, Any]
-__all__ = ["bits", "consequences", "gain", "limits", "quality", "said", "sparsity", "width"]
 
 
 def bits(e: Evidence, model: str) -> Number:

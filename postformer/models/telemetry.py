@@ -88,14 +88,18 @@ class Layer:
         rng = np.random.default_rng(seed)
         own, apart = [], []
         for domain, windows in self.windows.items():
-            unit = self.units(domain)
-            count = int(unit.max()) + 1
-            weights = np.stack([np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(RESAMPLED)])[:, unit]
+            weights = self._resampled(domain, rng)
             own.append(weights @ windows)
             apart.append(np.einsum("rw,cwe->rce", weights, self.control[domain], optimize=True))
         which = rng.integers(0, apart[0].shape[1], RESAMPLED)
         whole, alone = np.stack(own, 1), np.stack(apart, 2)
         return [purity(of) for of in whole], [purity(alone[i, c]) for i, c in enumerate(which)]
+
+    def _resampled(self, domain: str, rng: np.random.Generator) -> Int[np.ndarray, "r w"]:
+        """How often each window of a domain stands in each resampled text."""
+        unit = self.units(domain)
+        count = int(unit.max()) + 1
+        return np.stack([np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(RESAMPLED)])[:, unit]
 
     def half(self, number: int) -> "Layer":
         """Every other document, or window, of each domain: the even ones (0) or the odd (1)."""
@@ -125,12 +129,7 @@ class Layer:
     def _share(self, number: int, expert: int, seed: int) -> Interval:
         """P(domain | expert)."""
         rng = np.random.default_rng(seed)
-        drawn = []
-        for domain, windows in self.windows.items():
-            unit = self.units(domain)
-            count = int(unit.max()) + 1
-            weights = np.stack([np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(RESAMPLED)])[:, unit]
-            drawn.append(weights @ windows)
+        drawn = [self._resampled(domain, rng) @ windows for domain, windows in self.windows.items()]
         shares = [float(given_expert(of)[number, expert]) for of in np.stack(drawn, 1)]
         return Interval(float(given_expert(self.loads)[number, expert]), *_middle(np.nan_to_num(shares).tolist()))
 
