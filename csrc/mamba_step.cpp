@@ -5,8 +5,6 @@
 //     h = exp(dt A) h + dt B u;  x = x + out((C h + D u) SiLU(z))                      A = -exp(A_log)
 //
 // Without a norm v = x, and x becomes out(...) alone.
-#include <cmath>
-
 #include "floats.h"
 #include "parallel.h"
 #include "weights.h"
@@ -30,16 +28,6 @@ struct Sizes {
     int64_t b, d, c, k, r, n;
     double eps;
     bool half_small;
-};
-
-// A small tensor, of floats or bf16.
-struct Small {
-    const void* data;
-    bool half;
-    float operator[](int64_t i) const { return half ? single(static_cast<const bf16*>(data)[i]) : static_cast<const float*>(data)[i]; }
-    Vec some(int64_t i, int64_t m) const {
-        return half ? load_some(static_cast<const bf16*>(data) + i, m) : load_some(static_cast<const float*>(data) + i, m);
-    }
 };
 
 inline Vec silu(Vec x) { return x * sigmoid(x); }
@@ -76,10 +64,6 @@ inline float convolve(const P* before, P* after, const Small& taps, int64_t firs
     return sum;
 }
 
-inline float scale_of(const float* x, const Sizes& s) {
-    return static_cast<float>(1 / std::sqrt(static_cast<double>(dot(x, x, s.d)) / s.d + s.eps));
-}
-
 struct Room {
     float *token, *u, *gate, *inner, *low, *chosen;  // rows of d, c, c, c, r and 2 n
 
@@ -99,7 +83,7 @@ int32_t step(ParallelFor pool, const Layer& l, float* x, Room at, const Sizes& s
     const Small norm = small(l.norm), taps = small(l.taps), tap_bias = small(l.tap_bias), dt_bias = small(l.dt_bias);
     const Small A_log = small(l.A_log), D = small(l.D);
     for (int64_t row = 0; row < s.b; row++) {
-        const float scale = l.norm ? scale_of(x + row * s.d, s) : 1;
+        const float scale = l.norm ? over_rms(x + row * s.d, s.d, s.eps) : 1;
         for (int64_t i = 0; i < s.d; i++)
             at.token[row * s.d + place<T>(i, s.d)] = x[row * s.d + i] * scale * (l.norm ? norm[i] : 1);
     }

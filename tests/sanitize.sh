@@ -6,7 +6,7 @@ set -eu
 cd "$(dirname "$0")/.."
 level=${1:-v3}
 [ $# -gt 0 ] && shift
-[ $# -gt 0 ] || set -- tests/ops/test_conv.py tests/ops/test_experts.py tests/ops/test_loss.py tests/ops/test_mamba_step.py tests/ops/test_memory_kernel.py tests/ops/test_norm.py \
+[ $# -gt 0 ] || set -- tests/ops/test_block_step.py tests/ops/test_conv.py tests/ops/test_experts.py tests/ops/test_loss.py tests/ops/test_mamba_step.py tests/ops/test_memory_kernel.py tests/ops/test_norm.py \
     tests/ops/test_scan.py tests/ops/test_ssd_kernel.py tests/ops/test_kernels_*.py -k "not each_build"
 python=${PYTHON:-.venv/bin/python}
 folder=$(mktemp -d)

@@ -3,13 +3,15 @@
 SwiGLU: Shazeer 2020 (arXiv 2002.05202, eq. 6). GELU: Hendrycks & Gimpel 2016 (arXiv 1606.08415), as in Vaswani et al. 2017.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from postformer.ops.layers import Linear
+from postformer.ops.block_parts import NetworkPart
+from postformer.ops.experts import KINDS
+from postformer.ops.layers import Linear, RMSNorm, watched
 
 
 class MLP(nn.Module):
@@ -30,6 +32,17 @@ class MLP(nn.Module):
         """Each token for itself."""
         hidden = F.gelu(self.up(x)) if self.gate is None else F.silu(self.gate(x)) * self.up(x)
         return self.out(hidden)
+
+    def step_part(self, norm: RMSNorm) -> NetworkPart | None:
+        """What the kernel of one token reads; None where a part was wrapped or is watched."""
+        parts: dict[str, Any] = self._modules
+        gate, up, out = (parts.get(name) for name in ("gate", "up", "out"))
+        linear = [m for m in (gate, up, out) if m is not None]
+        own = type(self).forward is MLP.forward and all(type(m) is Linear and m.bias is None for m in linear)
+        if not own or watched(self, *linear) or any(m._parameters.get("weight") is None for m in linear):
+            return None
+        matrices = {"gate": None if gate is None else gate.weight, "up": parts["up"].weight, "down": parts["out"].weight}
+        return NetworkPart(norm.weight, **matrices, eps=norm.eps, activation=KINDS["gelu" if gate is None else "swiglu"])
 
     def flops(self, length: int) -> int:
         """Floating-point operations of `length` tokens (a multiply-add is two)."""

@@ -16,15 +16,17 @@ one choice.
 """
 
 from collections.abc import Callable
+from types import NoneType
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from postformer.ops.block_parts import ROUTERS, NetworkPart
 from postformer.ops.exchange import Group, total
-from postformer.ops.experts import Activation, ExpertLinear, Networks, activated, gated, mixed
-from postformer.ops.layers import Linear, checked_word
+from postformer.ops.experts import KINDS, Activation, ExpertLinear, Networks, activated, gated, mixed
+from postformer.ops.layers import Linear, RMSNorm, checked_word, watched
 from postformer.ops.routing import (
     Routes,
     balance_loss,
@@ -221,6 +223,43 @@ class MoE(nn.Module):
             top_groups=self.top_groups,
         )
 
+    def step_part(self, norm: RMSNorm) -> NetworkPart | None:
+        """What the kernel of one token reads; None where somebody asks how tokens are routed, where experts lie elsewhere, in training, and
+        where a part was wrapped or is watched."""
+        parts: dict[str, Any] = self._modules
+        router, up, out, shared = (parts.get(name) for name in ("router", "up", "out", "shared"))
+        beside: dict[str, Any] = {} if shared is None else shared._modules
+        linear = [router, *(m for m in beside.values() if m is not None)]
+        experts = [m for m in (up, out) if m is not None]
+        known = (
+            type(self).forward is MoE.forward and type(shared) in (Shared, NoneType) and all(type(m) is Linear for m in linear)
+        )
+        known = known and len(experts) == 2 and all(type(m) is ExpertLinear for m in experts)
+        asked = self.observers or self.elsewhere is not None or self.group is not None or self.training
+        if not known or asked or watched(self, *linear, *experts, *([] if shared is None else [shared])):
+            return None
+        if any(m._parameters.get("weight") is None for m in (*linear, *experts)):
+            return None
+        return NetworkPart(
+            norm.weight,
+            up=self.up.weight,
+            down=self.out.weight,
+            up_bias=self.up.bias,
+            down_bias=self.out.bias,
+            router=self.router.weight,
+            router_bias=self.router.bias,
+            correction=self.correction,
+            **{f"shared_{to}": None if (m := beside.get(name)) is None else m.weight for name, to in SHARED},
+            eps=norm.eps,
+            scale=self.scale,
+            activation=KINDS[self.activation],
+            top=self.top,
+            router_kind=ROUTERS[self.router_kind],
+            renormalise=self.renormalise,
+            parts=self.groups,
+            top_parts=self.top_groups,
+        )
+
     def losses(self, routed: Routed) -> dict[str, Tensor]:
         """The losses of one call, by their names, times their coefficients; where experts are split, of the whole batch."""
         found = {
@@ -258,6 +297,10 @@ class MoE(nn.Module):
         """Parameters that one token uses."""
         one = sum(p[0].numel() for part in (self.up, self.out) for p in part.parameters())
         return sum(p.numel() for p in self.parameters()) - (len(self.up.weight) - self.top) * one
+
+
+SHARED = (("up", "up"), ("out", "down"), ("gate", "gate"))
+"""The shared network's parts, and how the kernel of one token calls them."""
 
 
 class Shared(nn.Module):

@@ -9,19 +9,30 @@ OLMoE); biases: Qwen team 2024 (arXiv 2407.10671). With the defaults it is Llama
 b batch, t new tokens, h query heads, g key/value heads, e head width, s slots of the cache, c channels of the convolution.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from postformer.ops.attention import HIDDEN, attention, causal_attention, read_all, rotate
+from postformer.ops.attention import (
+    BLOCK,
+    HIDDEN,
+    attention,
+    causal_attention,
+    gathered,
+    grown,
+    read_all,
+    ring_positions,
+    rotate,
+    written,
+)
+from postformer.ops.block_parts import AttentionPart
+from postformer.ops.block_step import BlockSteps
 from postformer.ops.conv import causal_conv
-from postformer.ops.layers import Linear, RMSNorm, checked_eps
+from postformer.ops.layers import Linear, RMSNorm, checked_eps, watched
 from postformer.ops.packing import WHOLE, Packing
 
-BLOCK = 64
-"""A growing cache grows by this many slots."""
 LARGEST_WINDOW = 1 << 20
 APART = 1 << 40
 """Documents in one row are set this far apart, further than any window reaches."""
@@ -36,6 +47,11 @@ class AttentionState(NamedTuple):
     conv: tuple[Tensor, ...] = ()
     grows = (("k", 2), ("v", 2))
 
+    def with_room(self) -> "AttentionState":
+        """With a slot for one more token at least."""
+        length = int(self.seen.max()) + 1
+        return self._replace(k=grown(self.k, length), v=grown(self.v, length))
+
 
 class RingState(NamedTuple):
     """With a window of w slots: slot j holds the last position p with p mod w = j."""
@@ -45,11 +61,17 @@ class RingState(NamedTuple):
     seen: Int[Tensor, " b"]
     conv: tuple[Tensor, ...] = ()
 
+    def with_room(self) -> "RingState":
+        """As it is: there is a slot for every token."""
+        return self
+
 
 class Attention(nn.Module):
     """`kv_heads` divides `heads`; `window` bounds what is seen and the state; `persistent` learned tokens are seen by all; with `conv` taps
     each channel of queries, keys and values is convolved over the last tokens, first by what leaves it as it is. `qk_norm` normalises
     queries and keys of each head, or "whole" those of all heads at once, with `norm_eps`; `bias` gives both and the values biases."""
+
+    Steps = BlockSteps
 
     def __init__(
         self,
@@ -150,6 +172,31 @@ class Attention(nn.Module):
         """The first channel of the convolution that is used."""
         return 0 if queries else self.heads * self.width
 
+    def step_part(self, norm: RMSNorm) -> AttentionPart | None:
+        """What the kernel of one token reads; None for forms that it has not, and where a part was wrapped or is watched."""
+        linear, norms = [self.q, self.k, self.v, self.out], [self.q_norm, self.k_norm]
+        plain = self.conv_weight is None and self.prefix is None and type(self).forward is Attention.forward
+        own = all(type(m) is Linear for m in linear) and type(self.q_norm) is type(self.k_norm) in (RMSNorm, nn.Identity)
+        if not plain or not own or watched(*linear, *norms) or any(m._parameters.get("weight") is None for m in linear):
+            return None
+        matrices: dict[str, Any] = {name: getattr(self, name).weight for name in ("q", "k", "v", "out")}
+        biases: dict[str, Any] = {f"{name}_bias": getattr(self, name).bias for name in "qkv"}
+        return AttentionPart(
+            norm.weight,
+            **matrices,
+            **biases,
+            q_norm=getattr(self.q_norm, "weight", None),
+            k_norm=getattr(self.k_norm, "weight", None),
+            eps=norm.eps,
+            head_eps=getattr(self.q_norm, "eps", 0.0),
+            base=self.rope_base,
+            heads=self.heads,
+            groups=self.groups,
+            width=self.width,
+            window=self.window or 0,
+            whole=self.whole,
+        )
+
     def rotated(self, x: Float[Tensor, "b t n e"], position: Int[Tensor, "b t"]) -> Float[Tensor, "b t n e"]:
         """Queries or keys at their positions."""
         return rotate(x, position, self.rope_base)
@@ -179,8 +226,8 @@ class Attention(nn.Module):
         t = k.shape[1]
         least, most = (int(n) for n in state.seen.aminmax())
         aligned = least == most
-        keys = _write(_grow(state.k.to(k.dtype), most + t), k, position, aligned)
-        values = _write(_grow(state.v.to(v.dtype), most + t), v, position, aligned)
+        keys = written(grown(state.k.to(k.dtype), most + t), k, position, aligned)
+        values = written(grown(state.v.to(v.dtype), most + t), v, position, aligned)
         if most == 0:
             return self._fresh(q, k, v, position), keys, values
         k, v = keys.transpose(1, 2)[:, : most + t], values.transpose(1, 2)[:, : most + t]
@@ -197,13 +244,13 @@ class Attention(nn.Module):
         slot = position[:, -w:] % w
         old_k, old_v = state.k.to(k.dtype), state.v.to(v.dtype)
         if t == 1:
-            keys, values = _write(old_k, k, slot, False), _write(old_v, v, slot, False)
-            ring = _ring_positions(state.seen + 1, w)
+            keys, values = written(old_k, k, slot, False), written(old_v, v, slot, False)
+            ring = ring_positions(state.seen + 1, w)
             return self.attend(q, keys.transpose(1, 2), values.transpose(1, 2), position, ring), keys, values
         both_k, both_v = torch.cat([old_k.transpose(1, 2), k], 1), torch.cat([old_v.transpose(1, 2), v], 1)
-        key_position = torch.cat([_ring_positions(state.seen, w), position], 1)
+        key_position = torch.cat([ring_positions(state.seen, w), position], 1)
         y = self.attend(q, both_k, both_v, position, key_position, fresh=t)
-        return y, _write(old_k, k[:, -w:], slot, False), _write(old_v, v[:, -w:], slot, False)
+        return y, written(old_k, k[:, -w:], slot, False), written(old_v, v[:, -w:], slot, False)
 
     def _read_packed(
         self, q: Tensor, k: Tensor, v: Tensor, position: Tensor, state: AttentionState | RingState, packing: Packing
@@ -213,7 +260,7 @@ class Attention(nn.Module):
         most = state.k.shape[2] if self.window else int(state.seen.max())
         old_k, old_v = (c[:, :, :most].to(k.dtype).transpose(1, 2) for c in (state.k, state.v))
         slots = torch.arange(most, device=k.device).expand(len(k), -1)
-        old = _ring_positions(state.seen, most) if self.window else torch.where(slots < state.seen[:, None], slots, HIDDEN)
+        old = ring_positions(state.seen, most) if self.window else torch.where(slots < state.seen[:, None], slots, HIDDEN)
         document = packing.documents(t)
         both_k, both_v = torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
         apart = position + document * APART, torch.cat([old, position + document * APART], 1)
@@ -223,10 +270,10 @@ class Attention(nn.Module):
         seen = packing.last(position + 1, state.seen)
         room = most if self.window else -(-max(int(seen.max()), state.k.shape[2]) // BLOCK) * BLOCK
         held = torch.arange(room, device=k.device).expand(len(k), -1)
-        held = _ring_positions(seen, room) if self.window else torch.where(held < seen[:, None], held, HIDDEN)
+        held = ring_positions(seen, room) if self.window else torch.where(held < seen[:, None], held, HIDDEN)
         source = torch.where(held - first[:, None] >= 0, held - first[:, None] + most, held % max(room, 1))
         source = source.masked_fill(held == HIDDEN, 0)
-        keys, values = (_gather(m, source, held != HIDDEN) for m in (both_k, both_v))
+        keys, values = (gathered(m, source, held != HIDDEN) for m in (both_k, both_v))
         return y, type(state)(keys, values, seen)
 
     def flops(self, length: int, past: int = 0) -> int:
@@ -253,38 +300,3 @@ class Attention(nn.Module):
         """Bytes of one row's state after `length` tokens."""
         slots = self.window if self.window is not None else -(-length // BLOCK) * BLOCK
         return 2 * slots * self.groups * self.width * itemsize + self.conv_bytes(itemsize) + 8
-
-
-def _grow(cache: Tensor, length: int) -> Tensor:
-    """The cache [b, g, s, e] with room for `length` slots."""
-    b, g, slots, e = cache.shape
-    room = -(-length // BLOCK) * BLOCK
-    return cache if room <= slots else torch.cat([cache, cache.new_zeros(b, g, room - slots, e)], 2)
-
-
-def _write(cache: Tensor, new: Tensor, slot: Tensor, aligned: bool) -> Tensor:
-    """Write new [b, t, g, e] at slot [b, t]: in place, since a state belongs to the call, unless autograd needs the old one."""
-    if torch.is_grad_enabled():
-        cache = cache.clone()
-    by_slot = cache.transpose(1, 2)
-    if aligned:
-        start = int(slot[0, 0])
-        by_slot[:, start : start + new.shape[1]] = new
-    else:
-        by_slot[torch.arange(len(cache), device=cache.device)[:, None], slot] = new
-    return cache
-
-
-def _gather(x: Tensor, source: Tensor, held: Tensor) -> Tensor:
-    """A cache [b, g, s, e] of the rows' tokens x [b, t, g, e] at source [b, s], with zeros where nothing is held."""
-    if not source.shape[1]:
-        return x[:, :0].transpose(1, 2)
-    taken = x[torch.arange(len(x), device=x.device)[:, None], source]
-    return taken.masked_fill(~held[..., None, None], 0).transpose(1, 2)
-
-
-def _ring_positions(seen: Tensor, w: int) -> Tensor:
-    """The position in each slot of a ring that holds the last w of `seen` tokens; HIDDEN where there is none yet."""
-    last = seen[:, None] - 1
-    position = last - (last - torch.arange(w, device=seen.device)) % w
-    return torch.where((position >= 0) & (last >= 0), position, HIDDEN)

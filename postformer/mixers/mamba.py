@@ -41,15 +41,31 @@ class MambaSteps:
     def __init__(self) -> None:
         self._step = Stepper()
 
+    @staticmethod
+    def serves(x: Float[Tensor, "b 1 d"]) -> bool:
+        """Whether there are few enough rows, on a CPU."""
+        return len(x) <= MOST_ROWS and x.is_cpu
+
+    @staticmethod
+    def layers(blocks: Sequence[Any]) -> list[tuple[Weights, RMSNorm]]:
+        """What `__call__` takes of the first of these blocks, as many as go in one call."""
+        found: list[tuple[Weights, RMSNorm]] = []
+        form = None
+        for block in blocks:
+            mixer, norm = block._modules["mixer"], block._modules["norm"]
+            own = isinstance(mixer, Mamba) and type(mixer).forward is Mamba.forward and mixer.bare()
+            if not own or block._modules.get("ffn") is not None or form not in (None, (mixer.form, norm.eps)):
+                break
+            found.append((mixer.weights(), norm))
+            form = mixer.form, norm.eps
+        return found
+
     def __call__(
-        self, x: Float[Tensor, "b 1 d"], states: Sequence[MambaState], norms: Sequence[RMSNorm], mixers: "Sequence[Mamba]"
+        self, x: Float[Tensor, "b 1 d"], states: Sequence[MambaState], layers: Sequence[tuple[Weights, RMSNorm]]
     ) -> tuple[Float[Tensor, "b 1 d"], list[MambaState]] | None:
         """The residual stream and the states after the layers; None where they must be called one by one."""
-        changed = type(mixers[0]).forward is not Mamba.forward or len({norm.eps for norm in norms}) > 1
-        if len(x) > MOST_ROWS or changed or not all(mixer.bare() for mixer in mixers):
-            return None
-        weights, scales = [mixer.weights() for mixer in mixers], [norm.weight for norm in norms]
-        stepped = self._step(x[:, 0], states, weights, scales, norms[0].eps)
+        norms = [norm for _, norm in layers]
+        stepped = self._step(x[:, 0], states, [w for w, _ in layers], [norm.weight for norm in norms], norms[0].eps)
         if stepped is None:
             return None
         y, after = stepped

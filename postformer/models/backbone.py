@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import itertools
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from postformer.config import ConfigError, Spec, UserError, build, complete
 from postformer.ffn import FFNS
 from postformer.mixers import MIXERS
-from postformer.ops.layers import RMSNorm, watched
+from postformer.models.stepping import Stepping
+from postformer.ops.layers import RMSNorm
 from postformer.ops.packing import WHOLE, Packing
 
 State = tuple[Any, ...]
@@ -63,25 +63,8 @@ class Block(nn.Module):
         return x, state
 
 
-def _plain(block: Block) -> bool:
-    """Whether a block is x + mixer(norm(x)) and nothing more, and nobody listens."""
-    parts: dict[str, Any] = block._modules
-    own = type(block) is Block and type(parts["norm"]) is RMSNorm and parts.get("ffn") is None
-    return own and not watched(block, parts["norm"], parts["mixer"])
-
-
-def _run(blocks: list[Block]) -> list[Block]:
-    """The first of the blocks and those after it that its mixer's `Steps` may take in one call: plain ones with mixers of one kind and
-    form. Empty where the mixer has none."""
-    mixer = blocks[0]._modules["mixer"]
-    if not hasattr(mixer, "Steps"):
-        return []
-
-    def joins(block: Block) -> bool:
-        other: Any = block._modules["mixer"]
-        return type(other) is type(mixer) and other.form == mixer.form and _plain(block)  # type: ignore[union-attr]
-
-    return list(itertools.takewhile(joins, blocks))
+def _plain(block: nn.Module) -> bool:
+    return type(block) is Block
 
 
 class Backbone(nn.Module):
@@ -104,7 +87,7 @@ class Backbone(nn.Module):
             ffn = None if ffns[f].get("kind") == "none" else build(ffns[f], FFNS, f"model.ffns[{f}]", dim=dim)
             self.blocks.append(Block(dim, mixer, ffn, norm_eps))
         self.norm = RMSNorm(dim, norm_eps)
-        self._steps: dict[tuple[int, type], Any] = {}
+        self._stepping = Stepping()
         self._scale_residual_branches()
 
     @torch.no_grad()
@@ -134,10 +117,10 @@ class Backbone(nn.Module):
         blocks, after = list(self.blocks), []
         token = state is not None and packing is WHOLE and x.shape[1] == 1 and torch.is_inference_mode_enabled()
         while (i := len(after)) < len(blocks):
-            run = _run(blocks[i:]) if token else []
-            here = run or blocks[i : i + 1]
+            step, layers = self._stepping.run(x, i, self.blocks, _plain) if token else (None, [])
+            here = blocks[i : i + max(len(layers), 1)]
             before = [None] * len(here) if state is None else state[i : i + len(here)]
-            if run and (stepped := self._step(i, run, x, before)) is not None:
+            if step is not None and (stepped := step(x, before, layers)) is not None:
                 x, states = stepped
                 after += states
                 continue
@@ -145,13 +128,6 @@ class Backbone(nn.Module):
                 x, s = block(x, s, packing)
                 after.append(s)
         return self.norm(x), None if state is None else tuple(after)
-
-    def _step(self, first: int, run: list[Block], x: Tensor, states: Any) -> tuple[Tensor, list[Any]] | None:
-        """One token through the layers of a run in one call; None where they must be called one by one."""
-        kind = run[0].mixer.Steps
-        if (first, kind) not in self._steps:
-            self._steps[first, kind] = kind()
-        return self._steps[first, kind](x, states, [b.norm for b in run], [b.mixer for b in run])
 
     def flops(self, length: int, past: int = 0) -> int:
         """Floating-point operations of `length` new tokens after `past` others; norms and residual sums are left out."""

@@ -10,6 +10,8 @@ from torch import Tensor
 
 QUERY_BLOCK = 256
 MASK_ELEMENTS = 1 << 25
+BLOCK = 64
+"""A growing cache grows by this many slots."""
 HIDDEN = torch.iinfo(torch.long).max // 2
 """The key position that no query reaches."""
 
@@ -84,3 +86,38 @@ def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cau
     if h != g:
         k, v = k.repeat_interleave(h // g, 1), v.repeat_interleave(h // g, 1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and t > 1).transpose(1, 2)
+
+
+def grown(cache: Float[Tensor, "b g s e"], length: int) -> Float[Tensor, "b g s2 e"]:
+    """The cache with room for `length` slots."""
+    b, g, slots, e = cache.shape
+    room = -(-length // BLOCK) * BLOCK
+    return cache if room <= slots else torch.cat([cache, cache.new_zeros(b, g, room - slots, e)], 2)
+
+
+def written(cache: Tensor, new: Tensor, slot: Tensor, aligned: bool) -> Tensor:
+    """Write new [b, t, g, e] at slot [b, t]: in place, since a state belongs to the call, unless autograd needs the old one."""
+    if torch.is_grad_enabled():
+        cache = cache.clone()
+    by_slot = cache.transpose(1, 2)
+    if aligned:
+        start = int(slot[0, 0])
+        by_slot[:, start : start + new.shape[1]] = new
+    else:
+        by_slot[torch.arange(len(cache), device=cache.device)[:, None], slot] = new
+    return cache
+
+
+def gathered(x: Tensor, source: Tensor, held: Tensor) -> Tensor:
+    """A cache [b, g, s, e] of the rows' tokens x [b, t, g, e] at source [b, s], with zeros where nothing is held."""
+    if not source.shape[1]:
+        return x[:, :0].transpose(1, 2)
+    taken = x[torch.arange(len(x), device=x.device)[:, None], source]
+    return taken.masked_fill(~held[..., None, None], 0).transpose(1, 2)
+
+
+def ring_positions(seen: Tensor, w: int) -> Tensor:
+    """The position in each slot of a ring that holds the last w of `seen` tokens; HIDDEN where there is none yet."""
+    last = seen[:, None] - 1
+    position = last - (last - torch.arange(w, device=seen.device)) % w
+    return torch.where((position >= 0) & (last >= 0), position, HIDDEN)

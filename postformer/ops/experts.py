@@ -206,16 +206,16 @@ def _served(x: Tensor, w: Tensor) -> bool:
 
 MOST_PAIRS = 8
 """Pairs an expert, on average over as many experts as there are or could be chosen: with more of them matrix products are faster."""
-KINDS: dict[Activation, int] = {"swiglu": 0, "relu": 1, "gpt-oss": 2}
-"""Activations that the kernel has, by its numbers."""
+KINDS: dict[Activation, int] = {"swiglu": 0, "relu": 1, "gpt-oss": 2, "gelu": 3}
+"""Activations by the kernels' numbers."""
 
 
 def kernel_takes(x: Tensor, experts: Tensor, weights: Tensor, networks: Networks, count: int) -> bool:
     """Whether the kernel can take these and is worth it, of a mixture of `count` experts."""
-    up, out, activation, *biases = networks
+    up, out, _, *biases = networks
     taught = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weights, up, out, *biases))
     few = 0 < experts.numel() <= MOST_PAIRS * min(count, experts.numel())
-    return few and not taught and activation in KINDS and _cpu.serves_half(x) and _cpu.serves_half(up, out)
+    return few and not taught and _cpu.serves_half(x) and _cpu.serves_half(up, out)
 
 
 def through_kernel(x: Tensor, experts: Tensor, weights: Tensor, networks: Networks) -> Tensor:
@@ -247,7 +247,12 @@ def _experts_cpu(
     activation: int,
 ) -> Tensor:
     (n, d), (_, k), (e, w, _) = x.shape, chosen.shape, up.shape
-    f = w if activation == KINDS["relu"] else w // 2
+    f = out.shape[2]
+    if activation not in KINDS.values():
+        raise ValueError(f"experts: activation {activation} is none of {', '.join(map(str, KINDS.values()))}")
+    gates = activation in {KINDS[kind] for kind in KINDS if gated(kind)}
+    if w != (2 * f if gates else f):
+        raise ValueError(f"experts: up has {w} rows for out's {f} columns")
     _cpu.check_half("experts", "up", up)
     _cpu.check("experts", x=(x, (n, d)), weights=(weights, (n, k)), up_bias=(up_bias, (e, w)), out_bias=(out_bias, (e, d)))
     _cpu.check("experts", up.dtype, up=(up, (e, w, d)), out=(out, (e, d, f)))

@@ -219,12 +219,10 @@ def test_pruned_and_parametrized_layers_are_called():
     assert not torch.allclose(pruned, y) and not torch.allclose(same_as_layer_by_layer(backbone), pruned)
 
 
-def test_too_many_rows_are_found_out_once(monkeypatch: pytest.MonkeyPatch):
-    asked = []
-    monkeypatch.setattr(Mamba, "Steps", staticmethod(lambda: lambda x, *rest: asked.append(len(x))))
-    backbone = stack()
-    stepped(backbone, torch.randn(9, 1, 24), backbone.init_state(9))
-    assert asked == [9]
+def test_many_rows_go_layer_by_layer(monkeypatch: pytest.MonkeyPatch):
+    seen = calls(monkeypatch)
+    same_as_layer_by_layer(stack(), rows=9)
+    assert not seen
 
 
 def test_threads_may_share_a_model():
