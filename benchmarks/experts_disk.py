@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experts_disk_model import FULL, TINY, Shape, int8_error, made
+from experts_disk_model import FULL, TINY, Shape, made, rounding_error
 from experts_disk_subject import MISSING
 from passes import told
 
@@ -39,6 +39,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "warm lru": {"policy": "lru"},
     "warm ahead": {"ahead": True},
     "warm int8": {"dtype": "int8"},
+    "warm int4": {"dtype": "int4"},
     "cold": {"drop": True},
     "cold ahead": {"drop": True, "ahead": True},
     "cold int8": {"drop": True, "dtype": "int8"},
@@ -188,7 +189,7 @@ POLICIES = ("LRU", "Least-Stale", "next use", "Belady")
 def verdicts(found: Mapping[str, Any], cap: int, share_of_cap: float = 0.1) -> list[str]:
     """What was wanted, and what came."""
     runs, agrees = found["runs"], same(found["runs"])
-    exact = [way for way in agrees if "int8" not in way]
+    exact = [way for way in agrees if "dtype" not in WAYS.get(way, {})]
     lines = [f"  {'met' if all(agrees[w] for w in exact) else 'MISSED':7} the same tokens: {', '.join(exact)}"]
     for way in (w for w in ("warm", "cold") if w in runs):
         above = float(np.median([f["peak"] for f in runs[way]])) - found["base"][BASE]
@@ -199,6 +200,15 @@ def verdicts(found: Mapping[str, Any], cap: int, share_of_cap: float = 0.1) -> l
         met = "met" if ratio.value >= TIMES else "MISSED"
         lines.append(f"  {met:7} tokens a second of warm, against {PEER}: {told(ratio)} of {TIMES:g}")
     return lines
+
+
+def error_line(error: Mapping[str, Any]) -> str:
+    """What rounding does, in words."""
+    return (
+        f"{error['dtype']}, {error['bytes']:,} held-out bytes: logits differ by {error['largest']:.1e} of the largest at most and "
+        f"{error['rms']:.1e} of their size (rms), {error['same_best']:.1%} of the likeliest bytes are the same, "
+        f"{error['bits_rounded']:.4f} bits per byte where fp32 has {error['bits']:.4f}"
+    )
 
 
 def main() -> int:
@@ -222,20 +232,16 @@ def main() -> int:
     print(f"experts {shape.expert_bytes / 1e6:.0f} MB, memory for them {cap / 1e6:.0f} MB", flush=True)
     found = measure(args, shape, model)
     text = ["", *ways_table(found), "", *ahead_lines(found["runs"]), ""]
-    int8 = int8_error(shape, model, cap)
-    text += [
-        f"int8, {int8['bytes']:,.0f} held-out bytes: logits differ by {int8['largest']:.1e} of the largest at most and {int8['rms']:.1e} "
-        f"of their size (rms), {int8['same_best']:.1%} of the likeliest bytes are the same, {int8['bits_int8']:.4f} bits per byte where "
-        f"fp32 has {int8['bits']:.4f}",
-        "",
-    ]
+    errors = [rounding_error(shape, model, cap, dtype) for dtype in ("int8", "int4")]
+    text += [*map(error_line, errors), ""]
     text += [*policies_table(found["runs"]["warm"][0], shape), "", "Wanted:", *verdicts(found, cap)]
     print("\n".join(text))
     for of in found["runs"].values():
         for one in of:
             one.pop("layers", None)
     write_durably(
-        args.folder / "experts_disk.json", json.dumps({"stamp": closed(stamped), **found, "int8": int8, "text": text}) + "\n"
+        args.folder / "experts_disk.json",
+        json.dumps({"stamp": closed(stamped), **found, "errors": errors, "text": text}) + "\n",
     )
     print(f"wrote {args.folder / 'experts_disk.json'}")
     return 0

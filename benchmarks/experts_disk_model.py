@@ -46,7 +46,7 @@ class Shape:
 
 
 FULL = Shape()
-TINY = Shape(dim=16, depth=3, experts=16, top=2, hidden=16, copies=4, steps=2, length=32, text=60_000)
+TINY = Shape(dim=16, depth=3, experts=32, top=2, hidden=16, copies=4, steps=2, length=32, text=60_000)
 
 
 def made(shape: Shape, folder: Path, threads: int) -> Path:
@@ -91,17 +91,19 @@ def widened(model: Any, copies: int) -> Any:
 
 
 @torch.inference_mode()
-def int8_error(shape: Shape, model: Path, cap: int) -> dict[str, float]:
-    """What rounding experts to int8 does to the logits of held-out text."""
+def rounding_error(shape: Shape, model: Path, cap: int, dtype: Any, batches: int = 1) -> dict[str, Any]:
+    """What rounding experts does to the logits of held-out text."""
     data: Any = build({"kind": "text", "path": str(model.parent / "corpus"), "length": shape.length}, DATA, "data")
-    ids = data.batches(batch=4, seed=0, split="valid").batch(0)["ids"]
-    exact, near = (open_model(model, experts=e)(ids[:, :-1])[0] for e in (None, ExpertMemory(cap=cap, dtype="int8")))
+    source = data.batches(batch=4, seed=0, split="valid")
+    ids = torch.cat([source.batch(i)["ids"] for i in range(batches)])
+    exact, near = (open_model(model, experts=e)(ids[:, :-1])[0] for e in (None, ExpertMemory(cap=cap, dtype=dtype)))
     bits = [float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())) / math.log(2) for logits in (exact, near)]
     return {
-        "bytes": float(ids[:, 1:].numel()),
+        "dtype": dtype,
+        "bytes": ids[:, 1:].numel(),
         "largest": float((near - exact).abs().max() / exact.abs().max()),
         "rms": float((near - exact).square().mean().sqrt() / exact.square().mean().sqrt()),
         "same_best": float((near.argmax(-1) == exact.argmax(-1)).float().mean()),
         "bits": bits[0],
-        "bits_int8": bits[1],
+        "bits_rounded": bits[1],
     }

@@ -141,7 +141,10 @@ def _generate_arguments(p: Parser) -> None:
         help="leave a mixture's experts on disk and keep at most so much of them, such as 200MB, 1.5GB or 300MiB",
     )
     p.add_argument(
-        "--expert-dtype", choices=("own", "int8"), default="own", help="of experts in that memory (default: own, the file's)"
+        "--expert-dtype",
+        choices=("own", "int8", "int4"),
+        default="own",
+        help="of experts in that memory (default: own, the file's)",
     )
     p.add_argument("--read-ahead", action="store_true", help="read experts that the next layer is likely to choose meanwhile")
 

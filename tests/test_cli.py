@@ -178,7 +178,8 @@ def test_generate_with_experts_on_disk(tmp_path, capsys):
     plain_text = say(capsys, *words)
     for size, more in ((f"{2 * one}B", []), ("20kB", ["--read-ahead"]), ("0.5GiB", [])):
         assert say(capsys, *words, "--expert-memory", size, *more) == plain_text
-    say(capsys, *words, "--expert-memory", "100kB", "--expert-dtype", "int8", "--save-state", tmp_path / "s")
+    for dtype in ("int4", "int8"):
+        say(capsys, *words, "--expert-memory", "100kB", "--expert-dtype", dtype, "--save-state", tmp_path / "s")
     assert say(capsys, "generate", tmp_path / "m", "--load-state", tmp_path / "s", "--max-tokens", 2)
     wrong = {
         f"one token needs in a layer take {2 * one:,}": ["--expert-memory", "6kB"],
@@ -186,7 +187,7 @@ def test_generate_with_experts_on_disk(tmp_path, capsys):
         "'0MB' is not a size": ["--expert-memory", "0MB"],
         "--expert-dtype: belongs to --expert-memory": ["--expert-dtype", "int8"],
         "--read-ahead: belongs to --expert-memory": ["--read-ahead"],
-        "invalid choice: 'int4'": ["--expert-dtype", "int4"],
+        "invalid choice: 'int2'": ["--expert-dtype", "int2"],
     }
     for line, mistake in wrong.items():
         with pytest.raises(SystemExit) as end:

@@ -1,10 +1,11 @@
 """Slots in memory for experts of one shape, and what fills them from a file."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import BFloat16, Float, Int8, UInt8
 from torch import Tensor
 
 from postformer.models.expert_file import ExpertFile, Place
@@ -37,13 +38,18 @@ class Slots:
         self.shape, self.count = shape, count
         self.parts = {part: torch.empty(count, *sizes, dtype=dtype) for part, sizes, dtype in shape.places}
 
-    @staticmethod
-    def slot_bytes(shape: Shape) -> int:
+    @classmethod
+    def refusal(cls, shape: Shape) -> str | None:
+        """Why these experts do not fit, where they do not."""
+        return None
+
+    @classmethod
+    def slot_bytes(cls, shape: Shape) -> int:
         """Of one slot."""
         return sum(torch.Size(sizes).numel() * dtype.itemsize for _, sizes, dtype in shape.places)
 
-    @staticmethod
-    def fixed_bytes(shape: Shape, readers: int) -> int:
+    @classmethod
+    def fixed_bytes(cls, shape: Shape, readers: int) -> int:
         """What is needed besides slots, with so many threads that read."""
         return 0
 
@@ -64,32 +70,47 @@ class Slots:
         yield Part(_networks(self.parts, self.shape), places)
 
 
-class Int8Slots(Slots):
-    """Matrices as int8 with a scale for each row: round(w / scale), scale = max |w| / 127 of the row. Each is made the file's dtype again
-    where it is used, in one slot that all share."""
+class RoundedSlots(Slots):
+    """Matrices in fewer bits, with scales. Each is made the file's dtype again where it is used, in one slot that all share."""
+
+    whole_columns: int
+    """A scale is of so many columns of a row, 0 for the whole row."""
+    packed: torch.dtype
+    per_byte: int
+    scale: torch.dtype
+    filling: int
+    using: int
+    """Bytes a number of ROWS rows that are taken on the way into a slot and out of it."""
 
     def __init__(self, shape: Shape, count: int):
         self.shape, self.count = shape, count
         self.parts, self.scales = {}, {}
-        for part, sizes, dtype in shape.places:
+        for part, (o, *i), dtype in shape.places:
             matrix = part.endswith("weight")
-            self.parts[part] = torch.empty(count, *sizes, dtype=torch.int8 if matrix else dtype)
+            sizes = (o, i[0] // self.per_byte) if matrix else (o,)
+            self.parts[part] = torch.empty(count, *sizes, dtype=self.packed if matrix else dtype)
             if matrix:
-                self.scales[part] = torch.empty(count, sizes[0])
+                self.scales[part] = torch.empty(count, o, self._groups(i[0]), dtype=self.scale)
         self.used = {part: torch.empty(1, *sizes, dtype=dtype) for part, sizes, dtype in shape.places}
 
-    @staticmethod
-    def slot_bytes(shape: Shape) -> int:
+    @classmethod
+    def _groups(cls, columns: int) -> int:
+        return columns // math.gcd(columns, cls.whole_columns)
+
+    @classmethod
+    def slot_bytes(cls, shape: Shape) -> int:
         found = 0
-        for part, sizes, dtype in shape.places:
-            found += torch.Size(sizes).numel() + 4 * sizes[0] if part.endswith("weight") else sizes[0] * dtype.itemsize
+        for part, (o, *i), dtype in shape.places:
+            row = i[0] // cls.per_byte + cls.scale.itemsize * cls._groups(i[0]) if part.endswith("weight") else dtype.itemsize
+            found += o * row
         return found
 
-    @staticmethod
-    def fixed_bytes(shape: Shape, readers: int) -> int:
-        """The slot in which an expert is used, and for each thread that reads the largest matrix and a few rows of it twice in fp32."""
-        largest = max(torch.Size(sizes).numel() * dtype.itemsize + 8 * ROWS * sizes[-1] for _, sizes, dtype in shape.places)
-        return Slots.slot_bytes(shape) + readers * largest
+    @classmethod
+    def fixed_bytes(cls, shape: Shape, readers: int) -> int:
+        """The slot in which an expert is used, for each thread that reads the largest matrix, and what a few rows take on the way."""
+        whole = max(torch.Size(sizes).numel() * dtype.itemsize for _, sizes, dtype in shape.places)
+        rows = ROWS * max(sizes[-1] for _, sizes, _ in shape.places)
+        return Slots.slot_bytes(shape) + cls.using * rows + readers * (whole + cls.filling * rows)
 
     def fill(self, file: ExpertFile, names: dict[str, str], expert: int, slot: int) -> None:
         for part, sizes, dtype in self.shape.places:
@@ -100,27 +121,78 @@ class Int8Slots(Slots):
             file.read(names[part], expert, whole)
             for i in range(0, len(whole), ROWS):
                 rows = slice(i, i + ROWS)
-                self.parts[part][slot, rows], self.scales[part][slot, rows] = rounded(whole[rows].float())
+                self.parts[part][slot, rows], self.scales[part][slot, rows] = self.rounded(whole[rows].float())
 
     def groups(self, experts: list[int], slots: list[int], count: int) -> Iterator[Part]:
         for expert, slot in zip(experts, slots, strict=True):
             for part, tensor in self.parts.items():
                 if part in self.scales:
-                    torch.mul(tensor[slot], self.scales[part][slot, :, None].to(self.used[part].dtype), out=self.used[part][0])
+                    self.restore(tensor[slot], self.scales[part][slot], self.used[part][0])
                 else:
                     self.used[part][0] = tensor[slot]
             places = torch.full((count,), -1)
             places[expert] = 0
             yield Part(_networks(self.used, self.shape), places)
 
+    @classmethod
+    def rounded(cls, w: Float[Tensor, "o i"]) -> tuple[Tensor, Tensor]:
+        """Rows of a matrix in few bits, and their scales."""
+        raise NotImplementedError
 
-DTYPES: dict[str, Callable[[Shape, int], Slots]] = {"own": Slots, "int8": Int8Slots}
+    @classmethod
+    def restore(cls, packed: Tensor, scales: Tensor, into: Float[Tensor, "o i"]) -> None:
+        """The matrix again."""
+        raise NotImplementedError
 
 
-def rounded(w: Float[Tensor, "o i"]) -> tuple[Int8[Tensor, "o i"], Float[Tensor, " o"]]:
-    """A matrix as int8 and the scale of each row."""
-    scale = torch.linalg.vector_norm(w, torch.inf, 1).clamp(min=torch.finfo(torch.float32).tiny) / 127
-    return (w / scale[:, None]).round_().to(torch.int8), scale
+class Int8Slots(RoundedSlots):
+    """round(w / scale) with scale = max |w| / 127 of the row."""
+
+    whole_columns, packed, per_byte, scale = 0, torch.int8, 1, torch.float32
+    filling, using = 8, 0
+
+    @classmethod
+    def rounded(cls, w: Float[Tensor, "o i"]) -> tuple[Int8[Tensor, "o i"], Float[Tensor, "o 1"]]:
+        scale = torch.linalg.vector_norm(w, torch.inf, 1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        return (w / scale).round_().to(torch.int8), scale
+
+    @classmethod
+    def restore(cls, packed: Int8[Tensor, "o i"], scales: Float[Tensor, "o 1"], into: Float[Tensor, "o i"]) -> None:
+        torch.mul(packed, scales.to(into.dtype), out=into)
+
+
+class Int4Slots(RoundedSlots):
+    """Sixteen steps for each 32 columns of a row, or the largest part of 32 that divides it: round(w / scale) from -8 to 7 with scale =
+    -w / 8 of the w that is largest in size, so that it is one of the steps. A byte holds two: of the group's first half in its lower bits,
+    of the second in the upper ones. 4.5 bits a weight with groups of 32."""
+
+    whole_columns, packed, per_byte, scale = 32, torch.uint8, 2, torch.bfloat16
+    filling, using = 16, 2
+
+    @classmethod
+    def refusal(cls, shape: Shape) -> str | None:
+        odd = [sizes[-1] for part, sizes, _ in shape.places if part.endswith("weight") and sizes[-1] % 2]
+        return f"int4 takes matrices with an even number of columns; one of these has {odd[0]}" if odd else None
+
+    @classmethod
+    def rounded(cls, w: Float[Tensor, "o i"]) -> tuple[UInt8[Tensor, "o half"], BFloat16[Tensor, "o g"]]:
+        groups = w.unflatten(1, (cls._groups(w.shape[1]), -1))
+        scales = (groups.gather(2, groups.abs().argmax(2, keepdim=True)) / -8).to(cls.scale)
+        steps = (groups / torch.where(scales == 0, 1, scales).float()).round_().clamp_(-8, 7).add_(8).to(torch.uint8)
+        low, high = steps.chunk(2, 2)
+        return (low | high << 4).flatten(1), scales[..., 0]
+
+    @classmethod
+    def restore(cls, packed: UInt8[Tensor, "o half"], scales: BFloat16[Tensor, "o g"], into: Float[Tensor, "o i"]) -> None:
+        for i in range(0, len(into), ROWS):
+            rows = slice(i, i + ROWS)
+            groups = into[rows].unflatten(1, (scales.shape[1], 2, -1))
+            steps = packed[rows].unflatten(1, (scales.shape[1], -1))
+            groups[:, :, 0], groups[:, :, 1] = steps & 15, steps >> 4
+            groups.sub_(8).mul_(scales[rows, :, None, None].to(into.dtype))
+
+
+DTYPES: dict[str, type[Slots]] = {"own": Slots, "int8": Int8Slots, "int4": Int4Slots}
 
 
 def _networks(parts: dict[str, Tensor], shape: Shape) -> Networks:

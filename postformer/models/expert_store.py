@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from postformer.ffn.moe import MoE
 from postformer.models.eviction import LRU, Cache, Count, Keys, LeastStale, NextUse, Visit
 from postformer.models.expert_file import ExpertFile, ExpertsError
-from postformer.models.expert_slots import DTYPES, PARTS, Int8Slots, Shape, Slots
+from postformer.models.expert_slots import DTYPES, PARTS, Shape, Slots
 from postformer.models.routing import mixtures
 from postformer.ops.expert_parts import Part, by_parts
 
@@ -40,8 +40,8 @@ class ExpertMemory:
 
     cap: int
     """Bytes for experts: slots and whatever else is needed to fill and use them."""
-    dtype: Literal["own", "int8"] = "own"
-    """int8 is rounded when it is read, so that four times as many of fp32 fit."""
+    dtype: Literal["own", "int8", "int4"] = "own"
+    """int8 and int4 are rounded when they are read, so that four and seven times as many of fp32 fit."""
     ahead: bool = False
     policy: Literal["next-use", "least-stale", "lru"] = "next-use"
     drop: bool = False
@@ -142,8 +142,10 @@ class ExpertStore:
 
     def _share(self) -> None:
         """Deal the cap to the pools: to each what one token needs, and the rest by the bytes of all their experts."""
-        kind = Int8Slots if self.memory.dtype == "int8" else Slots
+        kind = DTYPES[self.memory.dtype]
         pools = list(self.pools.values())
+        if refused := [why for pool in pools if (why := kind.refusal(pool.shape))]:
+            raise ExpertsError(f"expert memory: {refused[0]}")
         size = [kind.slot_bytes(pool.shape) for pool in pools]
         fixed = sum(kind.fixed_bytes(pool.shape, READERS) for pool in pools)
         least = fixed + sum(pool.least * one for pool, one in zip(pools, size, strict=True))

@@ -83,7 +83,7 @@ def test_a_tiny_run(tmp_path, monkeypatch, capsys):
     assert experts_disk.main() == 0
     said = capsys.readouterr().out
     assert "met     the same tokens: memory, warm" in said
-    assert f"| 12 of {TINY.depth * TINY.experts} |" in said
+    assert f"| 24 of {TINY.depth * TINY.experts} |" in said
     saved = json.loads((tmp_path / "quick" / "experts_disk.json").read_text())
     assert sorted(saved["runs"]) == sorted(ways)
     assert saved["runs"]["warm"][0]["bytes"] <= TINY.expert_bytes // experts_disk.SHARE

@@ -1,7 +1,9 @@
 """Experts that stay on disk: the same bits as in memory, a cap that holds, and files that are damaged."""
 
+import math
 import os
 import weakref
+from typing import Any
 
 import pytest
 import small
@@ -12,7 +14,7 @@ from postformer import state
 from postformer.config import UserError
 from postformer.models import expert_file
 from postformer.models.expert_file import ExpertsError
-from postformer.models.expert_slots import rounded
+from postformer.models.expert_slots import Int4Slots, Int8Slots
 from postformer.models.expert_store import ExpertMemory, expert_names
 from postformer.models.generation import Batch, Sampling, Stream, generate
 from postformer.models.hub import ModelError, load_model, save_model
@@ -86,9 +88,9 @@ def test_the_same_bits(preset, dtype, ahead, tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["lru", "least-stale", "next-use"])
-@pytest.mark.parametrize("dtype", ["own", "int8"])
+@pytest.mark.parametrize("dtype", ["own", "int8", "int4"])
 def test_the_cap_holds(dtype, policy, folder):
-    cap = 200_000
+    cap = 120_000 if dtype == "int4" else 200_000
     there = load_model(folder, experts=ExpertMemory(cap=cap, dtype=dtype, ahead=True, policy=policy))
     with torch.inference_mode():
         for shape in CALLS:
@@ -149,9 +151,9 @@ def test_experts_of_several_shapes(tmp_path):
 
 def test_int8(folder):
     w = torch.randn(9, 70) * torch.tensor([0.0, 1e-30, *[2.0**i for i in range(7)]])[:, None]
-    q, scale = rounded(w)
+    q, scale = Int8Slots.rounded(w)
     assert q.abs().max() == 127
-    assert ((q * scale[:, None] - w).abs() <= scale[:, None] * 0.501).all()
+    assert ((q * scale - w).abs() <= scale * 0.501).all()
     here, own, eighths = (
         load_model(folder, experts=e)
         for e in (None, ExpertMemory(cap=150_000), ExpertMemory(cap=150_000, dtype="int8", ahead=True))
@@ -164,7 +166,46 @@ def test_int8(folder):
     assert 0 < (exact - near).abs().max() < 0.01 * exact.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("columns", [64, 48, 6])
+def test_int4_rounds_each_group_to_its_sixteen_steps(columns: int, dtype: torch.dtype):
+    w = torch.randn(70, columns) * torch.tensor([0.0, 1e-30, *[2.0**i for i in range(68)]])[:, None]
+    packed, scales = Int4Slots.rounded(w)
+    group = math.gcd(columns, 32)
+    assert packed.shape == (70, columns // 2) and scales.shape == (70, columns // group)
+    restored = torch.full(w.shape, torch.nan, dtype=dtype)
+    Int4Slots.restore(packed, scales, restored)
+    groups, found, step = (x.float().unflatten(1, (-1, n)) for x, n in ((w, group), (restored, group), (scales, 1)))
+    within = torch.where(groups / step > 7.4, 1.04, 0.54)  # the end opposite to the largest lies a step further than 7
+    assert ((found - groups).abs() <= step.abs() * within).all()
+    largest = groups.abs().argmax(2, keepdim=True)
+    torch.testing.assert_close(found.gather(2, largest), groups.gather(2, largest), rtol=2**-7, atol=0)
+    assert (found[0] == 0).all()
+
+
+def test_int4_holds_more_and_errs_more(folder):
+    def loaded(dtype: Any) -> Any:
+        return load_model(folder, experts=ExpertMemory(cap=150_000, dtype=dtype))
+
+    here, eighths, fourths = load_model(folder), loaded("int8"), loaded("int4")
+    eight, four = (next(iter(m.experts.pools.values())) for m in (eighths, fourths))
+    assert four.cache.slots > eight.cache.slots
+    assert type(four.slots).slot_bytes(four.shape) < 0.7 * type(eight.slots).slot_bytes(eight.shape)
+    ids = torch.randint(257, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        exact, near, nearly = (m(ids)[0] for m in (here, eighths, fourths))
+    errors = [float((x - exact).norm() / exact.norm()) for x in (near, nearly)]
+    assert 0 < 4 * errors[0] < errors[1] < 0.2
+
+
 # ---------------------------------------------------------------- mistakes
+
+
+def test_int4_of_an_odd_width_is_refused(tmp_path):
+    made = LanguageModel(61, dim=16, depth=1, ffns=({"kind": "moe", "hidden": 7},))
+    save_model(made, tmp_path)
+    with pytest.raises(ExpertsError, match="int4 takes matrices with an even number of columns; one of these has 7"):
+        load_model(tmp_path, experts=ExpertMemory(cap=100_000, dtype="int4"))
 
 
 def test_what_is_refused(folder, tmp_path):
