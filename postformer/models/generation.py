@@ -66,15 +66,18 @@ def choose(logits: Float[Tensor, " v"], sampling: Sampling, occurred: set[int], 
     probability = (logits / sampling.temperature).softmax(0)
     if not bool(probability.isfinite().all()):
         raise UserError("temperature and repetition_penalty: too near 0 to compute with")
-    ranked, order = probability.sort(descending=True, stable=True)
-    keep = torch.ones_like(ranked, dtype=torch.bool)
-    if sampling.top_k:
-        keep[sampling.top_k :] = False
-    kept = ranked * keep
-    kept = kept / kept.sum()
-    keep &= kept.cumsum(0) - kept < sampling.top_p
-    keep &= ranked >= sampling.min_p * ranked[0]
-    return int(order[torch.multinomial((ranked * keep).cpu(), 1, generator=generator)])
+    kept, order = probability, None
+    if 0 < sampling.top_k < len(probability):
+        kept, order = probability.topk(sampling.top_k)
+    elif sampling.top_p < 1:
+        kept, order = probability.sort(descending=True, stable=True)
+    if sampling.top_p < 1:
+        share = kept / kept.sum()
+        kept = kept * (share.cumsum(0) - share < sampling.top_p)
+    if sampling.min_p:
+        kept = kept * (kept >= sampling.min_p * probability.max())
+    drawn = torch.multinomial(kept.cpu(), 1, generator=generator)
+    return int(drawn if order is None else order[drawn])
 
 
 class Row:
