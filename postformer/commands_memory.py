@@ -24,7 +24,8 @@ def read(args: argparse.Namespace) -> int:
     folder = model_folder(args.model)
     model, memory = _begin(folder, args, begin=reading_of(folder) is None)
     began, saved = memory.tokens, time.monotonic()
-    keeping = args.keep and file.exists() and not any(source.back for source in memory.sources)
+    resumed = {source.name for source in memory.sources if source.back} & set(map(str, args.texts))
+    keeping = args.keep and file.exists() and not resumed
 
     def after_chunk(text: Path, size: int, done: int) -> bool:
         nonlocal keeping, saved
@@ -127,7 +128,8 @@ def _rate(rates: Any, kind: str, tokens: int) -> str:
     found = rates.of(kind, tokens) if rates else None
     if found:
         facts = f" with at most {rates.data['facts']:,} facts" if rates.data.get("facts") else ""
-        return f"right: {found} on questions of this kind ({kind}) after {found.length:,} tokens of {rates.data['kind']}{facts}"
+        texts = f"of generated texts ({rates.data['kind']}{facts}), not of yours"
+        return f"right: {found} on questions of this kind ({kind}) after {found.length:,} tokens {texts}"
     lengths = [rate.length for rate in rates.rates if rate.kind == kind] if rates else []
     measured = f", only up to {max(lengths):,}" if lengths else ""
     return f"right: not measured on questions of this kind ({kind}) after {tokens:,} tokens{measured}"
@@ -205,19 +207,20 @@ def memory(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
+    from postformer.models.memory import note_of
     from postformer.state import header
 
     found = header(args.file)
-    note = found.note
+    note = note_of(found, args.file)
     print(f"model    {found.model[:12]}")
-    print(f"written  {note.get('written', 'not told')}")
-    print(f"read     {note.get('tokens', 0):,} tokens")
+    print(f"written  {note.written or 'not told'}")
+    print(f"read     {note.tokens:,} tokens")
     print(f"state    {found.nbytes:,} bytes, in a file of {args.file.stat().st_size:,}")
     print(f"this     {found.sha256[:12]}")
-    print(f"parent   {(note.get('parent') or 'none')[:12]}")
-    for source in note.get("sources", []):
-        left = f", {source['back']:,} of them half read" if source["back"] else ""
-        print(f"text     {source['name']}: {source['size']:,} bytes{left}")
+    print(f"parent   {(note.parent or 'none')[:12]}")
+    for source in note.sources:
+        left = f", {source.back:,} of them half read" if source.back else ""
+        print(f"text     {source.name}: {source.size:,} bytes{left}")
     return 0
 
 
@@ -255,15 +258,14 @@ def _rollback(args: argparse.Namespace) -> int:
 
 
 def _line(found: Any) -> str:
+    from postformer.models.memory import note_of
     from postformer.state import StateError
 
     try:
-        note = found.header.note
+        note = note_of(found.header, found.path)
     except StateError as e:
-        return f"snapshot {found.number}: damaged: {e}"
-    return (
-        f"snapshot {found.number}, written {note.get('written', 'at a time not told')}, {note.get('tokens', 0):,} tokens read"
-    )
+        return f"snapshot {found.number}: {e}"
+    return f"snapshot {found.number}, written {note.written or 'at a time not told'}, {note.tokens:,} tokens read"
 
 
 ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,18 +31,24 @@ def sync(path: str | Path) -> None:
 
 
 @contextmanager
-def durable_file(path: str | Path) -> Iterator[Path]:
+def durable_file(path: str | Path, like: str | Path | None = None) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it becomes `path` in one step that survives a power loss.
 
     On an error the old file stays as it was and the temporary one is removed; the OSError names `path`. A link is followed;
-    what is there and no regular file, such as a device, is refused with an OSError.
+    what is there and no regular file, such as a device, is refused with an OSError. Who may read the old file may read the new
+    one; of a new file, who may read `like`.
     """
     path = Path(path)
     path = path.resolve() if path.is_symlink() else path
     if path.exists() and not path.is_file():
         raise OSError(errno.EEXIST, "is there and no regular file", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    model = path if path.exists() else like
     try:
+        if model is not None:
+            mode = stat.S_IMODE(Path(model).stat().st_mode)
+            temporary.touch(mode=stat.S_IRUSR | stat.S_IWUSR)
+            temporary.chmod(mode | stat.S_IRUSR | stat.S_IWUSR)
         yield temporary
         sync(temporary)
         temporary.replace(path)
@@ -53,9 +60,9 @@ def durable_file(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_durably(path: str | Path, data: bytes | str) -> None:
+def write_durably(path: str | Path, data: bytes | str, like: str | Path | None = None) -> None:
     """Write a whole file durably (see `durable_file`)."""
-    with durable_file(path) as temporary:
+    with durable_file(path, like) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 

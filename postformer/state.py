@@ -203,7 +203,7 @@ def rewrite(path: str | Path, new: str | Path, note: dict[str, Any]) -> None:
     """Write the state of a file to another one, under another note. Raises StateError as `header` does."""
     tensors, meta, _ = _checked(Path(path))
     text = json.dumps(note)
-    write_durably(new, to_bytes(tensors, metadata={**meta, "note": text, "sha256": _checksum(tensors, text)}))
+    write_durably(new, to_bytes(tensors, metadata={**meta, "note": text, "sha256": _checksum(tensors, text)}), like=path)
 
 
 def _checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Any]]:

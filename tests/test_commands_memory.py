@@ -10,6 +10,7 @@ import small
 from test_cli import say
 
 from postformer import state as states
+from postformer.cli import main
 from postformer.config import plain
 from postformer.data import Diary
 from postformer.models.hub import save_model
@@ -96,6 +97,26 @@ def test_a_reading_that_is_stopped_goes_on(here, monkeypatch, capsys):
     say(capsys, "read", "run", "diary.txt", "--memory", "m")
     assert states.header("m").note["sources"] == states.header("whole").note["sources"]
     assert say(capsys, "memory", "snapshots", "m") == "m: has no snapshot\n", "an interrupted reading is one reading"
+    with monkeypatch.context() as m:
+        count.clear()
+        m.setattr(Memory, "read", stopped)
+        say(capsys, "read", "run", "diary.txt", "--memory", "other", code=130)
+    Path("more.txt").write_text("Another text.")
+    say(capsys, "read", "run", "more.txt", "--memory", "other")
+    assert "snapshot 1, " in say(capsys, "memory", "snapshots", "other"), "of what is half read, before another text"
+
+
+@pytest.mark.parametrize("note", [{"tokens": "many"}, {"sources": ["book"]}, {"parent": 7}])
+def test_a_state_with_a_note_of_its_own_is_told_apart(here, capsys, note):
+    model = open_model(Path("run"))
+    states.save(model.init_state(1), "m", model, note)
+    for action in ("show", "snapshot"):
+        with pytest.raises(SystemExit) as end:
+            main(["memory", action, "m"])
+        assert end.value.code == 2 or action == "snapshot"
+        out, err = capsys.readouterr()
+        assert "holds a state, but its note is not that of a memory" in out + err
+        assert (out + err).count("\n") == 1
 
 
 def test_ask_leaves_the_memory_as_it_is(here, capsys):
@@ -121,7 +142,7 @@ def test_ask_leaves_the_memory_as_it_is(here, capsys):
     for row in table:
         assert re.fullmatch(
             r"right: \d+\.\d% \(95% interval [\d.]+ to [\d.]+, \d+ of \d+\) on questions of this kind \((direct|combined)\) "
-            r"after 5,000 tokens of diary with at most \d+ facts",
+            r"after 5,000 tokens of generated texts \(diary with at most \d+ facts\), not of yours",
             row[2],
         )
     assert Path("m").read_bytes() == before

@@ -146,18 +146,31 @@ def writes(e: Evidence) -> Table:
 
 
 def passages(e: Evidence) -> Table:
-    """Which passages the methods that keep the text were given, and what else was tried."""
+    """Which passages the methods that keep the text were given at each length, and what else was tried."""
     rows = []
-    for method, found in e["passages"].items():
-        for one in found["tried"]:
-            taken = all(one[key] == value for key, value in found["chosen"].items())
-            sizes = (Number(one["size"], "", "counted"), Number(one["k"], "", "counted"))
-            shares = (per_cent([(one[key], one["asked"])]) for key in ("held", "right"))
-            rows.append((NAMES[method], *sizes, *shares, "taken" if taken else ""))
+    for method, lengths in e["passages"].items():
+        for found in lengths:
+            for size in sorted({one["size"] for one in found["tried"]}):
+                tried = [one for one in found["tried"] if one["size"] == size]
+                best = max(tried, key=lambda one: (one["right"], one["held"], -one["k"]))
+                all_k = ", ".join(f"{one['k']}: {one['right']}" for one in tried)
+                taken = found["chosen"] == {"size": size, "k": best["k"]}
+                shares = (per_cent([(best[key], best["asked"])]) for key in ("held", "right"))
+                numbers = (Number(found["words"], "", "counted"), Number(size, "", "counted"), Number(best["k"], "", "counted"))
+                rows.append((NAMES[method], *numbers, *shares, all_k, "taken" if taken else ""))
     return Table(
         "Passages",
-        ("method", "tokens of a passage", "passages read", "the answer is in them", "right", ""),
+        (
+            "method",
+            "words",
+            "tokens of a passage",
+            "passages read",
+            "the statement is in them",
+            "right",
+            "right by passages read",
+            "",
+        ),
         tuple(rows),
-        note="Tried on diaries apart from those that are asked; the one that answers most is taken, of equal ones that which finds most, "
-        "then that which reads least.",
+        note="Tried on diaries of that length apart from those that are asked; the setting that answers most is taken, of equal ones that "
+        "which finds most, then that which reads least. A statement that is cut in two is in no passage.",
     )

@@ -7,12 +7,14 @@ import dataclasses
 import math
 import random
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 from postformer.claims import tasks
@@ -24,7 +26,8 @@ from postformer.data.diary import HEADING, Diaries, Diary, sentences
 from postformer.data.diary import written as pieces_of
 from postformer.data.facts import UNKNOWN
 from postformer.data.reading import FILLER, asking, chunks
-from postformer.data.statements import Kind
+from postformer.data.statements import GAP, Kind
+from postformer.files import durable_file
 from postformer.models.encoder import TextEncoder
 from postformer.models.language import LanguageModel
 from postformer.models.readers import Reader, StateReader, tokens_of
@@ -51,18 +54,19 @@ SHORTEST, PLAIN = 104, 116
 all is told in plain words."""
 TRAINING = 1 << 20
 """Seeds of the diaries that the tokenizer is made of begin here; those that are asked lie below."""
-PASSAGES = tuple((size, share) for size in (16, 32, 64) for share in (0.25, 1.0))
-"""Settings of retrieval that are tried: tokens of a passage, and the share of the reader's training length that passages fill."""
-TRIED_WORDS, TRIED_FACTS, TRIED_DIARIES = 32_000, 8, 2
-"""Diaries on which they are, apart from those that are asked."""
+SIZES, FEW, SHARES = (16, 32, 64), (1, 2, 3), (0.25, 1.0)
+"""Settings of retrieval that are tried: tokens of a passage, how many are read, and shares of the training length that they fill."""
+TRIED_FACTS, TRIED_DIARIES, WORDS_A_FACT = 32, 2, 60
+"""Diaries on which they are, of each length that is asked and apart from those that are, with a fact for so many words at most."""
 ROOM = 64
 """Tokens of the training length that are left for the question and its answer."""
 ENCODED, ENCODER_STEPS = 700, 150
 """Bytes of the diaries that the encoder learns from, and its steps: about ten seconds."""
 ASKED_FROM = 1 << 16
 """Seeds of the diaries that are asked begin here: those from 0 on were looked at while the recipe was sought."""
-APART = 1 << 24
-"""Each seed's model is asked diaries of its own, whose seeds begin so far apart."""
+APART, CELL, CELLS = 1 << 24, 1 << 8, 1 << 11
+"""Each seed's model is asked diaries of its own, whose seeds begin APART from each other, and those of each number of words, facts and kind
+at one of CELLS places CELL apart: no two cells ask the same."""
 CHUNK = 1024
 """Tokens that a reader is given at once."""
 ASKED = 32
@@ -103,54 +107,66 @@ def world(run: Run) -> dict[str, Any]:
 
 
 class Readers:
-    """New readers of each method, with the trained models of its run; `retrieval` are the words of each RetrievalReader."""
+    """New readers of each method, with the trained models of its run; `retrieval` is what `choose` found for each RetrievalReader."""
 
     def __init__(self, ctx: Context, runs: Mapping[str, Run]):
         self.ctx, self.runs = ctx, runs
-        self.retrieval: dict[str, dict[str, Any]] = {}
+        self.retrieval: dict[str, list[dict[str, Any]]] = {}
 
     def run(self, method: str) -> Run:
         """What its model was trained by."""
         return self.runs[method if method in self.runs else ANSWERS]
 
-    def new(self, method: str, seed: int, **retrieval: Any) -> Reader:
-        """One that has read nothing."""
+    def new(self, method: str, seed: int, words: int = 0, **retrieval: Any) -> Reader:
+        """One that has read nothing, for a diary of so many words."""
         model = open_model(tasks.folder(self.ctx, self.run(method), seed))
         if method not in (BY_WORDS, BY_MEANING):
             return StateReader(model, ask=asking)
         rank = Dense(encoder(self.ctx, world(self.run(method)), seed).encode) if method == BY_MEANING else None
-        return RetrievalReader(model, ask=asking, rank=rank, **(retrieval or self.retrieval[method]))
+        return RetrievalReader(model, ask=asking, rank=rank, **(retrieval or self.setting(method, words)))
 
-    def choose(self, method: str) -> dict[str, Any]:
-        """Try PASSAGES with the first seed's model on diaries apart from those that are asked: what each found and answered, and the one
-        that answered most ("chosen"); of equal ones that which found most, then that which reads least."""
+    def setting(self, method: str, words: int) -> dict[str, Any]:
+        """The passages that were chosen for the length nearest to so many words."""
+        return min(self.retrieval[method], key=lambda one: abs(math.log(one["words"] / max(words, 1))))["chosen"]
+
+    def choose(self, method: str, words: int, span: tuple[float, float]) -> dict[str, Any]:
+        """Try SIZES, FEW and SHARES with the first seed's model on diaries of so many words: what each found and answered, and the one that
+        answered most ("chosen"); of equal ones that which found most, then that which reads least."""
         length, seed = self.run(method).data["length"] - ROOM, self.ctx.seeds[0]
-        told = {"facts": TRIED_FACTS, "kinds": ("single",), **world(self.run(method))}
-        diaries = [Diary(words=TRIED_WORDS, seed=TRAINING + MADE_OF + MADE_OF_TEXT + i, **told) for i in range(TRIED_DIARIES)]
+        facts = min(TRIED_FACTS, max(1, words // WORDS_A_FACT))
+        told = {"facts": facts, "kinds": ("single",), "span": span, **world(self.run(method))}
+        first = TRAINING + MADE_OF + MADE_OF_TEXT
+        diaries = [Diary(words=words, seed=first + i, **told) for i in range(TRIED_DIARIES)]
         tried = []
         with process.threads(self.ctx.threads):
-            for size, share in PASSAGES:
-                setting, found = {"size": size, "k": max(1, int(share * length / size))}, Counter[str]()
+            for size in SIZES:
+                counts = [*FEW, *(max(1, int(share * length / size)) for share in SHARES)]
+                found = {k: Counter[str]() for k in sorted({k for k in counts if k * size <= length})}
                 for diary in diaries:
-                    kept = self.new(method, seed, **setting)
-                    for ids in streamed(diary, kept.tokens):  # type: ignore[attr-defined]
+                    kept = self.new(method, seed, size=size, k=1)
+                    assert isinstance(kept, RetrievalReader)
+                    for ids in streamed(diary, kept.tokens):
                         kept.write(ids)
-                    found += _asked(kept, diary)
-                tried.append({**setting, **{key: found[key] for key in ("right", "held", "asked")}})
+                    for kept.k, counted in found.items():
+                        counted += _asked(kept, diary)
+                tried += [{"size": size, "k": k, **{of: n[of] for of in ("right", "held", "asked")}} for k, n in found.items()]
         best = max(tried, key=lambda one: (one["right"], one["held"], -one["size"] * one["k"]))
-        return {"tried": tried, "chosen": {key: best[key] for key in ("size", "k")}}
+        return {"words": words, "tried": tried, "chosen": {key: best[key] for key in ("size", "k")}}
 
 
 def encoder(ctx: Context, told: dict[str, Any], seed: int) -> TextEncoder:
     """The seed's encoder of BY_MEANING, trained on diaries that tell so where it is not there yet."""
     path, found = ctx.files / f"encoder-{seed}.safetensors", TextEncoder()
-    if path.exists():
+    try:
         load_model(found, path)
         return found.eval()
+    except (OSError, SafetensorError, RuntimeError):  # it is not there, or not whole
+        found = TextEncoder()
     with process.threads(ctx.threads):
         diaries = Diaries(length=ENCODED, kinds=("single", "updated"), **told)
         found = fit_encoder(asked_pairs(diaries, seed=seed), steps=ENCODER_STEPS, seed=seed)
-    save_model(found, str(path))
+    with durable_file(path) as temporary:
+        save_model(found, str(temporary))
     return found
 
 
@@ -176,8 +192,8 @@ def recall(
 ) -> dict[str, Any] | None:
     """How many questions at the end of new diaries every seed's model answers rightly, or with the outdated value, and what it cost.
 
-    `each` counts those that are right and all, of every seed, or of a single one's every diary. `held` counts the questions whose answer
-    stands in the passages that were found. With `timed`, `stream` is the cost of reading on at the last diary's begin and end, for a
+    `each` counts those that are right and all, of every seed, or of a single one's every diary. `held` counts the questions whose statement
+    stands whole in a passage that was found. With `timed`, `stream` is the cost of reading on at the last diary's begin and end, for a
     reader of a state. None where reading takes longer than `within_s`.
     """
     ctx, until = readers.ctx, time.perf_counter() + within_s
@@ -189,8 +205,8 @@ def recall(
         for seed in ctx.seeds:
             own = list[Counter[str]]()
             for number in range(diaries):
-                diary = Diary(words=words, seed=ASKED_FROM + APART * seed + number, **told)
-                kept = readers.new(method, seed)
+                diary = Diary(words=words, seed=ASKED_FROM + APART * seed + _place(words, facts, kind) + number, **told)
+                kept = readers.new(method, seed, words)
                 try:
                     early = _read(ctx, kept, diary, f"{method}: diary of {words:,} words", until)
                 except TimeoutError:
@@ -220,6 +236,11 @@ def recall(
         "answer_s": total["answer_ns"] / 1e9 / total["questions"],
         **last,
     }
+
+
+def _place(words: int, facts: int, kind: Kind) -> int:
+    """Where the seeds of such diaries begin, apart from those of others."""
+    return CELL * (1 + zlib.crc32(f"{words} {facts} {kind}".encode()) % (CELLS - 1))
 
 
 @torch.inference_mode()
@@ -287,7 +308,8 @@ def _asked(kept: Reader, diary: Diary) -> Counter[str]:
         said = kept.answer(question.text)
         found["right"] += said == question.answer
         if isinstance(kept, RetrievalReader):
-            found["held"] += any(question.answer in kept.passages.text(n) for n in kept.find(question.text))
+            statement = question.gap.replace(GAP, question.answer)
+            found["held"] += bool(statement) and any(statement in kept.passages.text(n) for n in kept.find(question.text))
         found["unknown"] += said == UNKNOWN
         found["outdated"] += bool(question.outdated) and said == question.outdated
     return found

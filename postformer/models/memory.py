@@ -44,6 +44,25 @@ class Source:
     skip: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """What a memory's file says of what was read."""
+
+    tokens: int = 0
+    sources: list[Source] = dataclasses.field(default_factory=list)
+    parent: str | None = None
+    written: str | None = None
+
+
+def note_of(found: states.Header, path: str | Path) -> Note:
+    """Of a file's header. Raises StateError for a state that is saved with another note."""
+    names = {field.name for field in dataclasses.fields(Note)}
+    try:
+        return parse(Note, {name: value for name, value in found.note.items() if name in names})
+    except (ConfigError, AttributeError) as e:
+        raise states.StateError(f"{path}: holds a state, but its note is not that of a memory") from e
+
+
 @dataclasses.dataclass
 class Memory:
     """All that continues a text: the state, the newest token (which the state has not read; None where nothing was), the tokens that
@@ -86,7 +105,13 @@ class Memory:
             self.occurred |= set(ids)
 
     def save(self, path: str | Path, model: LanguageModel) -> None:
-        """Write one file that names its model, durably: whole or not at all."""
+        """Write one file that names its model, durably: whole or not at all. Raises MemoryFileError for a state that is not finite, and
+        leaves the file as it was."""
+        if not all(bool(leaf.isfinite().all()) for _, leaf in states.leaves(self.state)):
+            raise MemoryFileError(
+                f"{path}: not written: after {self.tokens:,} tokens the state is not finite, the model's memory has diverged; "
+                "what the file held stays, and its snapshots"
+            )
         note = {
             "last": self.last,
             "occurred": sorted(self.occurred),
@@ -106,14 +131,13 @@ class Memory:
             ids = [note["last"], *note["occurred"]]
             generator = None if note["generator"] is None else bytes.fromhex(note["generator"])
             torch_generator(0, generator)
-            sources = [parse(Source, source) for source in note.get("sources", [])]
-            tokens = parse(int, note.get("tokens", 0))
+            told = parse(Note, {name: note[name] for name in ("tokens", "sources", "parent") if name in note})
         except (KeyError, TypeError, ValueError, RuntimeError, ConfigError):
-            ids, generator, sources, tokens = [], None, [], 0
+            ids, generator, told = [], None, Note()
         valid = all(isinstance(i, int) and 0 <= i < model.vocab for i in ids)
         if not ids or not valid or states.rows(state) != 1:
             raise states.StateError(f"{path}: holds a state, but not the one text that `generate` continues")
-        return Memory(state, ids[0], set(ids[1:]), generator, tokens, sources, note.get("parent"))
+        return Memory(state, ids[0], set(ids[1:]), generator, told.tokens, told.sources, told.parent)
 
 
 def torch_generator(seed: int, state: bytes | None) -> torch.Generator:
@@ -145,8 +169,9 @@ def read_file(
     path = Path(path)
     with path.open("rb") as file:
         number = None if again else _known(memory.sources, file, path)
-        source = Source(str(path), 0, "") if number is None else memory.sources[number]
-        number = len(memory.sources) if number is None else number
+        source = Source(str(path), 0, "") if number is None else dataclasses.replace(memory.sources[number], name=str(path))
+        if number is None or memory.sources[number].name != str(path):  # another file begins with it: both stay known
+            number = len(memory.sources)
         digest, size, skip = hashlib.sha256(), source.size, source.skip
         file.seek(0)
         _feed(digest, file, size)
@@ -184,9 +209,9 @@ def _feed(digest: Any, file: BinaryIO, size: int) -> int:
 
 
 def _known(sources: Sequence[Source], file: BinaryIO, path: Path) -> int | None:
-    """The number of the longest text in the record with which the file begins."""
+    """The number of the longest text in the record with which the file begins, of several the one of that name."""
     digest, at, found = hashlib.sha256(), 0, None
-    for number in sorted(range(len(sources)), key=lambda i: sources[i].size):
+    for number in sorted(range(len(sources)), key=lambda i: (sources[i].size, sources[i].name == str(path))):
         at += _feed(digest, file, sources[number].size - at)
         if at == sources[number].size and digest.hexdigest() == sources[number].sha256:
             found = number

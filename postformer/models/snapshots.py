@@ -49,7 +49,7 @@ def snapshot(path: str | Path, keep: int = 0) -> Snapshot:
     number = found[-1].number + 1 if found else 1
     target = folder(path) / f"{number:04d}"
     target.parent.mkdir(exist_ok=True)
-    write_durably(target, path.read_bytes())
+    write_durably(target, path.read_bytes(), like=path)
     for old in found[: max(0, len(found) + 1 - keep)] if keep else ():
         old.path.unlink()
     return Snapshot(number, target)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from test_laws import CASES
 
 from postformer import state as states
 from postformer.models import memory as module
+from postformer.models import snapshots
 from postformer.models.language import LanguageModel
 from postformer.models.memory import Memory, MemoryFileError, Source, read_file
 from postformer.tokens.text import BPE, Bytes
@@ -34,7 +36,7 @@ def same(a: Memory, b: Memory, atol: float = 0.0) -> None:
     assert (a.last, a.occurred, a.tokens) == (b.last, b.occurred, b.tokens)
     for (name, x), (other, y) in zip(states.leaves(a.state), states.leaves(b.state), strict=True):
         assert name == other
-        torch.testing.assert_close(x, y, rtol=0, atol=atol, equal_nan=True)
+        torch.testing.assert_close(x, y, rtol=0, atol=atol)
 
 
 @pytest.fixture(autouse=True)
@@ -110,10 +112,45 @@ def test_only_what_is_new_is_read(text, tmp_path):
     (other := tmp_path / "copy.txt").write_text(TEXT + "and more")
     read_file(m, memory, other)
     assert memory.tokens == len(TEXT) + 8
-    assert [s.size for s in memory.sources] == [len(TEXT) + 8]
+    assert [(s.name, s.size) for s in memory.sources] == [(str(text), len(TEXT)), (str(other), len(TEXT) + 8)]
+    for path in (text, other):
+        read_file(m, memory, path)
+    assert memory.tokens == len(TEXT) + 8, "both are known, whichever begins with the other"
+    other.write_text(TEXT + "and more, and more")
+    read_file(m, memory, other)
+    read_file(m, memory, text)
+    assert memory.tokens == len(TEXT) + 18 and len(memory.sources) == 2
     read_file(m, memory, text, again=True)
-    assert memory.tokens == len(TEXT) + 8 + len(TEXT)
-    assert [s.size for s in memory.sources] == [len(TEXT) + 8, len(TEXT)]
+    assert memory.tokens == len(TEXT) + 18 + len(TEXT)
+    assert [s.size for s in memory.sources] == [len(TEXT), len(TEXT) + 18, len(TEXT)]
+
+
+def test_a_state_that_is_not_finite_is_not_written(text, tmp_path):
+    m = small.model()
+    memory = Memory.fresh(m)
+    read_file(m, memory, text)
+    memory.save(path := tmp_path / "m", m)
+    kept = path.read_bytes()
+    with torch.no_grad():
+        m.backbone.blocks[0].mixer.A_log.fill_(torch.nan)
+    memory.read(m, [65, 66])
+    with pytest.raises(MemoryFileError, match=rf"m: not written: after {len(TEXT) + 2:,} tokens the state is not finite"):
+        memory.save(path, m)
+    assert path.read_bytes() == kept
+
+
+def test_who_may_read_a_memory_stays_as_it_was(text, tmp_path):
+    m = small.model()
+    memory = Memory.fresh(m)
+    read_file(m, memory, text)
+    memory.save(path := tmp_path / "m", m)
+    path.chmod(0o600)
+    memory.read(m, [65])
+    memory.save(path, m)
+    copy = snapshots.snapshot(path).path
+    snapshots.fork(path, tmp_path / "other")
+    snapshots.rollback(path)
+    assert {stat.S_IMODE(p.stat().st_mode) for p in (path, copy, tmp_path / "other")} == {0o600}
 
 
 def test_a_text_that_changed_is_refused(text):
