@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from postformer.claims.peak import resident
 from postformer.claims.stamp import closed, stamp
 from postformer.claims.stats import ratio_interval
+from postformer.cli import positive
 from postformer.config import UserError, build
 from postformer.files import write_durably
 from postformer.mixers import MIXERS
@@ -172,7 +173,7 @@ def verdicts(rows: list[dict[str, Any]], memory: dict[str, dict[str, int]], shar
 def main() -> int:
     """Measure, print, and write the file. Raises UserError."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument(
         "--lengths", type=lambda s: [int(n) for n in s.split(",")], default=list(LENGTHS), help="tokens, by commas"
     )
@@ -188,6 +189,8 @@ def main() -> int:
         return 0
     if odd := [n for n in args.lengths if n not in SECONDS]:
         raise UserError(f"--lengths: unknown {odd[0]}; choose from {', '.join(map(str, SECONDS))}")
+    if args.out.is_dir() or (args.out.parent.exists() and not args.out.parent.is_dir()):
+        raise UserError(f"--out {args.out}: name a file in a folder")
     if args.quick:
         args.lengths = [1024]
     stamped = stamp(command=["python", *sys.argv], threads=args.threads)

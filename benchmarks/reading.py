@@ -278,6 +278,8 @@ def main() -> int:
     args.methods = args.methods.split(",")
     if unknown := [m for m in args.methods if m not in METHODS]:
         raise UserError(f"--methods: unknown '{unknown[0]}'; choose from {', '.join(METHODS)}")
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out {args.out}: is a file; name a folder")
     args.out.mkdir(parents=True, exist_ok=True)
     (timings if args.time else study)(args)
     print(render(args.name, args.out))

@@ -136,7 +136,7 @@ class Attention(nn.Module):
         q, k, v, past = self.project(x, held.conv, packing)
         position = packing.positions(held.seen, t)
         q, k = rotate(torch.cat([q, k], 2), position, self.rope_base).split([self.heads, self.groups], 2)
-        if packing is not WHOLE:
+        if not packing.whole:
             y, after = self._read_packed(q, k, v, position, held, packing)
             return self.out(y.flatten(2)), None if state is None else after._replace(conv=past)
         if state is None:

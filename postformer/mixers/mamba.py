@@ -123,7 +123,7 @@ class Mamba(nn.Module):
     ) -> tuple[Float[Tensor, "b t d"], MambaState | None]:
         """Continue from the state over the new tokens; returns the output and the state after them."""
         past, h = state if state is not None else self.init_state(len(x))
-        if state is not None and packing is WHOLE and self.bare() and serves(x, state, weights := self.weights()):
+        if state is not None and packing.whole and self.bare() and serves(x, state, weights := self.weights()):
             stepped = self._step(x[:, 0], [state], [weights])
             if stepped is None:
                 y, *after = mamba_step(x[:, 0], *state, weights)

@@ -2,7 +2,7 @@
 
 Behrouz et al. 2024 (arXiv 2501.00663), sections 3 and 4.4.
 
-    q, k, v = SiLU(conv(in(p || x)));  q, k = q / |q|, k / |k|;  y = M_t(q_t) after the update by (k_t, v_t), postformer/ops/memory.py
+    q, k, v = SiLU(conv(in(x))), of p before by itself;  q, k = q / |q|, k / |k|;  y = M_t(q_t) after the update by (k_t, v_t), postformer/ops/memory.py
     out(RMSNorm(y) * SiLU(z))
 
 What the paper leaves open is an option here; docs/titans.md gives the reasons for the defaults.
@@ -96,9 +96,9 @@ class LMM(Writer):
             if value < least:
                 of = f" (heads={heads} of dim={dim})" if name == "head_dim" and head_dim is None else ""
                 raise ValueError(f"{name}={value} must be at least {least}{of}")
-        if rate is not None and rate <= 0:
+        if rate is not None and not rate > 0:
             raise ValueError(f"rate={rate} must be above 0")
-        if damping is not None and damping <= 0:
+        if damping is not None and not damping > 0:
             raise ValueError(f"damping={damping} must be above 0")
         given = {
             "network": network,

@@ -250,7 +250,7 @@ def _part(name: str, spec: Spec, default: Spec, dim: int, persistent: int = 0) -
 
 def _read(part: Any, x: Tensor, state: Any, packing: Packing) -> tuple[Tensor, Any]:
     """A mixer of another package may know nothing of packed rows."""
-    return part(x, state) if packing is WHOLE else part(x, state, packing)
+    return part(x, state) if packing.whole else part(x, state, packing)
 
 
 def _kept(

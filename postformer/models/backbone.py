@@ -51,7 +51,7 @@ class Block(nn.Module):
         self, x: Float[Tensor, "b t d"], state: Any = None, packing: Packing = WHOLE
     ) -> tuple[Float[Tensor, "b t d"], Any]:
         """Residual stream in, residual stream and new state out."""
-        words = {} if packing is WHOLE else {"packing": packing}
+        words = {} if packing.whole else {"packing": packing}
         if words and not self.packs:
             raise UserError(
                 f"{type(self.mixer).__name__}: its forward takes no `packing`, so it cannot read packed or padded rows"
@@ -115,7 +115,7 @@ class Backbone(nn.Module):
         if packing.lengths is not None and not bool(((packing.lengths >= 0) & (packing.lengths <= x.shape[1])).all()):
             raise ValueError(f"packing.lengths: expected 0 to {x.shape[1]} tokens a row, got {packing.lengths.tolist()}")
         blocks, after = list(self.blocks), []
-        token = state is not None and packing is WHOLE and x.shape[1] == 1 and torch.is_inference_mode_enabled()
+        token = state is not None and packing.whole and x.shape[1] == 1 and torch.is_inference_mode_enabled()
         while (i := len(after)) < len(blocks):
             step, layers = self._stepping.run(x, i, self.blocks, _plain) if token else (None, [])
             here = blocks[i : i + max(len(layers), 1)]

@@ -177,7 +177,7 @@ class Lp(Bias):
     SHARP, SMALL = 10.0, 1e-6
 
     def __init__(self, p: float = 3.0):
-        if p < 1:
+        if not p >= 1:
             raise ValueError(f"p={p} must be at least 1")
         self.p = p
 

@@ -18,6 +18,11 @@ class Packing(NamedTuple):
     lengths: Int[Tensor, " b"] | None = None
     """How many tokens of each row are real; the rest, at its end, is padding and leaves the state alone."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether each row is one text without padding."""
+        return self.starts is None and self.lengths is None
+
     def real(self, t: int) -> Bool[Tensor, "b t"] | None:
         """Which tokens are real; None when all are."""
         if self.lengths is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from postformer.config import OptimConfig, Run, Spec, TrainConfig
 
-MEMORY: Spec = {"kind": "lmm", "heads": 2, "chunk": 12}
+MEMORY: Spec = {"kind": "lmm", "heads": 2, "chunk": 12, "damping": 1e-5}
 
 
 def _forecast(name: str, model: Spec, *, lr: float, steps: int, every: int) -> Run:
