@@ -2,7 +2,8 @@
 
 Behrouz et al. 2024 (arXiv 2501.00663), sections 3 and 4.4.
 
-    q, k, v = SiLU(conv(in(x))), of p before by itself;  q, k = q / |q|, k / |k|;  y = M_t(q_t) after the update by (k_t, v_t), postformer/ops/memory.py
+    q, k, v = SiLU(conv(in(x)));  q, k = q / |q|, k / |k|;  y = M_t(q_t) after the update by (k_t, v_t), postformer/ops/memory.py
+    M_0 = the learned memory after the persistent tokens p, which are read by themselves: the convolution does not reach from p into x
     out(RMSNorm(y) * SiLU(z))
 
 What the paper leaves open is an option here; docs/titans.md gives the reasons for the defaults.
