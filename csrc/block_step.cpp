@@ -225,14 +225,14 @@ int32_t attend(ParallelFor pool, const Layer& l, float* x, Rotation& rotation, c
 
 // ---------------------------------------------------------------- the network
 
-// The `count` largest of `values` [n], the largest first, to `found`; what is found becomes -inf. NaN is never the largest.
+// The `count` largest of `values` [n], the largest first, to `found`; what is found becomes -inf. NaN is larger than all.
 inline void largest(float* values, int64_t n, int64_t count, int64_t* found) {
     constexpr float TAKEN = -std::numeric_limits<float>::infinity();
     std::vector<bool> taken(n);
     for (int64_t j = 0; j < count; j++) {
         int64_t best = -1;
         for (int64_t i = 0; i < n; i++)
-            if (!taken[i] && (best < 0 || values[i] > values[best])) best = i;
+            if (!taken[i] && (best < 0 || values[i] > values[best] || (values[i] != values[i] && values[best] == values[best]))) best = i;
         found[j] = best;
         taken[best] = true;
     }

@@ -262,7 +262,11 @@ def _line(found: Any) -> str:
     from postformer.state import StateError
 
     try:
-        note = note_of(found.header, found.path)
+        header = found.header
+    except StateError as e:
+        return f"snapshot {found.number}: damaged: {e}"
+    try:
+        note = note_of(header, found.path)
     except StateError as e:
         return f"snapshot {found.number}: {e}"
     return f"snapshot {found.number}, written {note.written or 'at a time not told'}, {note.tokens:,} tokens read"

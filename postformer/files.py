@@ -35,8 +35,8 @@ def durable_file(path: str | Path, like: str | Path | None = None) -> Iterator[P
     """Yield a temporary path to write to; on success it becomes `path` in one step that survives a power loss.
 
     On an error the old file stays as it was and the temporary one is removed; the OSError names `path`. A link is followed;
-    what is there and no regular file, such as a device, is refused with an OSError. Who may read the old file may read the new
-    one; of a new file, who may read `like`.
+    what is there and no regular file, such as a device, is refused with an OSError. The new file has the mode of the old one,
+    or where there is none that of `like`.
     """
     path = Path(path)
     path = path.resolve() if path.is_symlink() else path

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from postformer.ops.block_parts import NetworkPart
 from postformer.ops.experts import KINDS
-from postformer.ops.layers import Linear, RMSNorm, watched
+from postformer.ops.layers import Linear, RMSNorm, unaltered, watched
 
 
 class MLP(nn.Module):
@@ -38,7 +38,7 @@ class MLP(nn.Module):
         parts: dict[str, Any] = self._modules
         gate, up, out = (parts.get(name) for name in ("gate", "up", "out"))
         linear = [m for m in (gate, up, out) if m is not None]
-        own = type(self).forward is MLP.forward and all(type(m) is Linear and m.bias is None for m in linear)
+        own = unaltered(self, MLP) and all(unaltered(m, Linear) and m.bias is None for m in linear)
         if not own or watched(self, *linear) or any(m._parameters.get("weight") is None for m in linear):
             return None
         matrices = {"gate": None if gate is None else gate.weight, "up": parts["up"].weight, "down": parts["out"].weight}

@@ -16,7 +16,6 @@ one choice.
 """
 
 from collections.abc import Callable
-from types import NoneType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from postformer.ops.block_parts import ROUTERS, NetworkPart
 from postformer.ops.exchange import Group, total
 from postformer.ops.experts import KINDS, Activation, ExpertLinear, Networks, activated, gated, mixed
-from postformer.ops.layers import Linear, RMSNorm, checked_word, watched
+from postformer.ops.layers import Linear, RMSNorm, checked_word, unaltered, watched
 from postformer.ops.routing import (
     Routes,
     balance_loss,
@@ -232,9 +231,10 @@ class MoE(nn.Module):
         linear = [router, *(m for m in beside.values() if m is not None)]
         experts = [m for m in (up, out) if m is not None]
         known = (
-            type(self).forward is MoE.forward and type(shared) in (Shared, NoneType) and all(type(m) is Linear for m in linear)
+            unaltered(self, MoE) and (shared is None or unaltered(shared, Shared)) and all(unaltered(m, Linear) for m in linear)
         )
         known = known and len(experts) == 2 and all(type(m) is ExpertLinear for m in experts)
+        known = known and all(m.bias is None for m in linear[1:])
         asked = self.observers or self.elsewhere is not None or self.group is not None or self.training
         if not known or asked or watched(self, *linear, *experts, *([] if shared is None else [shared])):
             return None

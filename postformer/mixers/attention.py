@@ -30,7 +30,7 @@ from postformer.ops.attention import (
 from postformer.ops.block_parts import AttentionPart
 from postformer.ops.block_step import BlockSteps
 from postformer.ops.conv import causal_conv
-from postformer.ops.layers import Linear, RMSNorm, checked_eps, watched
+from postformer.ops.layers import Linear, RMSNorm, checked_eps, unaltered, watched
 from postformer.ops.packing import WHOLE, Packing
 
 LARGEST_WINDOW = 1 << 20
@@ -175,8 +175,10 @@ class Attention(nn.Module):
     def step_part(self, norm: RMSNorm) -> AttentionPart | None:
         """What the kernel of one token reads; None for forms that it has not, and where a part was wrapped or is watched."""
         linear, norms = [self.q, self.k, self.v, self.out], [self.q_norm, self.k_norm]
-        plain = self.conv_weight is None and self.prefix is None and type(self).forward is Attention.forward
-        own = all(type(m) is Linear for m in linear) and type(self.q_norm) is type(self.k_norm) in (RMSNorm, nn.Identity)
+        plain = self.conv_weight is None and self.prefix is None and self.out.bias is None and unaltered(self, Attention)
+        eps = {getattr(m, "eps", 0.0) for m in norms}
+        alike = type(self.q_norm) is type(self.k_norm) is nn.Identity or all(unaltered(m, RMSNorm) for m in norms)
+        own = alike and len(eps) == 1 and all(unaltered(m, Linear) for m in linear)
         if not plain or not own or watched(*linear, *norms) or any(m._parameters.get("weight") is None for m in linear):
             return None
         matrices: dict[str, Any] = {name: getattr(self, name).weight for name in ("q", "k", "v", "out")}
@@ -188,7 +190,7 @@ class Attention(nn.Module):
             q_norm=getattr(self.q_norm, "weight", None),
             k_norm=getattr(self.k_norm, "weight", None),
             eps=norm.eps,
-            head_eps=getattr(self.q_norm, "eps", 0.0),
+            head_eps=eps.pop(),
             base=self.rope_base,
             heads=self.heads,
             groups=self.groups,

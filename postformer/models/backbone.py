@@ -12,7 +12,7 @@ from postformer.config import ConfigError, Spec, UserError, build, complete
 from postformer.ffn import FFNS
 from postformer.mixers import MIXERS
 from postformer.models.stepping import Stepping
-from postformer.ops.layers import RMSNorm
+from postformer.ops.layers import RMSNorm, unaltered
 from postformer.ops.packing import WHOLE, Packing
 
 State = tuple[Any, ...]
@@ -64,7 +64,7 @@ class Block(nn.Module):
 
 
 def _plain(block: nn.Module) -> bool:
-    return type(block) is Block
+    return unaltered(block, Block)
 
 
 class Backbone(nn.Module):

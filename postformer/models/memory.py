@@ -215,7 +215,8 @@ def _known(sources: Sequence[Source], file: BinaryIO, path: Path) -> int | None:
         at += _feed(digest, file, sources[number].size - at)
         if at == sources[number].size and digest.hexdigest() == sources[number].sha256:
             found = number
-    if found is None and any(source.name == str(path) for source in sources):
+    known = -1 if found is None else sources[found].size
+    if any(source.name == str(path) and source.size > known for source in sources):
         raise MemoryFileError(
             f"{path}: has changed where it was read, and a memory cannot unread; roll back to a snapshot, or --again reads it all"
         )

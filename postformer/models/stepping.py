@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from postformer.ops.layers import RMSNorm, watched
+from postformer.ops.layers import RMSNorm, unaltered, watched
 
 CONTAINERS = (dict, list, set)
 
@@ -23,7 +23,7 @@ class Unchanged:
         self._did = self._does()
 
     def _does(self) -> list[Any]:
-        return [type(m).forward for m in self._modules]
+        return [(kind := type(m), kind.forward) for m in self._modules]
 
     def __bool__(self) -> bool:
         try:
@@ -40,6 +40,7 @@ class Stepping:
     """What takes a token through a stack's layers, from each layer on. Copies and pickles begin anew."""
 
     def __init__(self) -> None:
+        self._stack: nn.ModuleList | None = None
         self._runs: dict[int, tuple[Unchanged, type | None, list[Any]]] = {}
         self._steps: dict[tuple[int, type], Any] = {}
 
@@ -51,8 +52,12 @@ class Stepping:
     ) -> tuple[Any, list[Any]]:
         """The `Steps` of the first layer's mixer, and what it takes of the layers from the first on: an empty list where it has no `Steps`,
         does not serve such tokens, or takes not even the first. Layers must be `plain`, with norms of ours, and nobody may listen."""
+        if watched():
+            return None, []
         known = self._runs.get(first)
-        if known is None or not known[0] or watched():
+        if self._stack is not stack or (known is not None and not known[0]):
+            known, self._stack, self._runs, self._steps = None, stack, {}, {}  # nothing keeps old weights alive
+        if known is None:
             known = self._runs[first] = _found(first, stack, plain)
         _, kind, layers = known
         if kind is None or not layers or not kind.serves(x):
@@ -64,12 +69,14 @@ class Stepping:
 
 def _found(first: int, stack: nn.ModuleList, plain: Callable[[nn.Module], bool]) -> tuple[Unchanged, type | None, list[Any]]:
     blocks: list[Any] = list(stack)[first:]
-    kind = getattr(blocks[0]._modules["mixer"], "Steps", None)
+    kind = getattr(blocks[0]._modules["mixer"], "Steps", None) if plain(blocks[0]) else None
 
     def own(block: Any) -> bool:
+        if not plain(block):
+            return False
         parts: dict[str, Any] = block._modules
         norms = [norm for norm in (parts["norm"], parts.get("ffn_norm")) if norm is not None]
-        return plain(block) and all(type(norm) is RMSNorm for norm in norms) and not watched(block, *norms, parts["mixer"])
+        return all(unaltered(norm, RMSNorm) for norm in norms) and not watched(block, *norms, parts["mixer"])
 
     layers = [] if kind is None else kind.layers(list(itertools.takewhile(own, blocks)))
     # the block after the last that is taken: it may become one that is

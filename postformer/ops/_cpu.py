@@ -58,7 +58,7 @@ def load(level: str) -> Any:
     return library
 
 
-VERSION = 28
+VERSION = 29
 """Of csrc/version.cpp."""
 SIGNATURES = {
     "block_steps": (2, 6),

@@ -121,6 +121,8 @@ def plan(blocks: Sequence[Block], tensors: Sequence[Tensor]) -> Plan | None:
 
 
 def _attention_columns(part: AttentionPart, d: int) -> list[int]:
+    if part.heads % part.groups:
+        raise ValueError(f"block_step: {part.heads} heads in {part.groups} groups")
     queries, shared = part.heads * part.width, part.groups * part.width
     normed = (queries, shared) if part.whole else (part.width, part.width)
     _check(
@@ -149,6 +151,9 @@ def _network_columns(part: NetworkPart, d: int) -> list[int]:
     doubled = 2 if gates and experts else 1
     if (w, shared_w) != (hidden * doubled, shared * doubled) or (not experts and gates != (part.gate is not None)):
         raise ValueError(f"block_step: up is {tuple(part.up.shape)} and down {tuple(part.down.shape)}")
+    within = 0 if part.parts < 1 or experts % part.parts else experts // part.parts * part.top_parts
+    if experts and not (1 <= part.top <= within and 1 <= part.top_parts <= part.parts):
+        raise ValueError(f"block_step: {part.top} of {part.top_parts} of {part.parts} groups of {experts} experts")
     of = (experts,) if experts else ()
     _check(
         part,

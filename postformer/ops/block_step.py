@@ -127,7 +127,7 @@ class BlockSteps:
             if getattr(mixer, "Steps", None) is not BlockSteps or (attention := mixer.step_part(parts["norm"])) is None:
                 break
             through = None
-            if network is not None:
+            if network is not None and parts.get("ffn_norm") is not None:
                 asked = getattr(network, "step_part", None)
                 through = None if asked is None else asked(parts["ffn_norm"])
                 if through is None:

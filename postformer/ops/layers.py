@@ -78,6 +78,13 @@ def heads_of(channels: int, head_dim: int, groups: int) -> int:
     return channels // head_dim
 
 
+def unaltered(module: nn.Module, cls: type) -> bool:
+    """Whether a module is of exactly this class, which does what it was written to do, and has no method of its own in a method's place."""
+    forward = cls.forward  # type: ignore[attr-defined]
+    as_written = forward.__module__ == cls.__module__ and forward.__qualname__ == f"{cls.__qualname__}.forward"
+    return type(module) is cls and as_written and not vars(cls).keys() & module.__dict__.keys()
+
+
 def watched(*modules: nn.Module) -> bool:
     """Whether a forward hook listens to one of the modules, or its forward was replaced: a kernel would pass it by."""
     for m in modules:

@@ -162,6 +162,17 @@ def test_a_text_that_changed_is_refused(text):
         read_file(m, memory, text)
 
 
+def test_a_text_that_changed_is_refused_beside_one_that_it_begins_with(text, tmp_path):
+    m = small.model()
+    memory = Memory.fresh(m)
+    (short := tmp_path / "short.txt").write_text(TEXT[:20])
+    for path in (text, short):
+        read_file(m, memory, path)
+    text.write_text(TEXT[:20] + "something else")
+    with pytest.raises(MemoryFileError, match="has changed where it was read"):
+        read_file(m, memory, text)
+
+
 def test_bytes_that_are_no_text(tmp_path):
     m = small.model()
     (tmp_path / "b").write_bytes(data := bytes(range(256)) * 40)

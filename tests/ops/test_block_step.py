@@ -1,8 +1,10 @@
 """One token through blocks of attention and a network in one call: the same as block by block, and given up where one must be called."""
 
 import copy
+import gc
 import inspect
 import pickle
+import weakref
 from typing import Any, get_args
 
 import pytest
@@ -13,7 +15,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from postformer import state as states
-from postformer.ffn.moe import Preset
+from postformer.ffn.mlp import MLP as MLP_CLASS
+from postformer.ffn.moe import MoE, Preset
+from postformer.mixers.attention import Attention
 from postformer.models.backbone import Backbone
 from postformer.models.routing import routed
 from postformer.ops import _cpu
@@ -58,8 +62,10 @@ def step(backbone: Backbone, x: torch.Tensor, state: Any) -> tuple[torch.Tensor,
         return backbone(x, state)
 
 
-def same_as_block_by_block(backbone: Backbone, rows: int = 2, before: int = 2, **close: float) -> torch.Tensor:
-    """Of two tokens after some others: with no cache yet where there are none before."""
+def same_as_block_by_block(
+    backbone: Backbone, rows: int = 2, before: int = 2, kernel: bool = True, **close: float
+) -> torch.Tensor:
+    """Of two tokens after some others: with no cache yet where there are none before. Whether the kernel had a part in it is checked."""
     dtype = backbone.norm.weight.dtype
     x = torch.randn(rows, before + 2, backbone.dim, generator=torch.Generator().manual_seed(rows)).to(dtype)
     with torch.no_grad():
@@ -70,9 +76,12 @@ def same_as_block_by_block(backbone: Backbone, rows: int = 2, before: int = 2, *
             y, after = backbone(x[:, t, None], after)
             ys.append(y)
     found = states.clone(state)
-    for t, expected in zip((-2, -1), ys, strict=True):
-        y, found = step(backbone, x[:, t, None], found)
-        torch.testing.assert_close(y, expected, **(close or CLOSE))
+    with pytest.MonkeyPatch.context() as patched:
+        seen = calls(patched)
+        for t, expected in zip((-2, -1), ys, strict=True):
+            y, found = step(backbone, x[:, t, None], found)
+            torch.testing.assert_close(y, expected, **(close or CLOSE))
+        assert bool(seen) == kernel
     for (name, a), (_, b) in zip(states.leaves(found), states.leaves(after), strict=True):
         torch.testing.assert_close(a, b, **(close or CLOSE), msg=lambda text, name=name: f"{name}: {text}")
     return y
@@ -182,7 +191,7 @@ def test_which_blocks_go_together(mixers: Any, ffns: Any, runs: list[int], monke
 def test_when_blocks_are_called_one_by_one(monkeypatch: pytest.MonkeyPatch):
     backbone = stack(ffns=(MOE,))
     seen = calls(monkeypatch)
-    same_as_block_by_block(backbone, rows=MOST_ROWS + 1)
+    same_as_block_by_block(backbone, rows=MOST_ROWS + 1, kernel=False)
     x, state = torch.randn(1, 2, 24), backbone.init_state(1)
     step(backbone, x, state)
     backbone(x[:, :1], state)
@@ -273,7 +282,8 @@ class Adapted(nn.Module):
         self.inner, self.weight, self.bias = inner, inner.weight, None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.inner(x) + 1
+        y = self.inner(x)
+        return y + torch.arange(y.shape[-1], dtype=y.dtype).sin()
 
 
 @pytest.mark.parametrize("path", ["mixer.out", "ffn.router", "ffn.shared.up"])
@@ -284,9 +294,122 @@ def test_a_part_that_was_replaced_is_called(path: str):
     module = backbone.blocks[1].get_submodule(parent)
     setattr(module, name, Adapted(getattr(module, name)))
     changed = same_as_block_by_block(backbone)
-    assert not torch.allclose(changed, y) or path == "ffn.router"  # the same amount to every logit changes nothing
+    assert not torch.allclose(changed, y)
     backbone.blocks[2] = stack(ffns=(NONE,)).blocks[2]
     assert not torch.allclose(same_as_block_by_block(backbone), changed)
+
+
+def test_other_blocks_are_seen():
+    backbone = stack(depth=4)
+    y = same_as_block_by_block(backbone)
+    backbone.blocks = backbone.blocks[1:]
+    fewer = same_as_block_by_block(backbone)
+    torch.manual_seed(1)
+    backbone.blocks = Backbone(24, 3, (ATTENTION,), (MLP,)).requires_grad_(False).eval().blocks
+    other = same_as_block_by_block(backbone)
+    assert not torch.allclose(y, fewer) and not torch.allclose(fewer, other)
+    twin = copy.copy(backbone)
+    twin._modules = {**backbone._modules, "blocks": stack().blocks}
+    assert not torch.allclose(same_as_block_by_block(twin), other)
+    assert torch.equal(same_as_block_by_block(backbone), other)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("top", 9), ("top", 0), ("groups", 16), ("groups", 3), ("groups", 0), ("top_groups", 2)]
+)
+def test_numbers_that_do_not_fit_are_refused(name: str, value: int):
+    backbone = stack(ffns=(MOE,))
+    setattr(backbone.blocks[1].ffn, name, value)
+    with pytest.raises(ValueError, match=r"block_step: \d+ of \d+ of \d+ groups of 8 experts"):
+        step(backbone, torch.randn(1, 1, 24), backbone.init_state(1))
+
+
+@pytest.mark.parametrize("path", ["mixer.out", "ffn.shared.up", "ffn.shared.out"])
+def test_biases_that_the_kernel_has_not_are_added(path: str):
+    backbone = stack(ffns=({**MOE, "shared": 5},), depth=1)
+    y = same_as_block_by_block(backbone)
+    module = backbone.blocks[0].get_submodule(path)
+    module.bias = nn.Parameter(torch.ones(module.weight.shape[0]), requires_grad=False)
+    assert not torch.allclose(same_as_block_by_block(backbone, kernel=False), y)
+
+
+def test_norms_of_queries_and_keys_that_differ():
+    backbone = stack(({**ATTENTION, "qk_norm": True},), depth=1)
+    y = same_as_block_by_block(backbone)
+    backbone.blocks[0].mixer.k_norm.eps = 3.0
+    assert not torch.allclose(same_as_block_by_block(backbone, kernel=False), y)
+
+
+def test_methods_that_were_replaced_are_called(monkeypatch: pytest.MonkeyPatch):
+    backbone = stack(ffns=(MOE,), depth=1)
+    y = same_as_block_by_block(backbone)
+    mixture = backbone.blocks[0].ffn
+    mixture.route = lambda logits, corrected=True: MoE.route(mixture, -logits, corrected)
+    assert not torch.allclose(same_as_block_by_block(backbone, kernel=False), y)
+    del mixture.route
+    assert torch.equal(same_as_block_by_block(backbone), y)
+    backbone.blocks[0].mixer.__class__ = type(
+        "Other", (Attention,), {"project": lambda self, *a, **w: Attention.project(self, *a, **w)}
+    )
+    same_as_block_by_block(backbone, kernel=False)
+    backbone = stack(depth=1)
+    same_as_block_by_block(backbone)
+    monkeypatch.setattr(MLP_CLASS, "forward", lambda self, x: 3 * x)
+    same_as_block_by_block(backbone, kernel=False)
+
+
+def test_the_kernel_is_back_when_nobody_listens_any_more(monkeypatch: pytest.MonkeyPatch):
+    backbone = stack()
+    x = torch.randn(1, 1, 24)
+    seen = calls(monkeypatch)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    step(backbone, x, backbone.init_state(1))
+    handle.remove()
+    with FlopCounterMode(display=False):
+        step(backbone, x, backbone.init_state(1))
+    assert not seen
+    step(backbone, x, backbone.init_state(1))
+    assert seen == [3]
+
+
+def test_weights_that_were_replaced_are_let_go():
+    backbone = stack()
+    same_as_block_by_block(backbone)
+    old = [weakref.ref(p) for p in backbone.parameters()]
+    backbone.load_state_dict({k: v.clone() for k, v in backbone.state_dict().items()}, assign=True)
+    same_as_block_by_block(backbone.requires_grad_(False))
+    gc.collect()
+    assert not any(ref() is not None for ref in old)
+
+
+@pytest.mark.parametrize("router", ["softmax", "sigmoid", "chosen"])
+def test_damaged_routers_are_not_hidden(router: str):
+    backbone = stack(ffns=({**MOE, "router": router},), depth=1)
+    backbone.blocks[0].ffn.router.weight[3] = torch.nan
+    y, _ = step(backbone, torch.randn(2, 1, 24), backbone.init_state(2))
+    assert y.isnan().all()
+
+
+def test_blocks_of_other_kinds(monkeypatch: pytest.MonkeyPatch):
+    class Wrapped(nn.Module):
+        def __init__(self, inner: nn.Module):
+            super().__init__()
+            self.inner = inner
+
+        @property
+        def mixer(self) -> Any:
+            return self.inner.mixer
+
+        def forward(self, *args: Any) -> Any:
+            return self.inner(*args)
+
+    backbone = stack(depth=3)
+    y = same_as_block_by_block(backbone)
+    backbone.blocks[0] = Wrapped(backbone.blocks[0])
+    torch.testing.assert_close(same_as_block_by_block(backbone), y, **CLOSE)
+    backbone = stack(depth=1)
+    backbone.blocks[0].ffn_norm = None
+    same_as_block_by_block(backbone)
 
 
 def test_a_row_that_is_not_finite_stays_apart():
