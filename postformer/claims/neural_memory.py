@@ -57,6 +57,7 @@ SURE_S = 3_600
 """The budget from which on QUESTIONS are asked at every distance of up to ten years, by all whose cost does not grow with it."""
 MOST_TRIED = 250_000
 """Words of the longest diaries on which retrieval is set, where the budget is below SURE_S."""
+CHANGES = ("updated", "deleted")
 CHANGE_WORDS, CHANGE_FACTS, CHANGED = 500, 8, 48
 """Changes and deletions: words, facts, and questions of each."""
 LEARN = 0.45
@@ -236,14 +237,15 @@ class NeuralMemory:
         )
 
     def _passages(self, readers: Any, method: str) -> list[dict[str, Any]]:
-        """The setting of retrieval for each distance, chosen on diaries as long as those that are asked."""
+        """The setting of retrieval for each distance and kind, chosen on diaries as long as those that are asked."""
         ctx, most = readers.ctx, TEN_YEARS if readers.ctx.budget_s >= SURE_S else MOST_TRIED
 
-        def tried(words: int) -> Any:
-            return readers.choose(method, words, (0.0, FIRST_YEAR))
-
-        lengths = [words for words in self.distances if words <= most]
-        return [ctx.step(f"{method}: which passages of {n:,} words", lambda n=n: tried(n)) for n in lengths]
+        wanted = [(words, "single", (0.0, FIRST_YEAR)) for words in self.distances if words <= most]
+        wanted += [(CHANGE_WORDS, kind, (0.0, 1.0)) for kind in CHANGES]
+        return [
+            ctx.step(f"{method}: which passages of {w[0]:,} words, {w[1]}", lambda w=w: readers.choose(method, *w))
+            for w in wanted
+        ]
 
     def _learned(self, ctx: Context, run: Any, method: str) -> dict[str, Any]:
         from postformer.claims import remembering, tasks
@@ -264,7 +266,7 @@ class NeuralMemory:
             diaries = CHANGED // CHANGE_FACTS
             return recall(readers, method, words=CHANGE_WORDS, facts=CHANGE_FACTS, diaries=diaries, kind=kind)
 
-        return {kind: readers.ctx.step(f"{method}: {kind}", lambda k=kind: asked(k)) for kind in ("updated", "deleted")}
+        return {kind: readers.ctx.step(f"{method}: {kind}", lambda k=kind: asked(k)) for kind in CHANGES}
 
     def _facts(self, readers: Any, method: str) -> list[dict[str, Any]]:
         from postformer.claims.remembering import recall

@@ -156,13 +156,15 @@ def passages(e: Evidence) -> Table:
                 all_k = ", ".join(f"{one['k']}: {one['right']}" for one in tried)
                 taken = found["chosen"] == {"size": size, "k": best["k"]}
                 shares = (per_cent([(best[key], best["asked"])]) for key in ("held", "right"))
-                numbers = (Number(found["words"], "", "counted"), Number(size, "", "counted"), Number(best["k"], "", "counted"))
+                asked = Number(found["words"], "", "counted"), found["kind"]
+                numbers = (*asked, Number(size, "", "counted"), Number(best["k"], "", "counted"))
                 rows.append((NAMES[method], *numbers, *shares, all_k, "taken" if taken else ""))
     return Table(
         "Passages",
         (
             "method",
             "words",
+            "kind",
             "tokens of a passage",
             "passages read",
             "the statement is in them",

@@ -117,24 +117,25 @@ class Readers:
         """What its model was trained by."""
         return self.runs[method if method in self.runs else ANSWERS]
 
-    def new(self, method: str, seed: int, words: int = 0, **retrieval: Any) -> Reader:
-        """One that has read nothing, for a diary of so many words."""
+    def new(self, method: str, seed: int, words: int = 0, kind: Kind = "single", **retrieval: Any) -> Reader:
+        """One that has read nothing, for a diary of so many words and questions of this kind."""
         model = open_model(tasks.folder(self.ctx, self.run(method), seed))
         if method not in (BY_WORDS, BY_MEANING):
             return StateReader(model, ask=asking)
         rank = Dense(encoder(self.ctx, world(self.run(method)), seed).encode) if method == BY_MEANING else None
-        return RetrievalReader(model, ask=asking, rank=rank, **(retrieval or self.setting(method, words)))
+        return RetrievalReader(model, ask=asking, rank=rank, **(retrieval or self.setting(method, words, kind)))
 
-    def setting(self, method: str, words: int) -> dict[str, Any]:
-        """The passages that were chosen for the length nearest to so many words."""
-        return min(self.retrieval[method], key=lambda one: abs(math.log(one["words"] / max(words, 1))))["chosen"]
+    def setting(self, method: str, words: int, kind: Kind) -> dict[str, Any]:
+        """The passages that were chosen for this kind, and of several for the length nearest to so many words."""
+        found = [one for one in self.retrieval[method] if one["kind"] == kind]
+        return min(found, key=lambda one: abs(math.log(one["words"] / max(words, 1))))["chosen"]
 
-    def choose(self, method: str, words: int, span: tuple[float, float]) -> dict[str, Any]:
+    def choose(self, method: str, words: int, kind: Kind = "single", span: tuple[float, float] = (0.0, 1.0)) -> dict[str, Any]:
         """Try SIZES, FEW and SHARES with the first seed's model on diaries of so many words: what each found and answered, and the one that
         answered most ("chosen"); of equal ones that which found most, then that which reads least."""
         length, seed = self.run(method).data["length"] - ROOM, self.ctx.seeds[0]
-        facts = min(TRIED_FACTS, max(1, words // WORDS_A_FACT))
-        told = {"facts": facts, "kinds": ("single",), "span": span, **world(self.run(method))}
+        facts = min(TRIED_FACTS, max(2, words // WORDS_A_FACT))
+        told = {"facts": facts, "kinds": (kind,), "span": span, **world(self.run(method))}
         first = TRAINING + MADE_OF + MADE_OF_TEXT
         diaries = [Diary(words=words, seed=first + i, **told) for i in range(TRIED_DIARIES)]
         tried = []
@@ -151,7 +152,7 @@ class Readers:
                         counted += _asked(kept, diary)
                 tried += [{"size": size, "k": k, **{of: n[of] for of in ("right", "held", "asked")}} for k, n in found.items()]
         best = max(tried, key=lambda one: (one["right"], one["held"], -one["size"] * one["k"]))
-        return {"words": words, "tried": tried, "chosen": {key: best[key] for key in ("size", "k")}}
+        return {"words": words, "kind": kind, "tried": tried, "chosen": {key: best[key] for key in ("size", "k")}}
 
 
 def encoder(ctx: Context, told: dict[str, Any], seed: int) -> TextEncoder:
@@ -206,7 +207,7 @@ def recall(
             own = list[Counter[str]]()
             for number in range(diaries):
                 diary = Diary(words=words, seed=ASKED_FROM + APART * seed + _place(words, facts, kind) + number, **told)
-                kept = readers.new(method, seed, words)
+                kept = readers.new(method, seed, words, kind)
                 try:
                     early = _read(ctx, kept, diary, f"{method}: diary of {words:,} words", until)
                 except TimeoutError:

@@ -74,7 +74,7 @@ def evidence(learned: int = 64, after: tuple[Any, ...] = (64, 64, 64), **options
         "neural": "lmm",
         "reader": "attention",
         "methods": ["lmm", "bm25"],
-        "passages": {"bm25": [{"words": 500, "tried": tried, "chosen": {"size": 16, "k": 60}}]},
+        "passages": {"bm25": [{"words": 500, "kind": "single", "tried": tried, "chosen": {"size": 16, "k": 60}}]},
         "width": 128,
         "depth": 2,
         "taken": "10 of 20 steps",
@@ -187,7 +187,8 @@ def test_what_has_not_learned_is_named_and_chosen_nowhere():
 
 def test_passages_that_were_tried_are_shown():
     (row,) = tables.passages(evidence()).rows
-    assert [n.value for n in row[1:6]] == [500, 16, 60, 100, 100 * 15 / 16] and row[6:] == ("10: 4, 60: 15", "taken")
+    assert row[2] == "single" and row[7:] == ("10: 4, 60: 15", "taken")
+    assert [n.value for n in (row[1], *row[3:7])] == [500, 16, 60, 100, 100 * 15 / 16]
 
 
 def test_no_two_cells_ask_the_same():
@@ -224,14 +225,20 @@ def test_retrieval_takes_the_setting_that_answers_most(tmp_path, monkeypatch, to
     assert runs["attention"].data["text"] == (None if text is None else str(text))
     tasks.learn(ctx, [tasks.shortened(runs["attention"], 1.0, 1)])
     readers = remembering.Readers(ctx, runs)
-    found = readers.choose("bm25", 600, (0.0, 0.1))
+    found = readers.choose("bm25", 600, span=(0.0, 0.1))
     assert {(one["size"], one["k"]) for one in found["tried"]} >= {(16, 1), (16, 2), (16, 6), (32, 1), (64, 1)}
     assert found["chosen"].keys() == {"size", "k"} and all(one["asked"] == 20 for one in found["tried"])
     assert all(one["size"] * one["k"] <= 160 for one in found["tried"])
     assert all(a["held"] <= b["held"] for a, b in itertools.pairwise(found["tried"]) if a["size"] == b["size"])
     best = max(found["tried"], key=lambda one: (one["right"], one["held"], -one["size"] * one["k"]))
     assert found["chosen"].items() <= best.items() and best["held"] > 0
-    readers.retrieval["bm25"] = [found, {"words": 100_000, "chosen": {"size": 64, "k": 1}}]
+    other = {"size": 64, "k": 1}
+    readers.retrieval["bm25"] = [
+        found,
+        {"words": 100_000, "kind": "single", "chosen": other},
+        {**found, "kind": "updated", "chosen": other},
+    ]
+    assert readers.setting("bm25", 2000, "updated") == readers.setting("bm25", 90_000, "single") == other
     kept = readers.new("bm25", 0, 2000)
     assert (kept.k, kept.passages.size) == (found["chosen"]["k"], found["chosen"]["size"])
 
@@ -333,7 +340,7 @@ def test_reading_ends_when_its_time_is_over(tmp_path):
     model.tokens = load_tokens(run.data["tokenizer"])
     kept = StateReader(model)
     kept.write = lambda ids: pytest.fail("nothing is read")
-    readers.new = lambda method, seed, words: kept
+    readers.new = lambda method, seed, words, kind: kept
     assert remembering.recall(readers, "lmm", words=100, facts=2, within_s=-1) is None
 
 
