@@ -50,12 +50,13 @@ FACTS_WORDS = 4_000
 ROWS = 64
 """Texts of the training length that are asked to see what was learned."""
 QUESTIONS = 64
-"""About how many questions of a cell are asked."""
+"""About how many questions of a cell are asked, from SURE_S on; below it is decided by nothing and FEWER are."""
+FEWER = 24
 READ = 250_000
 """Words that are read for a cell, at most, but for one diary, where the budget is below SURE_S."""
 SURE_S = 3_600
 """The budget from which on QUESTIONS are asked at every distance of up to ten years, by all whose cost does not grow with it."""
-MOST_TRIED = 250_000
+MOST_TRIED = 4_000
 """Words of the longest diaries on which retrieval is set, where the budget is below SURE_S."""
 CHANGES = ("updated", "deleted")
 CHANGE_WORDS, CHANGE_FACTS, CHANGED = 500, 8, 48
@@ -272,7 +273,8 @@ class NeuralMemory:
         from postformer.claims.remembering import recall
 
         def asked(facts: int) -> Any:
-            return recall(readers, method, words=FACTS_WORDS, facts=facts, diaries=max(1, QUESTIONS // facts))
+            questions = _questions(readers.ctx.budget_s)
+            return recall(readers, method, words=FACTS_WORDS, facts=facts, diaries=max(1, questions // facts))
 
         return [readers.ctx.step(f"{method}: {n} facts", lambda n=n: asked(n)) for n in FACTS]
 
@@ -304,9 +306,14 @@ class NeuralMemory:
         return found, late
 
 
+def _questions(budget_s: Real) -> int:
+    """About how many questions of a cell are asked."""
+    return QUESTIONS if budget_s >= SURE_S else min(FEWER, QUESTIONS)
+
+
 def _diaries(budget_s: Real, method: str, words: int) -> int:
     """How many diaries of so many words are read: enough for QUESTIONS, as far as READ reaches, and from SURE_S on by all but attention."""
-    most = max(1, QUESTIONS // STORED)
+    most = max(1, _questions(budget_s) // STORED)
     sure = method != "attention" and words <= TEN_YEARS and budget_s >= SURE_S
     return most if sure else max(1, min(most, READ // words))
 
