@@ -11,7 +11,6 @@ namespace {
 
 constexpr int64_t ROWS = 16;   // outputs of a projection that one task computes
 constexpr int64_t KEYS = 256;  // of a task's part of the cache
-constexpr int64_t MOST_ROWS = 8;  // as in postformer/ops/block_step.py
 constexpr float TINY = 1e-20f;    // as in postformer/ops/routing.py
 
 enum Router { SOFTMAX, SIGMOID, CHOSEN };

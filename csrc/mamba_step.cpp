@@ -13,7 +13,6 @@ namespace {
 
 constexpr int64_t ROWS = 16;  // outputs of a projection that one task computes
 constexpr int64_t FEW = 4;    // of the smallest one
-constexpr int64_t MOST_ROWS = 8;  // as in postformer/ops/mamba_step.py
 
 // Tensors of one layer. past [b, k-1, c] and h [b, c, n] are the state before the token, past_after and h_after the one after;
 // inp [2 c, d], taps [c, k], select [r + 2 n, c], dt [c, r], A_log [c, n], out [d, c]; tap_bias, dt_bias and D [c]; norm [d] or null.

@@ -4,6 +4,8 @@
 
 #include "functions.h"
 
+constexpr int64_t MOST_ROWS = 8;  // as in postformer/ops/_cpu.py
+
 // The first `m` values, followed by zeros.
 template <class T>
 static inline Vec load_some(const T* p, int64_t m) {

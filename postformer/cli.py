@@ -144,7 +144,7 @@ def _generate_arguments(p: Parser) -> None:
         "--expert-dtype",
         choices=("own", "int8", "int4"),
         default="own",
-        help="of experts in that memory (default: own, the file's)",
+        help="of experts in that memory (default: own, the file's; int8 and int4 round them, so that more fit)",
     )
     p.add_argument("--read-ahead", action="store_true", help="read experts that the next layer is likely to choose meanwhile")
 

@@ -46,10 +46,10 @@ def durable_file(path: str | Path, like: str | Path | None = None) -> Iterator[P
     model = path if path.exists() else like
     try:
         if model is not None:
-            mode = stat.S_IMODE(Path(model).stat().st_mode)
             temporary.touch(mode=stat.S_IRUSR | stat.S_IWUSR)
-            temporary.chmod(mode | stat.S_IRUSR | stat.S_IWUSR)
         yield temporary
+        if model is not None:
+            temporary.chmod(stat.S_IMODE(Path(model).stat().st_mode))
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)

@@ -49,15 +49,14 @@ FACTS_WORDS = 4_000
 """Facts of a diary, where their number is what varies, and its words."""
 ROWS = 64
 """Texts of the training length that are asked to see what was learned."""
-QUESTIONS = 64
-"""About how many questions of a cell are asked, from SURE_S on; below it is decided by nothing and FEWER are."""
-FEWER = 24
+QUESTIONS, FEWER = 64, 24
+"""About how many questions of a cell are asked, where the budget is SURE_S and more, and where it is less."""
 READ = 250_000
 """Words that are read for a cell, at most, but for one diary, where the budget is below SURE_S."""
 SURE_S = 3_600
 """The budget from which on QUESTIONS are asked at every distance of up to ten years, by all whose cost does not grow with it."""
-MOST_TRIED = 4_000
-"""Words of the longest diaries on which retrieval is set, where the budget is below SURE_S."""
+TRIED = ((SURE_S, TEN_YEARS), (300, 250_000), (0, 4_000))
+"""From which budget on retrieval is set on diaries of up to how many words."""
 CHANGES = ("updated", "deleted")
 CHANGE_WORDS, CHANGE_FACTS, CHANGED = 500, 8, 48
 """Changes and deletions: words, facts, and questions of each."""
@@ -239,8 +238,8 @@ class NeuralMemory:
 
     def _passages(self, readers: Any, method: str) -> list[dict[str, Any]]:
         """The setting of retrieval for each distance and kind, chosen on diaries as long as those that are asked."""
-        ctx, most = readers.ctx, TEN_YEARS if readers.ctx.budget_s >= SURE_S else MOST_TRIED
-
+        ctx = readers.ctx
+        most = next(words for least_s, words in TRIED if ctx.budget_s >= least_s)
         wanted = [(words, "single", (0.0, FIRST_YEAR)) for words in self.distances if words <= most]
         wanted += [(CHANGE_WORDS, kind, (0.0, 1.0)) for kind in CHANGES]
         return [
@@ -308,12 +307,12 @@ class NeuralMemory:
 
 def _questions(budget_s: Real) -> int:
     """About how many questions of a cell are asked."""
-    return QUESTIONS if budget_s >= SURE_S else min(FEWER, QUESTIONS)
+    return QUESTIONS if budget_s >= SURE_S else FEWER
 
 
 def _diaries(budget_s: Real, method: str, words: int) -> int:
     """How many diaries of so many words are read: enough for QUESTIONS, as far as READ reaches, and from SURE_S on by all but attention."""
-    most = max(1, _questions(budget_s) // STORED)
+    most = _questions(budget_s) // STORED
     sure = method != "attention" and words <= TEN_YEARS and budget_s >= SURE_S
     return most if sure else max(1, min(most, READ // words))
 

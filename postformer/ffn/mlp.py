@@ -3,7 +3,7 @@
 SwiGLU: Shazeer 2020 (arXiv 2002.05202, eq. 6). GELU: Hendrycks & Gimpel 2016 (arXiv 1606.08415), as in Vaswani et al. 2017.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from postformer.ops.block_parts import NetworkPart
 from postformer.ops.experts import KINDS
-from postformer.ops.layers import Linear, RMSNorm, unaltered, watched
+from postformer.ops.layers import Linear, RMSNorm, bare, unaltered, watched
 
 
 class MLP(nn.Module):
@@ -35,14 +35,17 @@ class MLP(nn.Module):
 
     def step_part(self, norm: RMSNorm) -> NetworkPart | None:
         """What the kernel of one token reads; None where a part was wrapped or is watched."""
-        parts: dict[str, Any] = self._modules
-        gate, up, out = (parts.get(name) for name in ("gate", "up", "out"))
-        linear = [m for m in (gate, up, out) if m is not None]
-        own = unaltered(self, MLP) and all(unaltered(m, Linear) and m.bias is None for m in linear)
-        if not own or watched(self, *linear) or any(m._parameters.get("weight") is None for m in linear):
+        linear = self.gate, self.up, self.out
+        if (
+            not unaltered(self, MLP)
+            or watched(self)
+            or not bare(*linear)
+            or any(m is not None and m.bias is not None for m in linear)
+        ):
             return None
-        matrices = {"gate": None if gate is None else gate.weight, "up": parts["up"].weight, "down": parts["out"].weight}
-        return NetworkPart(norm.weight, **matrices, eps=norm.eps, activation=KINDS["gelu" if gate is None else "swiglu"])
+        gate = None if self.gate is None else self.gate.weight
+        activation = KINDS["gelu" if gate is None else "swiglu"]
+        return NetworkPart(norm.weight, self.up.weight, self.out.weight, gate, eps=norm.eps, activation=activation)
 
     def flops(self, length: int) -> int:
         """Floating-point operations of `length` tokens (a multiply-add is two)."""

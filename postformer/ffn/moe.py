@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from postformer.ops.block_parts import ROUTERS, NetworkPart
 from postformer.ops.exchange import Group, total
 from postformer.ops.experts import KINDS, Activation, ExpertLinear, Networks, activated, gated, mixed
-from postformer.ops.layers import Linear, RMSNorm, checked_word, unaltered, watched
+from postformer.ops.layers import Linear, RMSNorm, bare, checked_word, unaltered, watched
 from postformer.ops.routing import (
     Routes,
     balance_loss,
@@ -225,21 +225,26 @@ class MoE(nn.Module):
     def step_part(self, norm: RMSNorm) -> NetworkPart | None:
         """What the kernel of one token reads; None where somebody asks how tokens are routed, where experts lie elsewhere, in training, and
         where a part was wrapped or is watched."""
-        parts: dict[str, Any] = self._modules
-        router, up, out, shared = (parts.get(name) for name in ("router", "up", "out", "shared"))
-        beside: dict[str, Any] = {} if shared is None else shared._modules
-        linear = [router, *(m for m in beside.values() if m is not None)]
-        experts = [m for m in (up, out) if m is not None]
+        shared, experts = self.shared, (self.up, self.out)
+        beside = (None,) * 3 if shared is None else (shared.up, shared.out, shared.gate)
         known = (
-            unaltered(self, MoE) and (shared is None or unaltered(shared, Shared)) and all(unaltered(m, Linear) for m in linear)
+            unaltered(self, MoE)
+            and (shared is None or unaltered(shared, Shared))
+            and all(type(m) is ExpertLinear for m in experts)
         )
-        known = known and len(experts) == 2 and all(type(m) is ExpertLinear for m in experts)
-        known = known and all(m.bias is None for m in linear[1:])
         asked = self.observers or self.elsewhere is not None or self.group is not None or self.training
-        if not known or asked or watched(self, *linear, *experts, *([] if shared is None else [shared])):
+        if (
+            not known
+            or asked
+            or watched(self, *experts, *([] if shared is None else [shared]))
+            or not bare(self.router, *beside)
+        ):
             return None
-        if any(m._parameters.get("weight") is None for m in (*linear, *experts)):
+        if any(m is not None and m.bias is not None for m in beside) or any(
+            m._parameters.get("weight") is None for m in experts
+        ):
             return None
+        shared_up, shared_down, shared_gate = (None if m is None else m.weight for m in beside)
         return NetworkPart(
             norm.weight,
             up=self.up.weight,
@@ -249,7 +254,9 @@ class MoE(nn.Module):
             router=self.router.weight,
             router_bias=self.router.bias,
             correction=self.correction,
-            **{f"shared_{to}": None if (m := beside.get(name)) is None else m.weight for name, to in SHARED},
+            shared_up=shared_up,
+            shared_down=shared_down,
+            shared_gate=shared_gate,
             eps=norm.eps,
             scale=self.scale,
             activation=KINDS[self.activation],
@@ -297,10 +304,6 @@ class MoE(nn.Module):
         """Parameters that one token uses."""
         one = sum(p[0].numel() for part in (self.up, self.out) for p in part.parameters())
         return sum(p.numel() for p in self.parameters()) - (len(self.up.weight) - self.top) * one
-
-
-SHARED = (("up", "up"), ("out", "down"), ("gate", "gate"))
-"""The shared network's parts, and how the kernel of one token calls them."""
 
 
 class Shared(nn.Module):

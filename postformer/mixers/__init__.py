@@ -18,7 +18,8 @@ from postformer.ops.packing import Packing
 class Mixer(Protocol):
     """The contract of a mixer, which is also an `nn.Module`; the laws of its state stand in `postformer.state`.
 
-    A class may also have `Steps`, which takes one token through several layers in one call (see `MambaSteps` and `BlockSteps`).
+    A class may also have `Steps`, whose objects take one token through several layers in one call, those that its `layers(blocks)` names
+    (see `MambaSteps` and `BlockSteps`).
     """
 
     def __init__(self, dim: int, **options: Any) -> None: ...

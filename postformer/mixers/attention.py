@@ -9,7 +9,7 @@ OLMoE); biases: Qwen team 2024 (arXiv 2407.10671). With the defaults it is Llama
 b batch, t new tokens, h query heads, g key/value heads, e head width, s slots of the cache, c channels of the convolution.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -30,7 +30,7 @@ from postformer.ops.attention import (
 from postformer.ops.block_parts import AttentionPart
 from postformer.ops.block_step import BlockSteps
 from postformer.ops.conv import causal_conv
-from postformer.ops.layers import Linear, RMSNorm, checked_eps, unaltered, watched
+from postformer.ops.layers import Linear, RMSNorm, bare, checked_eps, unaltered, watched
 from postformer.ops.packing import WHOLE, Packing
 
 LARGEST_WINDOW = 1 << 20
@@ -174,23 +174,27 @@ class Attention(nn.Module):
 
     def step_part(self, norm: RMSNorm) -> AttentionPart | None:
         """What the kernel of one token reads; None for forms that it has not, and where a part was wrapped or is watched."""
-        linear, norms = [self.q, self.k, self.v, self.out], [self.q_norm, self.k_norm]
-        plain = self.conv_weight is None and self.prefix is None and self.out.bias is None and unaltered(self, Attention)
-        eps = {getattr(m, "eps", 0.0) for m in norms}
-        alike = type(self.q_norm) is type(self.k_norm) is nn.Identity or all(unaltered(m, RMSNorm) for m in norms)
-        own = alike and len(eps) == 1 and all(unaltered(m, Linear) for m in linear)
-        if not plain or not own or watched(*linear, *norms) or any(m._parameters.get("weight") is None for m in linear):
+        norms = self.q_norm, self.k_norm
+        plain = unaltered(self, Attention) and self.conv_weight is None and self.prefix is None
+        alike = all(unaltered(m, RMSNorm) for m in norms) or all(type(m) is nn.Identity for m in norms)
+        if not plain or not alike or watched(*norms) or not bare(self.q, self.k, self.v, self.out) or self.out.bias is not None:
             return None
-        matrices: dict[str, Any] = {name: getattr(self, name).weight for name in ("q", "k", "v", "out")}
-        biases: dict[str, Any] = {f"{name}_bias": getattr(self, name).bias for name in "qkv"}
+        eps, k_eps = (getattr(m, "eps", 0.0) for m in norms)
+        if eps != k_eps:
+            return None
         return AttentionPart(
             norm.weight,
-            **matrices,
-            **biases,
+            q=self.q.weight,
+            k=self.k.weight,
+            v=self.v.weight,
+            out=self.out.weight,
+            q_bias=self.q.bias,
+            k_bias=self.k.bias,
+            v_bias=self.v.bias,
             q_norm=getattr(self.q_norm, "weight", None),
             k_norm=getattr(self.k_norm, "weight", None),
             eps=norm.eps,
-            head_eps=eps.pop(),
+            head_eps=eps,
             base=self.rope_base,
             heads=self.heads,
             groups=self.groups,

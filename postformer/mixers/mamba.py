@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from postformer.ops.conv import causal_conv
 from postformer.ops.layers import Linear, RMSNorm, dt_bias, watched
-from postformer.ops.mamba_step import MOST_ROWS, Stepper, Weights, mamba_step, serves
+from postformer.ops.mamba_step import Stepper, Weights, mamba_step, serves
 from postformer.ops.packing import WHOLE, Packing
 from postformer.ops.scan import selective_scan
 
@@ -40,11 +40,6 @@ class MambaSteps:
 
     def __init__(self) -> None:
         self._step = Stepper()
-
-    @staticmethod
-    def serves(x: Float[Tensor, "b 1 d"]) -> bool:
-        """Whether there are few enough rows, on a CPU."""
-        return len(x) <= MOST_ROWS and x.is_cpu
 
     @staticmethod
     def layers(blocks: Sequence[Any]) -> list[tuple[Weights, RMSNorm]]:

@@ -115,7 +115,7 @@ class Backbone(nn.Module):
         if packing.lengths is not None and not bool(((packing.lengths >= 0) & (packing.lengths <= x.shape[1])).all()):
             raise ValueError(f"packing.lengths: expected 0 to {x.shape[1]} tokens a row, got {packing.lengths.tolist()}")
         blocks, after = list(self.blocks), []
-        token = state is not None and packing.whole and x.shape[1] == 1 and torch.is_inference_mode_enabled()
+        token = state is not None and packing.whole and x.shape[1] == 1
         while (i := len(after)) < len(blocks):
             step, layers = self._stepping.run(x, i, self.blocks, _plain) if token else (None, [])
             here = blocks[i : i + max(len(layers), 1)]

@@ -73,14 +73,15 @@ class Slots:
 class RoundedSlots(Slots):
     """Matrices in fewer bits, with scales. Each is made the file's dtype again where it is used, in one slot that all share."""
 
-    whole_columns: int
-    """A scale is of so many columns of a row, 0 for the whole row."""
+    group: int
+    """A scale is of so many columns of a row at most, 0 for the whole row."""
     packed: torch.dtype
     per_byte: int
     scale: torch.dtype
     filling: int
+    """Bytes that each number of ROWS rows takes on its way into a slot,"""
     using: int
-    """Bytes a number of ROWS rows that are taken on the way into a slot and out of it."""
+    """and out of it."""
 
     def __init__(self, shape: Shape, count: int):
         self.shape, self.count = shape, count
@@ -95,7 +96,7 @@ class RoundedSlots(Slots):
 
     @classmethod
     def _groups(cls, columns: int) -> int:
-        return columns // math.gcd(columns, cls.whole_columns)
+        return columns // math.gcd(columns, cls.group)
 
     @classmethod
     def slot_bytes(cls, shape: Shape) -> int:
@@ -148,7 +149,7 @@ class RoundedSlots(Slots):
 class Int8Slots(RoundedSlots):
     """round(w / scale) with scale = max |w| / 127 of the row."""
 
-    whole_columns, packed, per_byte, scale = 0, torch.int8, 1, torch.float32
+    group, packed, per_byte, scale = 0, torch.int8, 1, torch.float32
     filling, using = 8, 0
 
     @classmethod
@@ -166,7 +167,7 @@ class Int4Slots(RoundedSlots):
     -w / 8 of the w that is largest in size, so that it is one of the steps. A byte holds two: of the group's first half in its lower bits,
     of the second in the upper ones. 4.5 bits a weight with groups of 32."""
 
-    whole_columns, packed, per_byte, scale = 32, torch.uint8, 2, torch.bfloat16
+    group, packed, per_byte, scale = 32, torch.uint8, 2, torch.bfloat16
     filling, using = 16, 2
 
     @classmethod

@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from postformer.ops import _cpu
 from postformer.ops.layers import RMSNorm, unaltered, watched
 
 CONTAINERS = (dict, list, set)
@@ -50,9 +51,10 @@ class Stepping:
     def run(
         self, x: Float[Tensor, "b 1 d"], first: int, stack: nn.ModuleList, plain: Callable[[nn.Module], bool]
     ) -> tuple[Any, list[Any]]:
-        """The `Steps` of the first layer's mixer, and what it takes of the layers from the first on: an empty list where it has no `Steps`,
-        does not serve such tokens, or takes not even the first. Layers must be `plain`, with norms of ours, and nobody may listen."""
-        if watched():
+        """The `Steps` of the first layer's mixer, and what it takes of the layers from the first on: None and an empty list where it has no
+        `Steps`, takes not even the first, or no kernel takes such tokens. Layers must be `plain`, with norms of ours, and nobody may
+        listen."""
+        if watched() or not _cpu.direct(x[:, 0]):
             return None, []
         known = self._runs.get(first)
         if self._stack is not stack or (known is not None and not known[0]):
@@ -60,7 +62,7 @@ class Stepping:
         if known is None:
             known = self._runs[first] = _found(first, stack, plain)
         _, kind, layers = known
-        if kind is None or not layers or not kind.serves(x):
+        if kind is None or not layers:
             return None, []
         if (first, kind) not in self._steps:
             self._steps[first, kind] = kind()

@@ -9,6 +9,7 @@ import functools
 import os
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -123,6 +124,24 @@ def transformed() -> bool:
 
 
 UNKNOWN_TRANSFORMS = {TransformType.Vmap, TransformType.Jvp}
+
+
+MOST_ROWS = 8
+"""Above this many rows a kernel that multiplies row by row is slower than matrix products."""
+HALF_OR_SINGLE = {torch.bfloat16, torch.float32}
+
+
+def direct(x: Tensor) -> bool:
+    """Whether a kernel may take these few rows past torch's dispatcher: under inference, with nothing between, fp32 or bf16 on a CPU."""
+    if not torch.is_inference_mode_enabled() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    return not transformed() and type(x) is Tensor and 0 < len(x) <= MOST_ROWS and x.dtype in HALF_OR_SINGLE and x.is_cpu
+
+
+def lying(tensors: Sequence[Tensor]) -> tuple[list[Any], ...]:
+    """How tensors lie in memory: equal as long as a kernel that has their addresses may read them."""
+    read = Tensor.data_ptr, Tensor.size, Tensor.is_contiguous
+    return [t.dtype for t in tensors], *(list(map(what, tensors)) for what in read)
 
 
 def serves(*tensors: Tensor) -> bool:

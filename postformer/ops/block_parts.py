@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from postformer.ops import _cpu
-from postformer.ops.experts import KINDS, gated
-
-HALF_OR_SINGLE = {torch.bfloat16, torch.float32}
+from postformer.ops.experts import GATED
 
 
 class AttentionPart(NamedTuple):
@@ -70,7 +68,7 @@ class NetworkPart(NamedTuple):
 ROUTERS = {"softmax": 0, "sigmoid": 1, "chosen": 2}
 TENSORS, REALS = (10, 12), (3, 2)
 """How many fields of the two are tensors, which come first, and real numbers, which come next."""
-Block = tuple[AttentionPart, NetworkPart | None]
+BlockParts = tuple[AttentionPart, NetworkPart | None]
 ATTENTION_MATRICES = {"q", "k", "v", "out"}
 NETWORK_MATRICES = {"router", "gate", "up", "down", "shared_up", "shared_down", "shared_gate"}
 
@@ -92,13 +90,13 @@ CACHE = 4
 """The last columns of a block: keys, values, seen, slots."""
 
 
-def tensors_of(blocks: Sequence[Block]) -> list[Tensor]:
+def tensors_of(blocks: Sequence[BlockParts]) -> list[Tensor]:
     """All of their tensors."""
     parts = [part[:count] for block in blocks for part, count in zip(block, TENSORS, strict=True) if part is not None]
     return [t for part in parts for t in part if isinstance(t, Tensor)]
 
 
-def plan(blocks: Sequence[Block], tensors: Sequence[Tensor]) -> Plan | None:
+def plan(blocks: Sequence[BlockParts], tensors: Sequence[Tensor]) -> Plan | None:
     """None where the kernel cannot read the weights as they lie. Raises ValueError for shapes that do not belong together."""
     matrices, small = set(), set()
     for attention, network in blocks:
@@ -107,7 +105,7 @@ def plan(blocks: Sequence[Block], tensors: Sequence[Tensor]) -> Plan | None:
                 if isinstance(t, Tensor):
                     (matrices if name in named else small).add(t.dtype)
     readable = all(type(t) in (Tensor, nn.Parameter) and t.is_contiguous() and t.is_cpu for t in tensors)
-    if not (_cpu.BUILT and readable and len(matrices) == len(small) == 1 and matrices | small <= HALF_OR_SINGLE):
+    if not (_cpu.BUILT and readable and len(matrices) == len(small) == 1 and matrices | small <= _cpu.HALF_OR_SINGLE):
         return None
     d = len(blocks[0][0].norm)
     table = array("q")
@@ -147,7 +145,7 @@ def _network_columns(part: NetworkPart, d: int) -> list[int]:
     hidden, w = part.down.shape[-1], part.up.shape[-2]
     shared = 0 if part.shared_down is None else part.shared_down.shape[1]
     shared_w = 0 if part.shared_up is None else len(part.shared_up)
-    gates = part.activation in {KINDS[kind] for kind in KINDS if gated(kind)}
+    gates = part.activation in GATED
     doubled = 2 if gates and experts else 1
     if (w, shared_w) != (hidden * doubled, shared * doubled) or (not experts and gates != (part.gate is not None)):
         raise ValueError(f"block_step: up is {tuple(part.up.shape)} and down {tuple(part.down.shape)}")

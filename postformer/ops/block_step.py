@@ -16,10 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from postformer.ops import _cpu
-from postformer.ops.block_parts import CACHE, COLUMNS, HALF_OR_SINGLE, Block, Plan, plan, tensors_of
+from postformer.ops.block_parts import CACHE, COLUMNS, BlockParts, Plan, plan, tensors_of
 
-MOST_ROWS = 8
-"""Above this many rows the kernel, which multiplies row by row, is slower than matrix products."""
 NO_ROOM, ODD = 2, 3
 """What the kernel answers beside 0 and 1."""
 
@@ -29,29 +27,20 @@ class Stepper:
     when they are other ones or lie elsewhere. Copies and pickles begin anew."""
 
     def __init__(self) -> None:
-        self._seen: tuple[Sequence[Block], list[Tensor], tuple[list[Any], ...], Plan | None] | None = None
+        self._seen: tuple[Sequence[BlockParts], list[Tensor], tuple[list[Any], ...], Plan | None] | None = None
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Stepper, ()
 
     def __call__(
-        self, x: Float[Tensor, "b d"], states: Sequence[Any], blocks: Sequence[Block]
+        self, x: Float[Tensor, "b d"], states: Sequence[Any], blocks: Sequence[BlockParts]
     ) -> tuple[Float[Tensor, "b d"], list[Any]] | None:
         """What the blocks make of a token, and their states after it. A state has keys `k` and values `v` [b, g, s, e], which are written
         in place, `seen` [b], and `with_room()` for one more token. None outside of inference and where the kernel cannot take it.
         Raises ValueError for weights that do not belong together."""
-        if not torch.is_inference_mode_enabled() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        if not _cpu.direct(x):
             return None
-        b = len(x)
-        if (
-            _cpu.transformed()
-            or type(x) is not Tensor
-            or not 0 < b <= MOST_ROWS
-            or x.dtype not in HALF_OR_SINGLE
-            or not x.is_cpu
-        ):
-            return None
-        known = self._plan(blocks)
+        b, known = len(x), self._plan(blocks)
         if known is None or x.shape != (b, known.width):
             return None
         for _ in range(2):
@@ -76,12 +65,11 @@ class Stepper:
             return y.to(x.dtype), [state._replace(k=cache[0], v=cache[1], seen=n) for state, cache, n in after]  # type: ignore[index]
         return None
 
-    def _plan(self, blocks: Sequence[Block]) -> Plan | None:
+    def _plan(self, blocks: Sequence[BlockParts]) -> Plan | None:
         """Anew where the parts are other objects than before, or the tensors lie elsewhere or otherwise."""
         before = self._seen
         tensors = tensors_of(blocks) if before is None or before[0] is not blocks else before[1]
-        read = Tensor.data_ptr, Tensor.size, Tensor.is_contiguous
-        lie = [t.dtype for t in tensors], *(list(map(what, tensors)) for what in read)
+        lie = _cpu.lying(tensors)
         if before is None or before[0] is not blocks or before[2] != lie:
             before = self._seen = blocks, tensors, lie, plan(blocks, tensors)
         return before[3]
@@ -113,14 +101,9 @@ class BlockSteps:
         self._step = Stepper()
 
     @staticmethod
-    def serves(x: Float[Tensor, "b 1 d"]) -> bool:
-        """Whether there are few enough rows, on a CPU."""
-        return len(x) <= MOST_ROWS and x.is_cpu
-
-    @staticmethod
-    def layers(blocks: Sequence[Any]) -> list[Block]:
+    def layers(blocks: Sequence[Any]) -> list[BlockParts]:
         """What `__call__` takes of the first of these blocks, as many as go in one call."""
-        found: list[Block] = []
+        found: list[BlockParts] = []
         for block in blocks:
             parts: dict[str, Any] = block._modules
             mixer, network = parts["mixer"], parts.get("ffn")
@@ -136,7 +119,7 @@ class BlockSteps:
         return found
 
     def __call__(
-        self, x: Float[Tensor, "b 1 d"], states: Sequence[Any], layers: Sequence[Block]
+        self, x: Float[Tensor, "b 1 d"], states: Sequence[Any], layers: Sequence[BlockParts]
     ) -> tuple[Float[Tensor, "b 1 d"], list[Any]] | None:
         """The residual stream and the states after the blocks; None where they must be called one by one."""
         stepped = self._step(x[:, 0], states, layers)

@@ -208,6 +208,7 @@ MOST_PAIRS = 8
 """Pairs an expert, on average over as many experts as there are or could be chosen: with more of them matrix products are faster."""
 KINDS: dict[Activation, int] = {"swiglu": 0, "relu": 1, "gpt-oss": 2, "gelu": 3}
 """Activations by the kernels' numbers."""
+GATED = {number for kind, number in KINDS.items() if gated(kind)}
 
 
 def kernel_takes(x: Tensor, experts: Tensor, weights: Tensor, networks: Networks, count: int) -> bool:
@@ -250,8 +251,7 @@ def _experts_cpu(
     f = out.shape[2]
     if activation not in KINDS.values():
         raise ValueError(f"experts: activation {activation} is none of {', '.join(map(str, KINDS.values()))}")
-    gates = activation in {KINDS[kind] for kind in KINDS if gated(kind)}
-    if w != (2 * f if gates else f):
+    if w != (2 * f if activation in GATED else f):
         raise ValueError(f"experts: up has {w} rows for out's {f} columns")
     _cpu.check_half("experts", "up", up)
     _cpu.check("experts", x=(x, (n, d)), weights=(weights, (n, k)), up_bias=(up_bias, (e, w)), out_bias=(out_bias, (e, d)))

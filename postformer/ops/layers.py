@@ -85,6 +85,12 @@ def unaltered(module: nn.Module, cls: type) -> bool:
     return type(module) is cls and as_written and not vars(cls).keys() & module.__dict__.keys()
 
 
+def bare(*linear: nn.Module | None) -> bool:
+    """Whether all are our `Linear` as it was made, neither wrapped, pruned nor watched, so that a kernel may read their weights."""
+    there = [m for m in linear if m is not None]
+    return all(unaltered(m, Linear) and m._parameters.get("weight") is not None for m in there) and not watched(*there)
+
+
 def watched(*modules: nn.Module) -> bool:
     """Whether a forward hook listens to one of the modules, or its forward was replaced: a kernel would pass it by."""
     for m in modules:

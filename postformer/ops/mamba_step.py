@@ -18,8 +18,6 @@ from torch.utils.flop_counter import register_flop_formula
 
 from postformer.ops import _cpu
 
-MOST_ROWS = 8
-"""Above this many rows the kernel, which multiplies row by row, is slower than matrix products."""
 MATRICES = 4
 
 
@@ -44,10 +42,10 @@ def serves(x: Float[Tensor, "b t d"], state: tuple[Tensor, Tensor], weights: Wei
         _cpu.BUILT
         and not _cpu.transformed()
         and x.shape[1] == 1
-        and 0 < x.shape[0] <= MOST_ROWS
+        and 0 < x.shape[0] <= _cpu.MOST_ROWS
         and x.device.type == "cpu"
         and len(matrices) == 1
-        and {x.dtype, *matrices} <= {torch.float32, torch.bfloat16}
+        and {x.dtype, *matrices} <= _cpu.HALF_OR_SINGLE
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *weights)))
     )
 
@@ -82,16 +80,10 @@ class Stepper:
         """What the layers make of a token, x = x + layer(norm(x)) each, and their states after it; without norms, layer(x) of the one
         layer. x stays in fp32 between layers. None outside of inference and where the kernel cannot take it. Raises ValueError for
         another number of states than layers."""
-        if not torch.is_inference_mode_enabled() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-            return None
-        if _cpu.transformed() or type(x) is not Tensor:
+        if not _cpu.direct(x):
             return None
         b = len(x)
-        if not 0 < b <= MOST_ROWS or x.dtype not in HALF_OR_SINGLE or not x.is_cpu:
-            return None
-        tensors = [*itertools.chain(*layers), *norms]
-        read = Tensor.data_ptr, Tensor.size, Tensor.is_contiguous
-        seen = [w.dtype for w in tensors], *(list(map(what, tensors)) for what in read)
+        seen = _cpu.lying([*itertools.chain(*layers), *norms])
         before = self._seen
         if before is None or before[0] != seen:
             before = self._seen = seen, plan(layers, norms)
@@ -146,7 +138,7 @@ def plan(layers: Sequence[Weights], norms: Sequence[Tensor]) -> Plan | None:
     groups = [w for weights in layers for w in weights[:MATRICES]], small
     dtypes = [{w.dtype for w in group} for group in groups]
     readable = all(type(w) in (Tensor, nn.Parameter) and w.is_contiguous() and w.is_cpu for group in groups for w in group)
-    if not (_cpu.BUILT and readable and all(len(found) == 1 and found <= HALF_OR_SINGLE for found in dtypes)):
+    if not (_cpu.BUILT and readable and all(len(found) == 1 and found <= _cpu.HALF_OR_SINGLE for found in dtypes)):
         return None
     (c, k), d, r, n = layers[0].taps.shape, layers[0].inp.shape[1], layers[0].dt.shape[1], layers[0].A_log.shape[1]
     for w in layers:
@@ -158,9 +150,6 @@ def plan(layers: Sequence[Weights], norms: Sequence[Tensor]) -> Plan | None:
     rows = [_pointers(w, norm) for w, norm in zip(layers, norms or [None] * len(layers), strict=True)]
     half, half_small = (found == {torch.bfloat16} for found in dtypes)
     return Plan((d, c, k, r, n), (half, half_small), array("q", [p for row in rows for p in row]))
-
-
-HALF_OR_SINGLE = {torch.bfloat16, torch.float32}
 
 
 def shapes(d: int, c: int, k: int, r: int, n: int) -> Weights:
@@ -182,8 +171,8 @@ _cpu.LIBRARY.define("mamba_step(Tensor x, Tensor past, Tensor h, Tensor[] weight
 
 def _check(x: Tensor, past: Tensor, h: Tensor, w: Weights) -> None:
     (b, d), (c, k), r, n = x.shape, w.taps.shape, w.dt.shape[1], w.A_log.shape[1]
-    if b > MOST_ROWS:
-        raise ValueError(f"mamba_step: {b} rows; expected {MOST_ROWS} at most")
+    if b > _cpu.MOST_ROWS:
+        raise ValueError(f"mamba_step: {b} rows; expected {_cpu.MOST_ROWS} at most")
     wanted = shapes(d, c, k, r, n)
     named = {name: (getattr(w, name), getattr(wanted, name)) for name in Weights._fields}
     matrices = {name: named.pop(name) for name in Weights._fields[:MATRICES]}

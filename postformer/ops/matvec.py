@@ -13,15 +13,13 @@ from torch.utils.flop_counter import register_flop_formula
 
 from postformer.ops import _cpu
 
-MOST_ROWS = 8
-"""Above this many rows the kernel, which multiplies row by row, is slower than a matrix product."""
 LEAST_WEIGHTS = 1 << 19
 """Below this many weights torch's product takes less time than the call of an operator."""
 
 
 def serves(x: Tensor, weight: Tensor) -> bool:
     """Whether the kernel can take this product and is worth it: few rows, a large matrix, and no gradient asked for."""
-    few = 0 < x.numel() <= MOST_ROWS * x.shape[-1] and weight.numel() >= LEAST_WEIGHTS
+    few = 0 < x.numel() <= _cpu.MOST_ROWS * x.shape[-1] and weight.numel() >= LEAST_WEIGHTS
     taught = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     return few and not taught and _cpu.serves_half(x) and _cpu.serves_half(weight)
 

@@ -378,6 +378,7 @@ def test_the_claim_small(tmp_path, monkeypatch):
         "CHANGE_WORDS": 200,
         "CHANGED": 8,
         "QUESTIONS": 8,
+        "FEWER": 8,
         "ROWS": 4,
         "TEN_YEARS": 600,
     }.items():

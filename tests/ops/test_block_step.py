@@ -21,7 +21,8 @@ from postformer.mixers.attention import Attention
 from postformer.models.backbone import Backbone
 from postformer.models.routing import routed
 from postformer.ops import _cpu
-from postformer.ops.block_step import MOST_ROWS, Stepper
+from postformer.ops._cpu import MOST_ROWS
+from postformer.ops.block_step import Stepper
 from postformer.ops.layers import Linear
 from postformer.ops.packing import Packing
 

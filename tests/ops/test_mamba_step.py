@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from postformer import state as states
 from postformer.mixers.mamba import Mamba
 from postformer.ops import _cpu
-from postformer.ops.mamba_step import MOST_ROWS, Weights, mamba_step, serves
+from postformer.ops._cpu import MOST_ROWS
+from postformer.ops.mamba_step import Weights, mamba_step, serves
 
 pytestmark = pytest.mark.skipif(not _cpu.BUILT, reason="installed without the kernels")
 
