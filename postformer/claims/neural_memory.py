@@ -55,7 +55,7 @@ READ = 250_000
 """Words that are read for a cell, at most, but for one diary, where the budget is below SURE_S."""
 SURE_S = 3_600
 """The budget from which on QUESTIONS are asked at every distance of up to ten years, by all whose cost does not grow with it."""
-TRIED = ((SURE_S, TEN_YEARS), (300, 250_000), (0, 4_000))
+TRIED = ((SURE_S, TEN_YEARS), (300, 250_000), (0, 500))
 """From which budget on retrieval is set on diaries of up to how many words."""
 CHANGES = ("updated", "deleted")
 CHANGE_WORDS, CHANGE_FACTS, CHANGED = 500, 8, 48
