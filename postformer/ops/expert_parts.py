@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from postformer.ops.experts import Networks, activated, called, kernel_takes
+from postformer.ops.experts import Networks, activated, called, kernel_takes, weighed
 
 
 class Part(NamedTuple):
@@ -58,5 +58,5 @@ def _one(x: Float[Tensor, "m d"], weight: Float[Tensor, "m 1"], networks: Networ
     h = x @ up[i].to(x.dtype).T
     if up_bias is not None:
         h = h + up_bias[i].to(x.dtype)
-    y = (activated(h, activation) * weight) @ out[i].to(x.dtype).T
-    return y if out_bias is None else y + weight * out_bias[i].to(x.dtype)
+    bias = None if out_bias is None else out_bias[i].to(x.dtype)
+    return weighed(activated(h, activation), weight, bias, x.shape[1], lambda h: h @ out[i].to(x.dtype).T)

@@ -11,6 +11,7 @@ a few tokens that teach nothing go through the kernel of csrc/experts.cpp, which
 experts lie on several processes, `by_parts` of expert_parts.py where not all matrices are in memory at once.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,10 +19,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from postformer.ops import _cpu
 from postformer.ops.exchange import Group, counts_for, exchange
+from postformer.ops.pages import fresh
 
 Activation = Literal["swiglu", "gelu", "relu", "gpt-oss"]
 ALPHA, LIMIT = 1.702, 7.0
@@ -135,12 +137,25 @@ def _answers(
     h = grouped_product(x, up.to(x.dtype), sizes)
     if up_bias is not None:
         h = h + up_bias.to(x.dtype).repeat_interleave(sizes, 0)
-    h = activated(h, activation)
-    y = grouped_product(h if weight is None else h * weight, out.to(x.dtype), sizes)
-    if out_bias is not None:
-        bias = out_bias.to(x.dtype).repeat_interleave(sizes, 0)
-        y = y + (bias if weight is None else weight * bias)
-    return y
+    bias = None if out_bias is None else out_bias.to(x.dtype).repeat_interleave(sizes, 0)
+    return weighed(activated(h, activation), weight, bias, x.shape[1], lambda h: grouped_product(h, out.to(x.dtype), sizes))
+
+
+def weighed(
+    h: Float[Tensor, "m f"],
+    weight: Float[Tensor, "m 1"] | None,
+    bias: Tensor | None,
+    width: int,
+    product: Callable[[Tensor], Tensor],
+) -> Float[Tensor, "m d"]:
+    """The answer of width d to h, the product with the second matrix and its bias, times the weight: of both sides of the matrix the
+    narrower is multiplied."""
+    if weight is not None and h.shape[1] < width:
+        y = product(h * weight)
+        return y if bias is None else y + weight * bias
+    y = product(h)
+    y = y if bias is None else y + bias
+    return y if weight is None else y * weight
 
 
 def _back(order: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
@@ -177,7 +192,7 @@ class _GroupedProduct(torch.autograd.Function):
 def _product(x: Float[Tensor, "m i"], w: Float[Tensor, "e i o"], sizes: Int[Tensor, " e"]) -> Float[Tensor, "m o"]:
     if _served(x, w):
         return F.grouped_mm(x, w, offs=sizes.cumsum(0).int())
-    y = x.new_empty(len(x), w.shape[2])
+    y = fresh(x, len(x), w.shape[2])
     for rows, matrix, into in zip(x.split(sizes.tolist()), w, y.split(sizes.tolist()), strict=True):
         if len(rows):
             torch.mm(rows, matrix, out=into)
@@ -186,20 +201,30 @@ def _product(x: Float[Tensor, "m i"], w: Float[Tensor, "e i o"], sizes: Int[Tens
 
 def _outer(gradient: Float[Tensor, "m o"], x: Float[Tensor, "m i"], sizes: Int[Tensor, " e"]) -> Float[Tensor, "e o i"]:
     """Each group's gradient^T x; zeros where it is empty."""
-    to_w = x.new_empty(len(sizes), gradient.shape[1], x.shape[1])
-    for g, rows, into in zip(gradient.split(sizes.tolist()), x.split(sizes.tolist()), to_w, strict=True):
+    counts = sizes.tolist()
+    to_w = fresh(x, len(counts), gradient.shape[1], x.shape[1])
+    for g, rows, into in zip(gradient.mT.split(counts, 1), x.split(counts), to_w, strict=True):
         if len(rows):
-            torch.mm(g.mT, rows, out=into)
+            torch.mm(g, rows, out=into)
         else:
             into.zero_()
     return to_w
 
 
+GROUPED = (torch.bfloat16, torch.float16, torch.float32)
+if torch.ops.aten._grouped_mm not in flop_registry:
+
+    @register_flop_formula(torch.ops.aten._grouped_mm)
+    def _grouped_flops(x: torch.Size, w: torch.Size, *rest: Any, **words: Any) -> int:
+        """Each row once, by the matrix of its group."""
+        return 2 * x[0] * w[1] * w[2]
+
+
 def _served(x: Tensor, w: Tensor) -> bool:
-    """Whether torch's grouped product takes these: on a GPU, of a dtype that it knows, and rows that lie on multiples of 16 bytes. On a
-    CPU it is the same loop."""
+    """Whether torch's grouped product takes these: of a dtype that it knows, and rows that lie on multiples of 16 bytes. On a CPU it is
+    the same loop, without Python between its products."""
     aligned = all(s * x.element_size() % 16 == 0 for s in (x.shape[1], w.shape[1], w.shape[2]))
-    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16, torch.float32) and aligned and len(x) > 0
+    return x.device.type in ("cuda", "cpu") and x.dtype in GROUPED and aligned and len(x) > 0
 
 
 # ---------------------------------------------------------------- the CPU kernel as an operator of torch
