@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from postformer import __version__, commands, commands_cost, commands_experts, commands_memory
+from postformer import __version__, commands, commands_cost, commands_experts, commands_memory, commands_pictures
 from postformer.config import MOST_THREADS, UserError
 
 
@@ -233,6 +233,10 @@ def _ask_arguments(p: Parser) -> None:
     )
 
 
+def _dream_arguments(p: Parser) -> None:
+    commands_pictures.dream_arguments(p, positive)
+
+
 def _corpus_arguments(p: Parser) -> None:
     p.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="files, folders or .jsonl (default: Python's own text)")
     p.add_argument(
@@ -356,6 +360,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Callable[[Pa
         "make a mixture of experts of dense models that answers as before",
         _upcycle_arguments,
     ),
+    "dream": (commands_pictures.dream, "draw, extend, join, loop or change pictures and videos", _dream_arguments),
     "corpus": (commands.corpus, "turn text into token shards to train on", _corpus_arguments),
     "cost": (commands_cost.cost, "parameters, operations and state bytes of a run's model, by formula", _cost_arguments),
 }

@@ -33,7 +33,7 @@ def _model(recipe: str, overrides: Sequence[str], vocab: int | None) -> tuple[st
     if run.data.get("kind") != "text":
         if vocab:
             raise UserError(f"--vocab: the data of {recipe} has its own sizes")
-        sizes = sizes_of(build(run.data, DATA, "data"))
+        sizes = sizes_of(run, build(run.data, DATA, "data"))
     with torch.device("meta"):
         return run.name, build({k: v for k, v in run.model.items() if k not in sizes}, MODELS, "model", **sizes)
 

@@ -5,7 +5,9 @@ from postformer.data.build import build_corpus
 from postformer.data.corpus import Corpus, Manifest, Tokenized, open_corpus, remarks
 from postformer.data.diary import Diaries, Diary
 from postformer.data.embedded import corpus_from, default_corpus
+from postformer.data.images import Images
 from postformer.data.needles import Needles
+from postformer.data.physics import Physics
 from postformer.data.series import Series
 from postformer.data.sources import DataError, Document, Source
 from postformer.data.tasks import TASKS
@@ -15,7 +17,7 @@ READINGS: dict[str, Any] = {"needles": Needles, "babilong": Babilong, "diary": D
 """Texts with a question at their end."""
 ASKED: dict[str, Any] = {**TASKS, **READINGS}
 """Kinds of `Run.data` whose batches have targets, which the objective `answers` takes."""
-DATA: dict[str, Any] = {"text": Text, **ASKED, "series": Series}
+DATA: dict[str, Any] = {"text": Text, **ASKED, "series": Series, "images": Images, "physics": Physics}
 """Kinds of `Run.data`."""
 
 __all__ = [
@@ -28,8 +30,10 @@ __all__ = [
     "Diaries",
     "Diary",
     "Document",
+    "Images",
     "Manifest",
     "Needles",
+    "Physics",
     "Series",
     "Source",
     "Text",

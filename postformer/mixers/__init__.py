@@ -10,6 +10,8 @@ from postformer.mixers.delta import GatedDelta
 from postformer.mixers.mamba import Mamba
 from postformer.mixers.mamba2 import Mamba2
 from postformer.mixers.mamba3 import Mamba3
+from postformer.mixers.scan_order import Scan
+from postformer.mixers.spacetime import SpacetimeAttention
 from postformer.mixers.titans import LMM
 from postformer.mixers.titans_attention import MAC, MAG, MAL
 from postformer.ops.packing import Packing
@@ -55,3 +57,7 @@ MIXERS: dict[str, Any] = {
     "mag": MAG,
     "mal": MAL,
 }
+"""Mixers along one line, causal, with a state."""
+
+PICTURES: dict[str, Any] = {"spacetime": SpacetimeAttention, "scan": Scan, **MIXERS}
+"""Mixers of images and videos, most of which see what comes later."""

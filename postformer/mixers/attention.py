@@ -159,7 +159,7 @@ class Attention(nn.Module):
         parts = [m(x) for m in ((self.q, self.k, self.v) if queries else (self.k, self.v))]
         if self.conv_weight is not None:
             weight = self.conv_weight[self._first(queries) :]
-            mixed, last = causal_conv(torch.cat(parts, -1), weight, None, past[0], *packing)
+            mixed, last = causal_conv(torch.cat(parts, -1), weight, None, past[0], packing.starts, packing.lengths)
             parts, past = list(mixed.split([m.shape[-1] for m in parts], -1)), (last,)
         q, k, v = (m.unflatten(-1, (-1, self.width)) for m in (parts if queries else [x[..., :0], *parts]))
         return self._normed(q, self.q_norm) if queries else q, self._normed(k, self.k_norm), v, past

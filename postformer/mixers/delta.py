@@ -85,7 +85,7 @@ class GatedDelta(Writer):
         past, memory = state if state is not None else self.init_state(len(x))
         wide = torch.promote_types(x.dtype, torch.float32)
         mixed, z, *gates = self.inp(x).split(self.sizes, -1)
-        mixed, past = causal_conv(mixed, self.conv_weight, None, past, *packing, silu=True)
+        mixed, past = causal_conv(mixed, self.conv_weight, None, past, packing.starts, packing.lengths, silu=True)
         a, beta = gates if self.gates is None else self.gates(mixed).chunk(2, -1)
         a, beta = self._written(a, beta, packing)
         q, k, v = mixed.to(wide).unflatten(-1, (self.heads, -1)).split([self.n, self.n, self.p], -1)

@@ -127,7 +127,7 @@ class Mamba(nn.Module):
             return y[:, None], MambaState(*after)
         wide = torch.promote_types(x.dtype, torch.float32)
         u, z = self.inp(x).chunk(2, -1)
-        u, past = causal_conv(u, self.conv_weight, self.conv_bias, past, *packing, silu=True)
+        u, past = causal_conv(u, self.conv_weight, self.conv_bias, past, packing.starts, packing.lengths, silu=True)
         low, B, C = self.select(u).split([self.rank, self.n, self.n], -1)
         dt, bias = F.linear(low.to(wide), self.dt.weight.to(wide)), self.dt.bias.to(wide)
         if packing.lengths is not None:

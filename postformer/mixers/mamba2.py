@@ -89,7 +89,7 @@ class Mamba2(Writer):
         wide = torch.promote_types(x.dtype, torch.float32)
         c, shared = self.channels, self.groups * self.n
         z, mixed, *dt = self.inp(x).split(self.sizes, -1)
-        mixed, past = causal_conv(mixed, self.conv_weight, self.conv_bias, past, *packing, silu=True)
+        mixed, past = causal_conv(mixed, self.conv_weight, self.conv_bias, past, packing.starts, packing.lengths, silu=True)
         dt = packing.silence(self._step(dt[0] if self.gates is None else self.gates(mixed)))
         u, B, C = mixed.to(wide).split([c, shared, shared], -1)
         u = u.unflatten(-1, (1, self.heads, self.width))

@@ -206,7 +206,7 @@ class LMM(Writer):
         """What the weights answer to the tokens' queries; nothing is learned."""
         inner = self.sizes[1]
         q, z = project(x, self.inp.weight[:inner]), project(x, self.inp.weight[-inner:])
-        q, past = causal_conv(q, self.conv_weight[:inner], None, held.conv, *packing, silu=True)
+        q, past = causal_conv(q, self.conv_weight[:inner], None, held.conv, packing.starts, packing.lengths, silu=True)
         q = unit(q.to(held.weights[0].dtype).unflatten(-1, (self.heads, -1)))
         return self._answer(self._recalled(q, held.weights), z), Recall(past, held.weights)
 
@@ -244,7 +244,7 @@ class LMM(Writer):
         """The memory's answers [b, t, h, e], the gate z, and the memory and the convolution's past after the tokens."""
         wide = torch.promote_types(x.dtype, torch.float32)
         mixed, z = self.inp(x).split(self.sizes[:2], -1)
-        mixed, past = causal_conv(mixed, self.conv_weight, None, past, *packing, silu=True)
+        mixed, past = causal_conv(mixed, self.conv_weight, None, past, packing.starts, packing.lengths, silu=True)
         gate = self._gate(x if self.gated_by == "token" else mixed) if writes else {}
         q, k, v = mixed.to(wide).unflatten(-1, (3, self.heads, -1)).unbind(2)
         q, k, v = unit(q), unit(k), v.contiguous()

@@ -2,9 +2,16 @@
 
 from typing import Any
 
+from postformer.models.diffusion import DiT
 from postformer.models.forecast import DLinear, Forecaster
 from postformer.models.language import LanguageModel
+from postformer.models.unet import UNet
+from postformer.models.vision import ViT
 
 FORECASTERS: dict[str, Any] = {"forecast": Forecaster, "dlinear": DLinear}
 """Models of series, which the objective `forecast` takes."""
-MODELS: dict[str, Any] = {"language": LanguageModel, **FORECASTERS}
+CLASSIFIERS: dict[str, Any] = {"vit": ViT}
+"""Models of images, which the objective `classify` takes."""
+DENOISERS: dict[str, Any] = {"dit": DiT, "unet": UNet}
+"""Models that draw images and videos, which the objective `denoise` takes."""
+MODELS: dict[str, Any] = {"language": LanguageModel, **FORECASTERS, **CLASSIFIERS, **DENOISERS}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from postformer.config import ConfigError, Spec, UserError, build, complete
 from postformer.ffn import FFNS
 from postformer.mixers import MIXERS
 from postformer.models.stepping import Stepping
-from postformer.ops.layers import RMSNorm, unaltered
+from postformer.ops.layers import Norm, RMSNorm, norm_of, unaltered
 from postformer.ops.packing import WHOLE, Packing
 
 State = tuple[Any, ...]
@@ -35,45 +36,74 @@ class Cost:
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + ffn(norm(x)) where the pattern has one."""
+    """x + mixer(norm(x)), then x + ffn(norm(x)) where the pattern has one. With `layer_scale` each branch is multiplied by learned
+    channels that begin there (Touvron et al. 2021, arXiv 2103.17239, eq. 3)."""
 
     mixer: Any
     ffn: Any
 
-    def __init__(self, dim: int, mixer: nn.Module, ffn: nn.Module | None, norm_eps: float):
+    def __init__(
+        self,
+        dim: int,
+        mixer: nn.Module,
+        ffn: nn.Module | None,
+        norm_eps: float,
+        *,
+        norm: Norm = "rms",
+        layer_scale: float = 0.0,
+    ):
         super().__init__()
-        self.norm, self.mixer = RMSNorm(dim, norm_eps), mixer
+        self.norm, self.mixer = norm_of(norm, dim, norm_eps), mixer
         # a mixer of another package may know nothing of packed rows
         self.packs = "packing" in inspect.signature(mixer.forward).parameters
-        self.ffn_norm, self.ffn = (RMSNorm(dim, norm_eps), ffn) if ffn is not None else (None, None)
+        self.ffn_norm, self.ffn = (norm_of(norm, dim, norm_eps), ffn) if ffn is not None else (None, None)
+        scales = [torch.full((dim,), layer_scale) if layer_scale and part is not None else None for part in (mixer, ffn)]
+        self.scale, self.ffn_scale = (None if s is None else nn.Parameter(s) for s in scales)
 
     def forward(
         self, x: Float[Tensor, "b t d"], state: Any = None, packing: Packing = WHOLE
     ) -> tuple[Float[Tensor, "b t d"], Any]:
         """Residual stream in, residual stream and new state out."""
-        words = {} if packing.whole else {"packing": packing}
-        if words and not self.packs:
-            raise UserError(
-                f"{type(self.mixer).__name__}: its forward takes no `packing`, so it cannot read packed or padded rows"
-            )
-        y, state = self.mixer(self.norm(x), state, **words)
-        x = x + y
+        y, state = self.mixer(self.norm(x), state, **told(self, packing))
+        x = x + (y if self.scale is None else y * self.scale.to(y.dtype))
         if self.ffn is not None and self.ffn_norm is not None:
-            x = x + self.ffn(self.ffn_norm(x))
+            y = self.ffn(self.ffn_norm(x))
+            x = x + (y if self.ffn_scale is None else y * self.ffn_scale.to(y.dtype))
         return x, state
 
 
+def told(block: Any, packing: Packing) -> dict[str, Packing]:
+    """What a block's mixer is told of its rows. Raises UserError for rows that it cannot read."""
+    if not packing.whole and not block.packs:
+        raise UserError(
+            f"{type(block.mixer).__name__}: its forward takes no `packing`, so it cannot read packed or padded rows"
+        )
+    return {"packing": packing} if block.packs and packing is not WHOLE else {}
+
+
 def _plain(block: nn.Module) -> bool:
-    return unaltered(block, Block)
+    return unaltered(block, Block) and block._parameters.get("scale") is None and block._parameters.get("ffn_scale") is None
 
 
 class Backbone(nn.Module):
     """`mixers` and `ffns` are tiled over `depth`; `{"kind": "none"}` in `ffns` leaves a layer without one (as in Mamba).
 
-    Three Mamba layers for each attention layer are `mixers=({"kind": "mamba"},) * 3 + ({"kind": "attention"},)`.
+    Three Mamba layers for each attention layer are `mixers=({"kind": "mamba"},) * 3 + ({"kind": "attention"},)`. `kinds` are the mixers
+    to choose from; `block` makes another layer of a mixer and a network than `Block`, and `norm` is another last norm.
     """
 
-    def __init__(self, dim: int, depth: int, mixers: tuple[Spec, ...], ffns: tuple[Spec, ...], norm_eps: float = 1e-5):
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        mixers: tuple[Spec, ...],
+        ffns: tuple[Spec, ...],
+        norm_eps: float = 1e-5,
+        *,
+        kinds: Mapping[str, Any] = MIXERS,
+        block: Callable[[int, nn.Module, nn.Module | None], nn.Module] | None = None,
+        norm: nn.Module | None = None,
+    ):
         super().__init__()
         if dim < 1 or not 1 <= depth <= DEEPEST:
             raise ConfigError(f"model: dim={dim} must be at least 1 and depth={depth} from 1 to {DEEPEST}")
@@ -83,10 +113,10 @@ class Backbone(nn.Module):
         self.blocks: Any = nn.ModuleList()
         for i in range(depth):
             m, f = i % len(mixers), i % len(ffns)
-            mixer = build(mixers[m], MIXERS, f"model.mixers[{m}]", dim=dim)
+            mixer = build(mixers[m], kinds, f"model.mixers[{m}]", dim=dim)
             ffn = None if ffns[f].get("kind") == "none" else build(ffns[f], FFNS, f"model.ffns[{f}]", dim=dim)
-            self.blocks.append(Block(dim, mixer, ffn, norm_eps))
-        self.norm = RMSNorm(dim, norm_eps)
+            self.blocks.append(Block(dim, mixer, ffn, norm_eps) if block is None else block(dim, mixer, ffn))
+        self.norm = RMSNorm(dim, norm_eps) if norm is None else norm
         self._stepping = Stepping()
         self._scale_residual_branches()
 
@@ -104,9 +134,9 @@ class Backbone(nn.Module):
         return tuple(block.mixer.init_state(batch) for block in self.blocks)
 
     def forward(
-        self, x: Float[Tensor, "b t d"], state: State | None = None, packing: Packing = WHOLE
+        self, x: Float[Tensor, "b t d"], state: State | None = None, packing: Packing = WHOLE, *more: Any
     ) -> tuple[Float[Tensor, "b t d"], State | None]:
-        """Through all layers and the last norm.
+        """Through all layers, each of which is given what there is `more`, and the last norm.
 
         Raises ValueError for a state of another number of layers, and when `packing` says that a row has more tokens than there are.
         """
@@ -115,7 +145,7 @@ class Backbone(nn.Module):
         if packing.lengths is not None and not bool(((packing.lengths >= 0) & (packing.lengths <= x.shape[1])).all()):
             raise ValueError(f"packing.lengths: expected 0 to {x.shape[1]} tokens a row, got {packing.lengths.tolist()}")
         blocks, after = list(self.blocks), []
-        token = state is not None and packing.whole and x.shape[1] == 1
+        token = state is not None and packing.whole and packing.places is None and x.shape[1] == 1
         while (i := len(after)) < len(blocks):
             step, layers = self._stepping.run(x, i, self.blocks, _plain) if token else (None, [])
             here = blocks[i : i + max(len(layers), 1)]
@@ -125,7 +155,7 @@ class Backbone(nn.Module):
                 after += states
                 continue
             for block, s in zip(here, before, strict=True):
-                x, s = block(x, s, packing)
+                x, s = block(x, s, packing, *more)
                 after.append(s)
         return self.norm(x), None if state is None else tuple(after)
 

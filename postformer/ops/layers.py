@@ -2,6 +2,7 @@
 
 import math
 import typing
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,25 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         return rms_norm(x, self.weight, self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` computed in fp32 or wider, that answers in the input's dtype (Ba et al. 2016, arXiv 1607.06450)."""
+
+    def forward(self, input: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        wide = input if input.dtype == torch.float64 else input.float()
+        weight, bias = (None if p is None else p.to(wide.dtype) for p in (self.weight, self.bias))
+        return F.layer_norm(wide, self.normalized_shape, weight, bias, self.eps).to(input.dtype)
+
+
+Norm = Literal["rms", "layer"]
+
+
+def norm_of(kind: Norm, dim: int, eps: float, affine: bool = True) -> nn.Module:
+    """A norm over the last dimension; "rms" has a weight, "layer" a weight and a bias where it is `affine`. Raises ValueError."""
+    if checked_word("norm", kind, Norm) == "layer":
+        return LayerNorm(dim, checked_eps(eps), elementwise_affine=affine)
+    return RMSNorm(dim, eps)
 
 
 def checked_word(name: str, word: str, choices: object) -> str:

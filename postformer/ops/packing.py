@@ -17,6 +17,10 @@ class Packing(NamedTuple):
     """True at the first token of a document: it and what follows see nothing before it, the state included."""
     lengths: Int[Tensor, " b"] | None = None
     """How many tokens of each row are real; the rest, at its end, is padding and leaves the state alone."""
+    places: Float[Tensor, "b t a"] | None = None
+    """Where each token lies in time, height and width (`postformer.ops.spacetime`); one row of them may stand for all rows."""
+    grid: tuple[int, int, int] | None = None
+    """Frames, rows and columns of patches, where each row is one clip of them in this order, after what lies nowhere."""
 
     @property
     def whole(self) -> bool:
@@ -47,7 +51,8 @@ class Packing(NamedTuple):
     def between(self, i: int, j: int) -> "Packing":
         """Of the tokens i ... j - 1."""
         starts = None if self.starts is None else self.starts[:, i:j]
-        return Packing(starts, None if self.lengths is None else (self.lengths - i).clamp(0, j - i))
+        places = None if self.places is None else self.places[:, i:j]
+        return Packing(starts, None if self.lengths is None else (self.lengths - i).clamp(0, j - i), places)
 
     def begun(self, t: int) -> Int[Tensor, "b t"] | None:
         """The place in the row of the last start at or before each token; -1 before the first start. None without starts."""

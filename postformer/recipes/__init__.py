@@ -14,6 +14,15 @@ from postformer.recipes.language import (
     text_window,
 )
 from postformer.recipes.memory import babilong, diaries, needles
+from postformer.recipes.pictures import (
+    draw_dit,
+    draw_unet,
+    physics_causal,
+    physics_dit,
+    physics_frames,
+    physics_unet,
+    see_vit,
+)
 from postformer.recipes.tasks import induction, modular_arithmetic, parity, parity_real, selective_copying
 
 RECIPES: dict[str, Callable[[], Run]] = {
@@ -36,4 +45,11 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "forecast-lmm-returning": forecast_lmm_returning,
     "forecast-mamba2": forecast_mamba2,
     "forecast-dlinear": forecast_dlinear,
+    "see-vit": see_vit,
+    "draw-dit": draw_dit,
+    "draw-unet": draw_unet,
+    "physics-dit": physics_dit,
+    "physics-frames": physics_frames,
+    "physics-causal": physics_causal,
+    "physics-unet": physics_unet,
 }

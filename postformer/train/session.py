@@ -1,6 +1,7 @@
 """A run put together, trained, and opened again."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from postformer.config import ConfigError, Run, build, complete, read
-from postformer.data import ASKED, DATA, READINGS, Series
+from postformer.config import ConfigError, Run, build, complete, plain, read
+from postformer.data import ASKED, DATA, READINGS
 from postformer.data.reading import Reading
-from postformer.models import FORECASTERS, MODELS
+from postformer.models import CLASSIFIERS, DENOISERS, FORECASTERS, MODELS
 from postformer.models.expert_store import ExpertMemory
 from postformer.models.hub import ModelError, fetch, load_model, save_model
 from postformer.objectives import OBJECTIVES
@@ -21,17 +22,25 @@ from postformer.train.log import Log, Progress
 from postformer.train.loop import Summary, to_stderr, train
 from postformer.train.optim import make_optimizer
 
+KINDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "series": (FORECASTERS, ("forecast",)),
+    "images": ({**CLASSIFIERS, **DENOISERS}, ("classify", "denoise")),
+    "physics": (DENOISERS, ("denoise",)),
+}
+"""The models and objectives that go with a kind of data; every other kind is text."""
+TEXT: tuple[dict[str, Any], tuple[str, ...]] = ({"language": MODELS["language"]}, ("next_token", "answers"))
+
 
 def check(run: Run) -> None:
     """Refuse a malformed run without memory and before anything is read or written. Raises ConfigError."""
     complete(run.data, DATA, "data")
-    _check_series(run)
+    _check_kinds(run)
     if run.objective["kind"] == "answers" and run.data["kind"] == "text":
         raise ConfigError(
             f"objective.kind: 'answers' asks for the answers of a task, and data.kind is 'text'; choose from {', '.join(ASKED)}"
         )
     with torch.device("meta"):
-        sizes = build(run.data, DATA, "data").sizes if run.data["kind"] == "series" else {"vocab": 1}
+        sizes = _sizes_to_try(run)
         model = build({k: v for k, v in run.model.items() if k not in sizes}, MODELS, "model", **sizes)
         objective = build(run.objective, OBJECTIVES, "objective", model=model)
     make_optimizer(dict(objective.named_parameters()), run.optim)
@@ -39,21 +48,42 @@ def check(run: Run) -> None:
     loop.device(run.train.device)
 
 
-def _check_series(run: Run) -> None:
-    """A series, a forecaster and the objective `forecast` go together."""
-    series = run.data["kind"] == "series"
-    for part, table, forecasts in (("model", MODELS, FORECASTERS), ("objective", OBJECTIVES, ("forecast",))):
+def _check_kinds(run: Run) -> None:
+    """Data, model and objective go together."""
+    models, objectives = KINDS.get(run.data["kind"], TEXT)
+    for part, table, fitting in (("model", MODELS, models), ("objective", OBJECTIVES, objectives)):
         kind = getattr(run, part).get("kind")
-        if kind in table and (kind in forecasts) != series:
-            choices = ", ".join(k for k in table if (k in forecasts) == series)
+        if kind in table and kind not in fitting:
             raise ConfigError(
-                f"{part}.kind: '{kind}' does not fit data.kind, which is '{run.data['kind']}'; choose from {choices}"
+                f"{part}.kind: '{kind}' does not fit data.kind, which is '{run.data['kind']}'; choose from {', '.join(fitting)}"
             )
+    model, objective = run.model.get("kind"), run.objective.get("kind")
+    for kinds, wanted in ((CLASSIFIERS, "classify"), (DENOISERS, "denoise")):
+        if model in kinds and objective in OBJECTIVES and objective != wanted:
+            raise ConfigError(f"objective.kind: '{objective}' does not teach model.kind, which is '{model}'; choose {wanted}")
 
 
-def sizes_of(data: Any) -> dict[str, int]:
-    """What a model is told of its data: the ids that there are, or the windows of a series."""
-    return data.sizes if isinstance(data, Series) else {"vocab": data.tokens.vocab}
+def _sizes_to_try(run: Run) -> dict[str, Any]:
+    """What a model will be told of its data, or what stands for it before images are read."""
+    if run.data["kind"] in ("series", "physics"):
+        return _known(run, build(run.data, DATA, "data").sizes)
+    if run.data["kind"] == "images":
+        side = run.data.get("size") or run.model.get("patch", (4, 4))
+        return _known(run, {"channels": 3, "classes": 2, "size": tuple(side)})
+    return {"vocab": 1}
+
+
+def _known(run: Run, sizes: dict[str, Any]) -> dict[str, Any]:
+    """Those sizes that the model takes; a model that draws may be told of no classes."""
+    model = MODELS.get(run.model["kind"])
+    takes = sizes.keys() if model is None else inspect.signature(model).parameters
+    untold = {"classes"} if run.model["kind"] in DENOISERS and run.model.get("classes") == 0 else set()
+    return {name: size for name, size in sizes.items() if name in takes and name not in untold}
+
+
+def sizes_of(run: Run, data: Any) -> dict[str, Any]:
+    """What a model is told of its data: the ids that there are, the windows of a series, the channels and classes of images."""
+    return _known(run, data.sizes) if hasattr(data, "sizes") else {"vocab": data.tokens.vocab}
 
 
 def prepare(run: Run) -> tuple[Run, nn.Module, Any]:
@@ -62,9 +92,9 @@ def prepare(run: Run) -> tuple[Run, nn.Module, Any]:
     Raises ConfigError or DataError.
     """
     data = build(run.data, DATA, "data")
-    sizes = sizes_of(data)
+    sizes = sizes_of(run, data)
     for name, size in sizes.items():
-        if (given := run.model.get(name, size)) != size:
+        if plain(given := run.model.get(name, size)) != plain(size):
             has = f"the data has {size} ids" if name == "vocab" else f"data.{name} is {size}"
             raise ConfigError(f"model.{name}: {given!r}, but {has}; leave it out")
     torch.manual_seed(run.seed)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import small
 import torch
+from safetensors.torch import load_file
 
 from postformer.config import Run, build, parse, plain
 from postformer.data import ASKED, DATA, READINGS
@@ -17,12 +18,13 @@ from postformer.train.session import check, open_model, sizes_of, train_run
 VOCAB = 4096
 TEXT = [name for name in RECIPES if RECIPES[name]().data["kind"] == "text"]
 TASKS = [name for name in RECIPES if RECIPES[name]().data["kind"] in ASKED]
+PICTURES = [name for name in RECIPES if RECIPES[name]().data["kind"] in ("images", "physics")]
 SERIES = [name for name in RECIPES if RECIPES[name]().data["kind"] == "series"]
 
 
 def parameters(name: str) -> int:
     run = RECIPES[name]()
-    sizes = {"vocab": VOCAB} if name in TEXT else sizes_of(build(run.data, DATA, "data"))
+    sizes = {"vocab": VOCAB} if name in TEXT else sizes_of(run, build(run.data, DATA, "data"))
     with torch.device("meta"):
         return build(run.model, MODELS, "model", **sizes).cost(1).parameters
 
@@ -120,3 +122,29 @@ def test_the_steps_of_time_start_where_the_induction_recipe_says():
         dt = torch.nn.functional.softplus(block.mixer.dt.bias.detach())
         assert 0.99e-12 < float(dt.min()) < 2e-12
         assert 5e-12 < float(dt.max()) < 1.01e-11
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_recipe_of_pictures_goes_on_where_it_stopped(name, tmp_path):
+    """The weights after three steps, and their average, are those after two and one more."""
+    run = RECIPES[name]()
+    if run.data["kind"] == "images":
+        images = np.random.default_rng(0).integers(0, 256, (40, 12, 12), dtype=np.uint8)
+        np.savez(tmp_path / "a.npz", images=images, labels=np.arange(40) % 3)
+        run = dataclasses.replace(run, data={**run.data, "path": str(tmp_path / "a.npz")})
+    train_run(shorter(run, steps=3), tmp_path / "whole")
+    train_run(shorter(run, steps=2), tmp_path / "parts")
+    summary = train_run(shorter(run, steps=3, eval_every=3, eval_batches=1), tmp_path / "parts")
+    assert math.isfinite(summary.valid["valid_loss"])
+    ends = [sorted((tmp_path / part / "checkpoints").iterdir())[-1] for part in ("whole", "parts")]
+    for file in ("model.safetensors", *(["objective.safetensors"] if run.objective["kind"] == "denoise" else [])):
+        whole, parts = (load_file(end / file) for end in ends)
+        assert whole.keys() == parts.keys()
+        for place, value in whole.items():
+            assert torch.equal(value, parts[place]), place
+
+
+def test_rivals_on_physics_are_of_one_size():
+    """Within 15%: the transformer over spacetime patches, the factorised one, and the U-Net."""
+    sizes = {name: parameters(name) for name in ("physics-dit", "physics-frames", "physics-unet")}
+    assert max(sizes.values()) / min(sizes.values()) < 1.15, sizes

@@ -1,0 +1,176 @@
+"""The command `dream`: what a model of images or videos draws, goes on from, joins, closes and changes. Imports no torch before it runs."""
+
+import argparse
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from postformer.commands import progress_bars
+from postformer.config import UserError
+
+VERBS = {
+    "draw": "pictures or clips from noise",
+    "animate": "a clip that begins with a picture",
+    "extend": "more frames after a clip, or before it with --backward, as long as you like in constant memory",
+    "connect": "frames between two clips",
+    "edit": "a clip drawn anew from its noised self",
+    "loop": "frames that lead from a clip's end back to its beginning",
+}
+MOST = 1024
+"""Pictures or clips that are drawn at once."""
+SHEET = 64
+"""Frames of a video that are kept for its sheet."""
+
+
+def dream_arguments(p: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
+    """The arguments of each verb."""
+    verbs = p.add_subparsers(dest="verb", required=True, metavar="VERB", title="verbs", parser_class=type(p))
+    for name, summary in VERBS.items():
+        v = verbs.add_parser(name, help=summary, description=summary)
+        v.add_argument("checkpoint", help="a run directory or a checkpoint of a model that was taught to denoise")
+        v.add_argument(
+            "--out",
+            type=Path,
+            required=True,
+            metavar="FILE",
+            help=".mp4, .mkv, .gif, or .png for pictures; a sheet of frames beside it",
+        )
+        if name != "draw":
+            v.add_argument(
+                "--from",
+                required=True,
+                metavar="CLIP",
+                help="a video, a picture, or SPLIT:NUMBER of what it learned from, such as test:0",
+            )
+        if name == "connect":
+            v.add_argument("--to", required=True, metavar="CLIP", help="what comes after")
+        if name == "draw":
+            v.add_argument("--count", type=positive, default=16, metavar="N", help="how many (default: 16)")
+            v.add_argument("--size", type=_size, metavar="ROWSxCOLUMNS", help="of a frame (default: as it learned)")
+        if name not in ("edit",):
+            v.add_argument(
+                "--frames",
+                type=positive,
+                metavar="N",
+                help="new ones (default: as many as it learned from, or what is left of that)",
+            )
+        if name == "extend":
+            v.add_argument("--backward", action="store_true", help="before the clip")
+        if name in ("extend", "connect", "loop"):
+            v.add_argument(
+                "--context",
+                type=positive,
+                metavar="N",
+                help="frames of a clip that new ones go on from (default: a quarter of its window)",
+            )
+        if name == "edit":
+            v.add_argument("--strength", type=float, default=0.5, metavar="S", help="0 keeps all, 1 nothing (default: 0.5)")
+        v.add_argument("--label", metavar="CLASS", help="of what, by name or number")
+        v.add_argument("--steps", type=positive, default=50, metavar="N", help="of denoising (default: 50)")
+        v.add_argument("--method", choices=("euler", "heun", "multistep", "ancestral"), default="euler")
+        v.add_argument(
+            "--guidance", type=float, default=1.0, metavar="G", help="above 1 follows the label more closely (default: 1)"
+        )
+        v.add_argument("--rate", type=float, default=10.0, metavar="FPS", help="frames a second of the file (default: 10)")
+        v.add_argument(
+            "--scale", type=positive, default=4, metavar="N", help="file pixels along a side of each pixel (default: 4)"
+        )
+        v.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 32x48")
+    return int(match[1]), int(match[2])
+
+
+def dream(args: argparse.Namespace) -> int:
+    from postformer.data.video import KINDS, contact_sheet, grid_of_images, to_pixels, video_file, write_picture
+    from postformer.train.painter import Painter
+
+    suffix = args.out.suffix
+    if suffix not in KINDS and suffix != ".png":
+        raise UserError(f"--out {args.out}: unknown kind of file '{suffix}'; choose from {', '.join(KINDS)}, .png")
+    painter = Painter.of(args.checkpoint, seed=args.seed)
+    with progress_bars() as show:
+        pieces = _pieces(args, painter, show)
+        if suffix == ".png" and args.verb == "draw" and painter.frames == 1:
+            clips = next(pieces)
+            pictures = [to_pixels(clip, args.scale)[0] for clip in clips.numpy()]
+            write_picture(args.out, grid_of_images(_stacked(pictures), columns=8))
+            print(f"{args.out}: {len(pictures)} pictures")
+            return 0
+        count, sheet = 0, Sheet()
+        if suffix == ".png":
+            frames = [frame for piece in pieces for frame in _side_by_side(piece, args.scale)]
+            write_picture(args.out, contact_sheet([_stacked(frames)]))
+            print(f"{args.out}: a sheet of {len(frames)} frames")
+            return 0
+        with video_file(args.out, args.rate) as write:
+            for piece in pieces:
+                frames = _side_by_side(piece, args.scale)
+                write(frames)
+                count += len(frames)
+                sheet.add(frames)
+    beside = args.out.with_suffix(".png")
+    write_picture(beside, contact_sheet([_stacked(sheet.frames)]))
+    print(f"{args.out}: {count} frames; {beside}: a sheet of them")
+    return 0
+
+
+def _pieces(args: argparse.Namespace, painter: Any, show: Callable[[str, int, int], object]) -> Iterator[Any]:
+    """Clips [b, c, f, h, w] in the order of their frames, as they are drawn."""
+    from postformer.models.sampling import Sampling
+
+    try:
+        how = Sampling(path=painter.path, predict=painter.predict, steps=args.steps, method=args.method, guidance=args.guidance)
+        told = painter.told(args.label, args.count if args.verb == "draw" else 1)
+        words = {"after_step": lambda done: show(args.verb, done, args.steps), **told}
+        if args.verb == "draw":
+            if args.count > MOST:
+                raise UserError(f"--count {args.count}: at most {MOST} are drawn at once")
+            yield painter.draw(args.count, how, frames=args.frames, size=args.size, **words)
+            return
+        clip = painter.clip(getattr(args, "from"), "--from", still=args.verb == "animate")
+        other = painter.clip(args.to, "--to") if args.verb == "connect" else None
+        yield from painter.verb(args, clip, other, how, **words)
+    except ValueError as e:
+        raise UserError(f"dream {args.verb}: {e}") from e
+
+
+def _stacked(frames: list[Any]) -> Any:
+    import numpy as np
+
+    return np.stack(frames)
+
+
+def _side_by_side(clips: Any, scale: int) -> Any:
+    """uint8 [f, h, w, 3] of clips [b, c, f, h, w], several in a square of them."""
+    import numpy as np
+
+    from postformer.data.video import grid_of_images, to_pixels
+
+    each = [to_pixels(clip, scale) for clip in clips.numpy()]
+    if len(each) == 1:
+        return each[0]
+    columns = int(np.ceil(len(each) ** 0.5))
+    return np.stack([grid_of_images(np.stack([clip[f] for clip in each]), columns) for f in range(len(each[0]))])
+
+
+class Sheet:
+    """At most SHEET frames, evenly apart, of a video of any length."""
+
+    def __init__(self) -> None:
+        self.frames: list[Any] = []
+        self._seen, self._apart = 0, 1
+
+    def add(self, frames: Any) -> None:
+        """The next frames of the video."""
+        for frame in frames:
+            if self._seen % self._apart == 0:
+                self.frames.append(frame)
+            self._seen += 1
+            if len(self.frames) > SHEET:
+                self.frames, self._apart = self.frames[::2], 2 * self._apart

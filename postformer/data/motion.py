@@ -1,0 +1,213 @@
+"""What a video of discs shows, measured from its pixels, and how far that is from what physics says.
+
+A disc is found by its colour, whose channel no other disc has: where its weight (what the channel has above the others, from 0 to 1)
+lies is its place, and how much there is of it its area. The same measure of true videos is the floor below which nothing can be told.
+
+b clips, f frames, n discs.
+"""
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from postformer.data.bodies import SIZE
+from postformer.data.physics import GRAVITY, Physics, Scenario
+
+LEAST = 0.5
+"""A disc is there where at least this share of its area is."""
+SPLIT = 0.35
+"""A disc is whole where its weight lies about its centre no further than that of a disc by this share."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """Of each disc in each frame: where its weight lies float64 [f, n, 2], its radius by its area and by its spread [f, n]."""
+
+    position: np.ndarray
+    radius: np.ndarray
+    spread: np.ndarray
+
+
+def seen(clip: np.ndarray, discs: int) -> Seen:
+    """Measure a clip float [3, f, h, w] from -1 to 1. A disc without any weight lies nowhere (not a number)."""
+    values = (np.asarray(clip, np.float64).clip(-1, 1) + 1) / 2
+    position, radius, spread = [], [], []
+    for disc in range(discs):
+        others = np.delete(values, disc, 0).max(0)
+        weight = (values[disc] - others).clip(0)
+        weight = np.where(weight > 0.05, weight, 0.0)  # faint haze over a whole frame would draw every centre to its middle
+        at, wide = _moments(weight)
+        position.append(at)
+        spread.append(wide)
+        radius.append(np.sqrt(weight.sum((1, 2)) * (SIZE / clip.shape[-1]) ** 2 / np.pi))
+    return Seen(np.stack(position, 1), np.stack(radius, 1), np.stack(spread, 1))
+
+
+def _moments(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The centre of weight [f, h, w] as [f, 2] in units, y upward, and the radius of a disc that is spread as far about its centre."""
+    side = weight.shape[-1]
+    x = (np.arange(side) + 0.5) * SIZE / side
+    y = x[::-1]
+    total = weight.sum((1, 2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        at = np.stack([(weight.sum(1) * x).sum(1), (weight.sum(2) * y).sum(1)], 1) / total[:, None]
+        squares = (weight.sum(1) * x**2).sum(1) + (weight.sum(2) * y**2).sum(1)
+        variance = squares / total - (at**2).sum(1)
+    return at, np.sqrt(2 * variance.clip(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How far one clip is from physics; not a number where it cannot be told, such as a speed of a disc that is gone.
+
+    `velocity`: the error of the velocity that a line through the places has, units/s, a mean over discs (of "several" the mean error of
+    the places a frame apart instead, since they bounce). `place`: the mean distance from the true place, units. `radius`: the mean
+    error of the radius, units. `there`: the share of the frames in which a disc that should be seen is there. `whole`: of those the
+    share in which it is one piece. `momentum` and `energy`: how much they change over the clip, as a share of what they were, by masses
+    that are the area in each frame. `gravity`: the error of the fall, units/s^2. `returns`: the distance from the true place in the
+    first frame after a wall.
+    """
+
+    velocity: float
+    place: float
+    radius: float
+    there: float
+    whole: float
+    momentum: float = float("nan")
+    energy: float = float("nan")
+    gravity: float = float("nan")
+    returns: float = float("nan")
+
+
+def visible(scenario: Scenario) -> np.ndarray:
+    """Whether each disc is wholly in the frame and in front of no wall: bool [f, n]."""
+    at, r = scenario.track.position, scenario.track.radius
+    inside = np.all((at - r[:, None] >= 0) & (at + r[:, None] <= SIZE), axis=-1, keepdims=True)[..., 0]
+    if scenario.wall is None:
+        return inside
+    margin = SIZE / 32
+    left, right = scenario.wall
+    return inside & ((at[..., 0] + r < left - margin) | (at[..., 0] - r > right + margin))
+
+
+def score(clip: np.ndarray, scenario: Scenario, physics: Physics, known: int) -> Score:
+    """Measure the frames of a clip from the `known`-th on against what truly happens."""
+    found, track = seen(clip, len(scenario.track.radius)), scenario.track
+    counts = visible(scenario)
+    counts[:known] = False
+    area = found.radius**2
+    there = area >= LEAST * track.radius**2
+    whole = found.spread <= (1 + SPLIT) * found.radius
+    usable = counts & there
+    error = np.hypot(*np.moveaxis(found.position - track.position, -1, 0))
+    return Score(
+        velocity=_velocity_error(found, track.position, track.hits, usable, physics, known),
+        place=_mean(error[usable]),
+        radius=_mean(np.abs(found.radius - track.radius)[usable]),
+        there=_mean(there[counts]),
+        whole=_mean(whole[usable]),
+        gravity=_fall_error(found.position, usable, physics) if physics.scene == "parabola" else float("nan"),
+        returns=_return_error(error, usable, scenario, known),
+        **_conserved(found, track.hits, usable, physics, known),
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values)) if values.size else float("nan")
+
+
+def _slope(position: np.ndarray, frames: np.ndarray, dt: float) -> np.ndarray | None:
+    """The velocity of the line through a disc's places; None of fewer than three."""
+    if frames.sum() < 3:
+        return None
+    t = np.flatnonzero(frames) * dt
+    t = t - t.mean()
+    return (t[:, None] * position[frames]).sum(0) / (t**2).sum()
+
+
+def _runs(hits: list[float], frames: int, known: int, physics: Physics) -> list[np.ndarray]:
+    """Frames between events, of each run bool [f]: discs fly straight within one."""
+    if physics.scene == "several":
+        return []
+    edges = [known * physics.dt, *[h for h in hits if h > known * physics.dt], np.inf]
+    time = np.arange(frames) * physics.dt
+    return [(time >= a) & (time <= b) for a, b in itertools.pairwise(edges)]
+
+
+def _velocity_error(
+    found: Seen, true: np.ndarray, hits: list[float], usable: np.ndarray, physics: Physics, known: int
+) -> float:
+    errors = []
+    for run in _runs(hits, len(true), known, physics):
+        for disc in range(true.shape[1]):
+            own = usable[:, disc] & run
+            mine, theirs = (_slope(p[:, disc], own, physics.dt) for p in (found.position, true))
+            if mine is not None and theirs is not None:
+                errors.append(np.hypot(*(mine - theirs)))
+    if physics.scene == "several":
+        both = usable[1:] & usable[:-1]
+        steps = (np.diff(found.position, axis=0) - np.diff(true, axis=0)) / physics.dt
+        errors = list(np.hypot(*np.moveaxis(steps, -1, 0))[both])
+    return float(np.mean(errors)) if errors else float("nan")
+
+
+def _fall_error(position: np.ndarray, usable: np.ndarray, physics: Physics) -> float:
+    own = usable[:, 0]
+    if own.sum() < 5:
+        return float("nan")
+    t = np.flatnonzero(own) * physics.dt
+    return float(abs(-2 * np.polyfit(t, position[own, 0, 1], 2)[0] - GRAVITY))
+
+
+def _return_error(error: np.ndarray, usable: np.ndarray, scenario: Scenario, known: int) -> float:
+    """How far a disc is off where it comes out from behind a wall; a disc that does not come out is as far off as the world is wide."""
+    if scenario.wall is None:
+        return float("nan")
+    after = visible(scenario)[:, 0]
+    hidden = np.flatnonzero(~after[known:]) + known
+    out = [f for f in np.flatnonzero(after) if hidden.size and f > hidden[0] and f >= known]
+    if not out:
+        return float("nan")
+    return float(error[out[0], 0]) if usable[out[0], 0] else SIZE
+
+
+def _conserved(found: Seen, hits: list[float], usable: np.ndarray, physics: Physics, known: int) -> dict[str, float]:
+    """Momentum and energy after the last event against before the first, each disc as heavy as its area in those frames."""
+    if physics.scene != "collision" or not hits or hits[0] <= known * physics.dt:
+        return {}
+    runs = _runs(hits, len(usable), known, physics)
+    sums = []
+    for run in (runs[0], runs[-1]):
+        momentum, energy = np.zeros(2), 0.0
+        for disc in range(usable.shape[1]):
+            own = usable[:, disc] & run
+            v = _slope(found.position[:, disc], own, physics.dt)
+            if v is None:
+                return {}
+            mass = float(np.mean(found.radius[own, disc] ** 2))
+            momentum, energy = momentum + mass * v, energy + mass * float(v @ v) / 2
+        sums.append((momentum, energy))
+    (p, e), (q, g) = sums
+    scale = np.sqrt(2 * e * np.sum(np.mean(found.radius, 0) ** 2))
+    return {"momentum": float(np.hypot(*(q - p)) / scale), "energy": float(abs(g - e) / e)}
+
+
+# ---------------------------------------------------------------- what anyone can do
+
+
+def last_frame(clip: np.ndarray, known: int) -> np.ndarray:
+    """The last known frame for ever."""
+    out = clip.copy()
+    out[:, known:] = clip[:, known - 1 : known]
+    return out
+
+
+def extrapolated(clip: np.ndarray, known: int, physics: Physics, scenario: Scenario) -> np.ndarray:
+    """Discs that go on in a straight line as the last two known frames have it, drawn with the radii that they show (and the wall)."""
+    found = seen(clip[:, :known], len(scenario.track.radius))
+    step = found.position[-1] - found.position[-2] if known > 1 else np.zeros_like(found.position[-1])
+    ahead = found.position[-1] + step * np.arange(1, clip.shape[1] - known + 1)[:, None, None]
+    out = clip.copy()
+    out[:, known:] = physics.picture(np.nan_to_num(ahead, nan=-SIZE), found.radius[-1], scenario.wall)
+    return out

@@ -1,0 +1,186 @@
+"""Videos of simulated physics: drawn when they are needed, each a pure function of seed, split and number, with what truly happened
+beside it.
+
+The scenes and ranges are those of phyworld (Kang et al. 2024, arXiv 2411.02385, section 3 and its appendix): discs in a world of 10 x
+10 units, a frame each 0.1 s, speeds from 1 to 4 units/s and radii from 0.7 to 1.4 in training, and outside of them in the test.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from postformer.data.bodies import SIZE, Bodies, Track, drawn, track
+from postformer.data.sources import DataError
+
+Scene = Literal["uniform", "collision", "parabola", "occlusion", "several"]
+SPLITS = ("train", "valid", "test", "slow", "fast", "small", "large")
+"""Three streams of the training ranges, and four of tests outside of them."""
+SPEED, RADIUS = (1.0, 4.0), (0.7, 1.4)
+OUTSIDE: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
+    "slow": ((0.0, 0.8), RADIUS),
+    "fast": ((4.5, 6.0), RADIUS),
+    "small": (SPEED, (0.3, 0.6)),
+    "large": (SPEED, (1.5, 2.0)),
+}
+"""Speeds and radii (phyworld, table 1)."""
+GRAVITY = 2.5
+"""Units/s^2 in a parabola."""
+COLOURS = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+"""One channel for each disc, so that each can be told apart and measured alone."""
+COUNTS: dict[str, int] = {"uniform": 1, "collision": 2, "parabola": 1, "occlusion": 1, "several": 3}
+TRIES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """A video before it is drawn: the true track, and where the wall stands."""
+
+    track: Track
+    wall: tuple[float, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Physics:
+    """A run's data. "uniform": a disc flies level; "collision": two meet head on; "parabola": one is thrown level and falls;
+    "occlusion": one passes behind a wall; "several": three in a box. `size` is the side of the square frames in pixels, `dt` the
+    seconds from one frame to the next."""
+
+    scene: Scene = "uniform"
+    frames: int = 16
+    size: int = 32
+    dt: float = 0.1
+    tokens: None = dataclasses.field(default=None, init=False, repr=False)
+    """There is no tokenizer."""
+
+    def __post_init__(self) -> None:
+        if self.scene not in COUNTS:
+            raise ValueError(f"scene={self.scene!r} is not a choice; choose from {', '.join(COUNTS)}")
+        if self.frames < 1 or self.size < 8 or self.dt <= 0:
+            raise ValueError(f"frames={self.frames} must be at least 1, size={self.size} at least 8 and dt={self.dt} above 0")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a model is told of the data."""
+        return {"channels": 3}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a saved run keeps of the data: its keywords are all."""
+        return {}
+
+    def scenario(self, index: int, *, seed: int, split: str = "train") -> Scenario:
+        """The video of a number: what happens in it. Raises ValueError for another split."""
+        if split not in SPLITS:
+            raise ValueError(f"split: unknown {split!r}; choose from {', '.join(SPLITS)}")
+        rng = np.random.default_rng([seed, SPLITS.index(split), index, sorted(COUNTS).index(self.scene)])
+        speed, radius = OUTSIDE.get(split, (SPEED, RADIUS))
+        return SCENES[self.scene](self, rng, speed, radius)
+
+    def clip(self, index: int, *, seed: int, split: str = "train") -> np.ndarray:
+        """float32 [3, frames, size, size] from -1 to 1."""
+        found = self.scenario(index, seed=seed, split=split)
+        return self.picture(found.track.position, found.track.radius, found.wall)
+
+    def picture(self, position: np.ndarray, radius: np.ndarray, wall: tuple[float, float] | None = None) -> np.ndarray:
+        """As `clip`, of discs at given places [f, n, 2]."""
+        return drawn(position, radius, COLOURS[: len(radius)], self.size, wall)
+
+    def batches(self, batch: int, seed: int, split: str = "train") -> "PhysicsBatches":
+        """Batches of `batch` videos. Raises ValueError for another split."""
+        if split not in SPLITS:
+            raise ValueError(f"split: unknown {split!r}; choose from {', '.join(SPLITS)}")
+        return PhysicsBatches(self, batch, seed, split)
+
+
+@dataclasses.dataclass(frozen=True)
+class PhysicsBatches:
+    """There is no state to save: `batch(step)` depends on the scene, the seed, the split and the step alone, and no video comes twice."""
+
+    physics: Physics
+    size: int
+    seed: int
+    split: str
+
+    def batch(self, step: int) -> dict[str, Any]:
+        """`{"clips": float32 [batch, 3, frames, size, size], "rows": names for errors}`."""
+        numbers = range(step * self.size, (step + 1) * self.size)
+        clips = np.stack([self.physics.clip(i, seed=self.seed, split=self.split) for i in numbers])
+        return {"clips": torch.from_numpy(clips), "rows": [f"{self.physics.scene} {self.split} {i}" for i in numbers]}
+
+
+# ---------------------------------------------------------------- scenes
+
+
+def _side(rng: np.random.Generator) -> float:
+    return float(rng.choice([-1.0, 1.0]))
+
+
+def _flight(physics: Physics, rng: np.random.Generator, speed: tuple[float, float], radius: tuple[float, float]) -> Bodies:
+    """One disc that flies level and is in the frame as long as it can be: it begins near the edge that it comes from."""
+    r, v, side = rng.uniform(*radius), rng.uniform(*speed), _side(rng)
+    room = max(SIZE - 2 * r - v * physics.dt * (physics.frames - 1), 0.0)
+    x = r + rng.uniform(0, room)
+    position = [x if side > 0 else SIZE - x, rng.uniform(r, SIZE - r)]
+    return Bodies(np.array([position]), np.array([[side * v, 0.0]]), np.array([r]))
+
+
+def _uniform(physics: Physics, rng: np.random.Generator, speed: tuple[float, float], radius: tuple[float, float]) -> Scenario:
+    return Scenario(track(_flight(physics, rng, speed, radius), physics.frames, physics.dt))
+
+
+def _parabola(physics: Physics, rng: np.random.Generator, speed: tuple[float, float], radius: tuple[float, float]) -> Scenario:
+    """Thrown level from the upper part."""
+    bodies = _flight(physics, rng, speed, radius)
+    r = float(bodies.radius[0])
+    fall = GRAVITY * (physics.dt * (physics.frames - 1)) ** 2 / 2
+    bodies.position[0, 1] = rng.uniform(min(r + fall, SIZE - r), SIZE - r)
+    return Scenario(track(bodies, physics.frames, physics.dt, gravity=GRAVITY))
+
+
+def _occlusion(physics: Physics, rng: np.random.Generator, speed: tuple[float, float], radius: tuple[float, float]) -> Scenario:
+    """A wall wider than the disc stands in the middle of its way. Discs are half as large and half again as fast as elsewhere, so that
+    they are out of sight and back within a clip."""
+    bodies = _flight(physics, rng, (1.5 * speed[0], 1.5 * speed[1]), (radius[0] / 2, radius[1] / 2))
+    r, way = float(bodies.radius[0]), bodies.velocity[0, 0] * physics.dt * (physics.frames - 1)
+    middle = bodies.position[0, 0] + way * rng.uniform(0.4, 0.6)
+    half = r * rng.uniform(1.05, 1.3)
+    return Scenario(track(bodies, physics.frames, physics.dt), (middle - half, middle + half))
+
+
+def _collision(physics: Physics, rng: np.random.Generator, speed: tuple[float, float], radius: tuple[float, float]) -> Scenario:
+    """Head on: they meet between a third and two thirds of the video, in the middle part."""
+    for _ in range(TRIES):
+        r, v, y = rng.uniform(*radius, 2), rng.uniform(*speed, 2), rng.uniform(radius[1], SIZE - radius[1])
+        when = physics.dt * (physics.frames - 1) * rng.uniform(1 / 3, 2 / 3)
+        meet = rng.uniform(0.4, 0.6) * SIZE
+        x = np.array([meet - r[0] - v[0] * when, meet + r[1] + v[1] * when])
+        if x[0] >= r[0] and x[1] <= SIZE - r[1]:
+            bodies = Bodies(np.stack([x, [y, y]], 1), np.array([[v[0], 0.0], [-v[1], 0.0]]), r)
+            return Scenario(track(bodies, physics.frames, physics.dt))
+    raise DataError(
+        f"data: no collision of discs of radius {radius} at speeds {speed} fits into {physics.frames} frames of {physics.dt} s; "
+        "take fewer frames"
+    )
+
+
+def _several(physics: Physics, rng: np.random.Generator, speed: tuple[float, float], radius: tuple[float, float]) -> Scenario:
+    """Three discs in any direction, in a box."""
+    for _ in range(TRIES):
+        r, angle = rng.uniform(*radius, 3), rng.uniform(0, 2 * np.pi, 3)
+        position = r[:, None] + rng.uniform(size=(3, 2)) * (SIZE - 2 * r[:, None])
+        gaps = [np.hypot(*(position[i] - position[j])) - r[i] - r[j] for i in range(3) for j in range(i)]
+        if min(gaps) > 0:
+            velocity = rng.uniform(*speed, (3, 1)) * np.stack([np.cos(angle), np.sin(angle)], 1)
+            return Scenario(track(Bodies(position, velocity, r), physics.frames, physics.dt, box=True))
+    raise DataError(f"data: three discs of radius {radius} do not fit into the box")
+
+
+SCENES: dict[str, Any] = {
+    "uniform": _uniform,
+    "collision": _collision,
+    "parabola": _parabola,
+    "occlusion": _occlusion,
+    "several": _several,
+}

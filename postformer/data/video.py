@@ -1,0 +1,155 @@
+"""Video files in and out, through PyAV, and contact sheets.
+
+A file from elsewhere is decoded frame by frame under a cap on frames and pixels, which is checked before memory is taken for it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from postformer.data.sources import DataError
+from postformer.files import durable_file
+
+MOST_FRAMES, MOST_PIXELS = 4096, 1 << 23
+MOST_RATE = 240
+LOSSY = {"crf": "17", "preset": "medium"}
+"""Of x264: what remains of an error is a few of 255 steps."""
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError as e:
+        raise DataError("PyAV is not installed: pip install 'postformer[pictures]'") from e
+    return av
+
+
+def read_video(path: str | Path, *, frames: int = MOST_FRAMES, size: tuple[int, int] | None = None) -> tuple[np.ndarray, float]:
+    """uint8 [f, h, w, 3] of the first `frames` frames, at `size` (rows, columns) if it is given, and frames a second.
+
+    Raises DataError for what is no video, and for pictures larger than MOST_PIXELS.
+    """
+    av, path = _av(), Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if not 1 <= frames <= MOST_FRAMES:
+        raise DataError(f"{path}: frames={frames} must be 1 to {MOST_FRAMES:,}")
+    try:
+        with av.open(str(path)) as file:
+            if not file.streams.video:
+                raise DataError(f"{path}: it holds no video")
+            stream = file.streams.video[0]
+            width, height = stream.codec_context.width, stream.codec_context.height
+            if not 0 < width * height <= MOST_PIXELS:
+                raise DataError(f"{path}: {width} x {height} pixels are more than the {MOST_PIXELS:,} that are read")
+            found, rate = [], float(stream.average_rate or 0)
+            for frame in file.decode(stream):
+                if size is not None:
+                    frame = frame.reformat(width=size[1], height=size[0], interpolation="AREA")
+                found.append(frame.to_ndarray(format="rgb24"))
+                if len(found) == frames:
+                    break
+    except (av.FFmpegError, ValueError, OSError) as e:
+        raise DataError(f"{path}: not a video that can be read: {e}") from e
+    if not found:
+        raise DataError(f"{path}: not one frame of it can be decoded")
+    return np.stack(found), rate
+
+
+KINDS: dict[str, tuple[str, str, str, dict[str, str]]] = {
+    ".mp4": ("mp4", "libx264", "yuv420p", LOSSY),
+    ".mkv": ("matroska", "ffv1", "bgr0", {}),
+    ".gif": ("gif", "gif", "rgb8", {}),
+}
+"""Container, codec, pixels and options by a file's ending."""
+
+
+@contextmanager
+def video_file(path: str | Path, rate: float = 10.0) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that writes more frames, uint8 [f, h, w, 3] of one size, to a file: `.mp4` (x264, played everywhere; sizes are made
+    even by a margin), `.mkv` (FFV1, without loss) or `.gif`. On an error nothing of it stays.
+
+    Raises DataError for another kind of file, and where no frame was written.
+    """
+    path = Path(path)
+    if path.suffix not in KINDS:
+        raise DataError(f"{path}: unknown kind of video '{path.suffix}'; choose from {', '.join(KINDS)}")
+    if not 0 < rate <= MOST_RATE:
+        raise DataError(f"{path}: {rate} frames a second; expected above 0, at most {MOST_RATE}")
+    av, (container, codec, pixels, options) = _av(), KINDS[path.suffix]
+    part = 2 if codec == "libx264" else 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with durable_file(path) as temporary, av.open(str(temporary), "w", format=container) as file:
+        stream = file.add_stream(codec, rate=Fraction(rate).limit_denominator(1000), options=options)
+        stream.pix_fmt, begun = pixels, False
+
+        def write(frames: np.ndarray) -> None:
+            nonlocal begun
+            down, right = (-n % part for n in frames.shape[1:3])
+            wide = np.pad(frames, ((0, 0), (0, down), (0, right), (0, 0)), mode="edge")
+            if not begun:
+                stream.height, stream.width, begun = wide.shape[1], wide.shape[2], True
+            for picture in wide:
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+
+        yield write
+        if not begun:
+            raise DataError(f"{path}: no frames were written")
+        file.mux(stream.encode())
+
+
+def write_video(path: str | Path, frames: np.ndarray, rate: float = 10.0) -> None:
+    """uint8 [f, h, w, 3] to a file. Raises DataError as `video_file` does."""
+    with video_file(path, rate) as write:
+        write(frames)
+
+
+def to_pixels(clips: np.ndarray, scale: int = 1) -> np.ndarray:
+    """float [c, f, h, w] from -1 to 1 as uint8 [f, h, w, 3], each pixel as a square of `scale`; one channel is grey."""
+    values = np.rint((np.asarray(clips, np.float64).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+    frames = values.transpose(1, 2, 3, 0)
+    frames = np.repeat(frames, 3, 3) if frames.shape[3] == 1 else frames[..., :3]
+    return frames.repeat(scale, 1).repeat(scale, 2)
+
+
+def from_pixels(frames: np.ndarray, channels: int = 3) -> np.ndarray:
+    """uint8 [f, h, w, 3] as float32 [c, f, h, w] from -1 to 1; one channel is the mean of three."""
+    values = frames.astype(np.float32) / 127.5 - 1
+    values = values.mean(3, keepdims=True) if channels == 1 else values
+    return values.transpose(3, 0, 1, 2)
+
+
+def contact_sheet(clips: Sequence[np.ndarray], most: int = 16, gap: int = 2) -> np.ndarray:
+    """uint8 [h, w, 3]: a row of at most `most` frames, evenly apart, for each clip uint8 [f, h, w, 3]."""
+    rows = []
+    for clip in clips:
+        at = np.unique(np.linspace(0, len(clip) - 1, min(most, len(clip))).round().astype(int))
+        rows.append([clip[i] for i in at])
+    h, w = rows[0][0].shape[:2]
+    wide = max(len(row) for row in rows)
+    sheet = np.full((len(rows) * (h + gap) - gap, wide * (w + gap) - gap, 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            sheet[i * (h + gap) : i * (h + gap) + h, j * (w + gap) : j * (w + gap) + w] = picture
+    return sheet
+
+
+def write_picture(path: str | Path, picture: np.ndarray) -> None:
+    """uint8 [h, w, 3] to a PNG file. Raises DataError where pillow is not installed."""
+    try:
+        from PIL import Image
+    except ImportError as e:
+        raise DataError("pillow is not installed: pip install 'postformer[pictures]'") from e
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with durable_file(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG")
+
+
+def grid_of_images(images: np.ndarray, columns: int) -> np.ndarray:
+    """uint8 [h, w, 3]: a sheet of pictures uint8 [n, h, w, 3], row by row."""
+    rows = [images[i : i + columns] for i in range(0, len(images), columns)]
+    return contact_sheet(rows, most=columns)

@@ -1,0 +1,90 @@
+"""A layer that is told something: time, class or text change its norms and open its branches.
+
+Adaptive layer norm with gates that begin at zero: Peebles & Xie 2023 (arXiv 2212.09748, section 3.2, adaLN-Zero).
+
+    x += gate_1 (x) mixer(norm(x) (1 + scale_1) + shift_1)      x += gate_2 (x) ffn(norm(x) (1 + scale_2) + shift_2)
+    (shift_1, scale_1, gate_1, shift_2, scale_2, gate_2) = W silu(c) + b,  W = b = 0 at the start
+
+What tokens share is computed once: a clip's, or a frame's where each frame has a time of its own, and only then spread over their tokens.
+
+b rows, t tokens, m conditions, c their width, d model width.
+"""
+
+import inspect
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from postformer.models.backbone import told
+from postformer.ops.layers import Linear, Norm, norm_of
+from postformer.ops.packing import Packing
+
+
+class Condition(NamedTuple):
+    """What tokens are told: m vectors, and which of them each token has. Without `of` the m / b of each row have equally many of its
+    tokens, in their order."""
+
+    values: Float[Tensor, "m c"]
+    of: Int[Tensor, "b t"] | None = None
+
+    def parts(self, layer: nn.Module, count: int, b: int) -> tuple[Float[Tensor, "b f 1 d"], ...]:
+        """`count` vectors of width d that the layer makes of each condition, for f runs of tokens of each row."""
+        made = layer(F.silu(self.values))
+        made = made.unflatten(0, (b, -1)) if self.of is None else F.embedding(self.of, made)
+        return made[:, :, None].chunk(count, -1)
+
+
+def modulated(
+    x: Float[Tensor, "b t d"], shift: Float[Tensor, "b f 1 d"], scale: Float[Tensor, "b f 1 d"]
+) -> Float[Tensor, "b t d"]:
+    """x (1 + scale) + shift."""
+    if shift.shape[1] == 1:
+        return torch.addcmul(shift[:, 0], x, 1 + scale[:, 0])
+    return torch.addcmul(shift, x.unflatten(1, (shift.shape[1], -1)), 1 + scale).flatten(1, 2)
+
+
+def gated(x: Float[Tensor, "b t d"], y: Float[Tensor, "b t d"], gate: Float[Tensor, "b f 1 d"]) -> Float[Tensor, "b t d"]:
+    """x + gate (x) y."""
+    if gate.shape[1] == 1:
+        return torch.addcmul(x, gate[:, 0], y)
+    runs = (gate.shape[1], -1)
+    return torch.addcmul(x.unflatten(1, runs), gate, y.unflatten(1, runs)).flatten(1, 2)
+
+
+class Modulation(Linear):
+    """From a condition to shifts, scales and gates; all zero at the start, so that a layer begins as nothing."""
+
+    def __init__(self, condition: int, dim: int, count: int):
+        super().__init__(condition, count * dim)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class ConditionedBlock(nn.Module):
+    """A mixer and, where there is one, a per-token network, between norms and gates that the condition sets."""
+
+    mixer: Any
+    ffn: Any
+
+    def __init__(self, dim: int, mixer: nn.Module, ffn: nn.Module | None, *, condition: int, norm: Norm, norm_eps: float):
+        super().__init__()
+        self.norm, self.mixer = norm_of(norm, dim, norm_eps, affine=False), mixer
+        self.packs = "packing" in inspect.signature(mixer.forward).parameters
+        self.ffn_norm, self.ffn = (norm_of(norm, dim, norm_eps, affine=False), ffn) if ffn is not None else (None, None)
+        self.branches = 1 if ffn is None else 2
+        self.modulation = Modulation(condition, dim, 3 * self.branches)
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], state: Any, packing: Packing, condition: Condition
+    ) -> tuple[Float[Tensor, "b t d"], Any]:
+        """Residual stream in, residual stream and new state out."""
+        shift, scale, gate, *second = condition.parts(self.modulation, 3 * self.branches, len(x))
+        y, state = self.mixer(modulated(self.norm(x), shift, scale), state, **told(self, packing))
+        x = gated(x, y, gate)
+        if self.ffn is not None and self.ffn_norm is not None:
+            shift, scale, gate = second
+            x = gated(x, self.ffn(modulated(self.ffn_norm(x), shift, scale)), gate)
+        return x, state

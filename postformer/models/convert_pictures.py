@@ -1,0 +1,141 @@
+"""Weights of ViT and DiT in the layouts of the transformers and diffusers libraries, as ours.
+
+What differs: a convolution's weights are our linear layer's, the class token's position is added to it once and for all, and DiT's last
+layer has its channels last within a pixel where ours has them first.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from postformer.config import ConfigError, Spec
+
+Tensors = Mapping[str, Tensor]
+VIT_NAMES = {
+    r"layernorm_before": "norm",
+    r"layernorm_after": "ffn_norm",
+    r"attention\.(?:attention\.)?(?:query|q_proj)": "mixer.q",
+    r"attention\.(?:attention\.)?(?:key|k_proj)": "mixer.k",
+    r"attention\.(?:attention\.)?(?:value|v_proj)": "mixer.v",
+    r"attention\.(?:output\.dense|o_proj)": "mixer.out",
+    r"intermediate\.dense|mlp\.fc1": "ffn.up",
+    r"output\.dense|mlp\.fc2": "ffn.out",
+}
+"""Of a layer, as files and as modules of transformers name them."""
+VIT_LAYER = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)")
+
+
+def vit_options(config: Mapping[str, Any]) -> Spec:
+    """Our keywords for a `vit` configuration of transformers. Raises ConfigError for what we have not."""
+    if config.get("hidden_act", "gelu") != "gelu" or not config.get("qkv_bias", True):
+        raise ConfigError(
+            f"vit: hidden_act={config.get('hidden_act')!r} and qkv_bias={config.get('qkv_bias')} are not read; 'gelu' and true are"
+        )
+    side, patch = config.get("image_size", 224), config.get("patch_size", 16)
+    heads, hidden = config.get("num_attention_heads", 12), config.get("intermediate_size", 3072)
+    return {
+        "classes": len(config.get("id2label") or "12"),
+        "size": _both(side),
+        "channels": config.get("num_channels", 3),
+        "patch": _both(patch),
+        "dim": config.get("hidden_size", 768),
+        "depth": config.get("num_hidden_layers", 12),
+        "mixers": ({"kind": "spacetime", "heads": heads, "rope": False, "bias": True},),
+        "ffns": ({"kind": "mlp", "hidden": hidden, "activation": "gelu", "bias": True},),
+        "norm_eps": config.get("layer_norm_eps", 1e-12),
+    }
+
+
+def vit_tensors(theirs: Tensors, grid: tuple[int, int]) -> dict[str, Tensor]:
+    """Our tensors for those of a ViT of transformers with patches of this grid. Raises ConfigError for a name that is none of its."""
+    named = {name.removeprefix("vit."): value for name, value in theirs.items() if "pooler" not in name}
+    positions, kernel = (
+        named.pop("embeddings.position_embeddings")[0],
+        named.pop("embeddings.patch_embeddings.projection.weight"),
+    )
+    found = {
+        "first": named.pop("embeddings.cls_token")[0] + positions[:1],
+        "places": positions[1:].unflatten(0, grid),
+        "embed.weight": kernel.flatten(1),
+        "embed.bias": named.pop("embeddings.patch_embeddings.projection.bias"),
+    }
+    for name, value in named.items():
+        if layer := VIT_LAYER.fullmatch(name):
+            ours = next((ours for pattern, ours in VIT_NAMES.items() if re.fullmatch(pattern, layer[2])), None)
+            place = None if ours is None else f"backbone.blocks.{layer[1]}.{ours}.{layer[3]}"
+        else:
+            ends = {"layernorm": "backbone.norm", "classifier": "head"}
+            part, _, leaf = name.rpartition(".")
+            place = f"{ends[part]}.{leaf}" if part in ends else None
+        if place is None:
+            raise ConfigError(f"vit: '{name}' is no tensor of a ViT that is read")
+        found[place] = value
+    return found
+
+
+def dit_options(config: Mapping[str, Any]) -> Spec:
+    """Our keywords for a configuration of diffusers' `DiTTransformer2DModel`. Raises ConfigError for what we have not."""
+    wanted = {"activation_fn": "gelu-approximate", "attention_bias": True, "norm_elementwise_affine": False, "dropout": 0.0}
+    for name, value in wanted.items():
+        if config.get(name, value) != value:
+            raise ConfigError(f"dit: {name}={config[name]!r} is not read; {value!r} is")
+    heads, channels, patch = config["num_attention_heads"], config["in_channels"], config["patch_size"]
+    dim = heads * config["attention_head_dim"]
+    return {
+        "channels": channels,
+        "outputs": config.get("out_channels") or channels,
+        "patch": (1, patch, patch),
+        "dim": dim,
+        "depth": config["num_layers"],
+        "mixers": ({"kind": "spacetime", "heads": heads, "rope": False, "bias": True},),
+        "ffns": ({"kind": "mlp", "hidden": 4 * dim, "activation": "gelu-tanh", "bias": True},),
+        "classes": config["num_embeds_ada_norm"],
+        "positions": "sincos",
+        "norm": "layer",
+        "norm_eps": 1e-6,
+    }
+
+
+DIT_NAMES = {
+    "norm1.linear": "modulation",
+    "attn1.to_q": "mixer.q",
+    "attn1.to_k": "mixer.k",
+    "attn1.to_v": "mixer.v",
+    "attn1.to_out.0": "mixer.out",
+    "ff.net.0.proj": "ffn.up",
+    "ff.net.2": "ffn.out",
+}
+DIT_TOLD = {
+    "timestep_embedder.linear_1": "time.up",
+    "timestep_embedder.linear_2": "time.out",
+    "class_embedder.embedding_table": "label",
+}
+
+
+def dit_tensors(theirs: Tensors, outputs: int) -> dict[str, Tensor]:
+    """Our tensors for those of a DiT of diffusers, which tells every layer the same by the first layer's embeddings (as the checkpoints
+    that were published do). Raises ConfigError for a name that is none of its."""
+    found = {}
+    for name, value in theirs.items():
+        part, _, leaf = name.rpartition(".")
+        layer = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", part)
+        if layer and layer[2].startswith("norm1.emb."):
+            if layer[1] == "0":
+                found[f"{DIT_TOLD[layer[2].removeprefix('norm1.emb.')]}.{leaf}"] = value
+        elif layer and layer[2] in DIT_NAMES:
+            found[f"backbone.blocks.{layer[1]}.{DIT_NAMES[layer[2]]}.{leaf}"] = value
+        elif part == "pos_embed.proj":
+            found[f"embed.{leaf}"] = value.flatten(1) if value.ndim > 1 else value
+        elif part == "proj_out_1":
+            found[f"modulation.{leaf}"] = value
+        elif part == "proj_out_2":
+            found[f"head.{leaf}"] = value.unflatten(0, (-1, outputs)).transpose(0, 1).flatten(0, 1)
+        else:
+            raise ConfigError(f"dit: '{name}' is no tensor of a DiT that is read")
+    return found
+
+
+def _both(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

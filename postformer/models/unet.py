@@ -1,0 +1,249 @@
+"""The U-Net of diffusion models, for images and videos: the rival of transformers over patches.
+
+Ho et al. 2020 (arXiv 2006.11239, appendix B) with the changes of Dhariwal & Nichol 2021 (arXiv 2105.05233, section 3: scale and shift
+by time and class, attention at low resolutions, zero last convolutions); over time as in Ho et al. 2022 (Video Diffusion Models, arXiv
+2204.03458), with convolutions of three frames in place of attention over time alone. It halves rows and columns, never frames.
+
+b clips, c channels, f frames, h rows and w columns.
+"""
+
+import copy
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from postformer.config import Spec
+from postformer.mixers.spacetime import SpacetimeAttention
+from postformer.models.backbone import Cost
+from postformer.models.diffusion import TimeEmbedding
+from postformer.ops.layers import Embedding, Linear
+from postformer.ops.packing import Packing
+from postformer.ops.spacetime import grid_places
+
+GROUP = 8
+"""Channels that are normalised together, at least."""
+
+
+class Conv(nn.Conv3d):
+    """A convolution over frames, rows and columns that casts its parameters to the input's dtype; over one frame its middle frame alone
+    counts."""
+
+    def __init__(self, inputs: int, outputs: int, frames: int = 1, pixels: int = 3, stride: int = 1):
+        padding = (frames // 2, pixels // 2, pixels // 2)
+        super().__init__(inputs, outputs, (frames, pixels, pixels), (1, stride, stride), padding)
+
+    def forward(self, input: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b o f h2 w2"]:
+        weight, bias = self.weight.to(input.dtype), None if self.bias is None else self.bias.to(input.dtype)
+        if input.shape[2] == 1:
+            middle = weight[:, :, weight.shape[2] // 2]
+            return F.conv2d(input[:, :, 0], middle, bias, self.stride[1:], self.padding[1:])[:, :, None]  # type: ignore[index]
+        return F.conv3d(input, weight, bias, self.stride, self.padding)  # type: ignore[arg-type]
+
+
+class GroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm` of each frame by itself, in fp32, that answers in the input's dtype: what a frame is does not depend on the clip's
+    length."""
+
+    def __init__(self, channels: int):
+        super().__init__(math.gcd(32, max(channels // GROUP, 1)) if channels % GROUP == 0 else 1, channels, eps=1e-6)
+
+    def forward(self, input: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
+        b, _, f, _, _ = input.shape
+        flat = input.transpose(1, 2).flatten(0, 1).to(self.weight.dtype)
+        return super().forward(flat).unflatten(0, (b, f)).transpose(1, 2).to(input.dtype)
+
+
+class Residual(nn.Module):
+    """Two convolutions; what is told scales and shifts between them, each frame by itself."""
+
+    def __init__(self, inputs: int, outputs: int, condition: int, frames: int):
+        super().__init__()
+        self.norm, self.conv = GroupNorm(inputs), Conv(inputs, outputs, frames)
+        self.told = Linear(condition, 2 * outputs)
+        self.last_norm, self.last = GroupNorm(outputs), Conv(outputs, outputs, frames)
+        self.beside = Conv(inputs, outputs, 1, 1) if inputs != outputs else nn.Identity()
+        nn.init.zeros_(self.last.weight)
+        assert self.last.bias is not None
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Float[Tensor, "b c f h w"], condition: Float[Tensor, "b f2 e"]) -> Float[Tensor, "b o f h w"]:
+        scale, shift = self.told(F.silu(condition)).mT[..., None, None].chunk(2, 1)
+        y = self.last_norm(self.conv(F.silu(self.norm(x))))
+        y = self.last(F.silu(y * (1 + scale) + shift))
+        return self.beside(x) + y
+
+
+class Attending(nn.Module):
+    """Attention among all places of all frames."""
+
+    def __init__(self, channels: int, head: int):
+        super().__init__()
+        heads = next(n for n in range(max(channels // head, 1), 0, -1) if channels % n == 0)
+        self.norm, self.attention = GroupNorm(channels), SpacetimeAttention(channels, heads=heads)
+        nn.init.zeros_(self.attention.out.weight)
+
+    def forward(self, x: Float[Tensor, "b c f h w"], condition: Float[Tensor, "b f2 e"]) -> Float[Tensor, "b c f h w"]:
+        grid = (x.shape[2], x.shape[3], x.shape[4])
+        tokens = self.norm(x).flatten(2).mT
+        y, _ = self.attention(tokens, None, Packing(places=grid_places(grid, x)[None], grid=grid))
+        return x + y.mT.unflatten(2, grid)
+
+
+class UNet(nn.Module):
+    """`widths` are the channels at full resolution, at half, and so on; `blocks` residual blocks at each on the way down, one more on
+    the way up; attention, with heads about `head` wide, at the `attention` lowest of them. `frames` = 3 convolves over time, 1 sees
+    each frame by itself. The interface is that of `DiT`."""
+
+    tokens: None = None
+    compute_dtype: torch.dtype | None = None
+
+    def __init__(
+        self,
+        channels: int = 3,
+        *,
+        widths: tuple[int, ...] = (32, 64, 128),
+        blocks: int = 1,
+        attention: int = 1,
+        head: int = 32,
+        frames: Literal[1, 3] = 3,
+        classes: int = 0,
+        outputs: int | None = None,
+    ):
+        super().__init__()
+        outputs = channels if outputs is None else outputs
+        if not widths or min(channels, outputs, blocks, head, *widths) < 1 or classes < 0 or not 0 <= attention <= len(widths):
+            raise ValueError(
+                f"widths={widths}, channels={channels}, outputs={outputs}, blocks={blocks} and head={head} must be at least 1, "
+                f"classes={classes} at least 0, and attention={attention} from 0 to {len(widths)}, the number of widths"
+            )
+        self.config: Spec = {
+            "kind": "unet",
+            "channels": channels,
+            "widths": list(widths),
+            "blocks": blocks,
+            "attention": attention,
+            "head": head,
+            "frames": frames,
+            "classes": classes,
+            "outputs": outputs,
+        }
+        self.channels, self.outputs, self.classes, self.widths = channels, outputs, classes, widths
+        self.patch = (1, 1, 1)
+        told = 4 * widths[0]
+        self.time = TimeEmbedding(told)
+        self.label = Embedding(classes + 1, told) if classes else None
+        self.first = Conv(channels, widths[0], frames)
+
+        def level(inputs: int, width: int, attends: bool) -> Any:
+            return nn.ModuleList([Residual(inputs, width, told, frames), *([Attending(width, head)] if attends else [])])
+
+        self.down: Any = nn.ModuleList()
+        kept, here = [widths[0]], widths[0]
+        for i, width in enumerate(widths):
+            attends = i >= len(widths) - attention
+            for _ in range(blocks):
+                self.down.append(level(here, width, attends))
+                here = width
+                kept.append(here)
+            if i < len(widths) - 1:
+                self.down.append(nn.ModuleList([Conv(here, here, 1, 3, 2)]))
+                kept.append(here)
+        self.middle: Any = nn.ModuleList([*level(here, here, attention > 0), Residual(here, here, told, frames)])
+        self.up: Any = nn.ModuleList()
+        for i, width in reversed(list(enumerate(widths))):
+            attends = i >= len(widths) - attention
+            for _ in range(blocks + 1):
+                self.up.append(level(here + kept.pop(), width, attends))
+                here = width
+            if i:
+                self.up.append(nn.ModuleList([Conv(here, here, 1)]))
+        self.norm, self.head = GroupNorm(here), Conv(here, outputs, frames)
+        nn.init.zeros_(self.head.weight)
+        assert self.head.bias is not None
+        nn.init.zeros_(self.head.bias)
+
+    def forward(
+        self,
+        clips: Float[Tensor, "b c f h w"],
+        time: Float[Tensor, "b *f2"],
+        *,
+        label: Int[Tensor, " b"] | None = None,
+        text: None = None,
+        state: None = None,
+        first: int = 0,
+    ) -> tuple[Float[Tensor, "b o f h w"], None]:
+        """As `DiT.forward`; there is no state, and where a clip's first frame stands in a video has no say.
+
+        Raises ValueError for sizes that cannot be halved as often as there are widths, and for what the model does not take.
+        """
+        self._check(clips, time, label, text, state)
+        x = clips if self.compute_dtype is None else clips.to(self.compute_dtype)
+        condition = self._told(time, label).to(x.dtype)
+        x = self.first(x)
+        kept = [x]
+        for level in self.down:
+            x = _through(level, x, condition)
+            kept.append(x)
+        x = _through(self.middle, x, condition)
+        for level in self.up:
+            if isinstance(level[0], Conv):
+                x = level[0](F.interpolate(x, scale_factor=(1.0, 2.0, 2.0)))
+            else:
+                x = _through(level, torch.cat([x, kept.pop()], 1), condition)
+        return self.head(F.silu(self.norm(x))).to(clips.dtype), None
+
+    def _told(self, time: Float[Tensor, "b *f"], label: Int[Tensor, " b"] | None) -> Float[Tensor, "b f e"]:
+        times = time[:, None] if time.ndim == 1 else time
+        values = self.time(times.flatten()).unflatten(0, times.shape)
+        if self.label is None:
+            return values
+        if label is None:
+            label = torch.full((len(time),), self.classes, device=time.device)
+        return values + self.label(label)[:, None]
+
+    def _check(self, clips: Tensor, time: Tensor, label: Tensor | None, text: object, state: object) -> None:
+        if clips.shape[1] != self.channels:
+            raise ValueError(f"clips: they have {clips.shape[1]} channels, and the model takes {self.channels}")
+        if text is not None or state is not None or (label is not None and self.label is None):
+            raise ValueError(f"a U-Net takes no {'text' if text is not None else 'state' if state is not None else 'label'}")
+        part = 2 ** (len(self.widths) - 1)
+        for name, n in zip(("rows", "columns"), clips.shape[3:], strict=True):
+            if n % part:
+                raise ValueError(
+                    f"{n} {name} cannot be halved {len(self.widths) - 1} times: crop to {n // part * part} or pad to {-(-n // part) * part}"
+                )
+        if time.ndim > 1 and time.shape[1] != clips.shape[2]:
+            raise ValueError(f"time: expected one a clip, or one for each of {clips.shape[2]} frames, got {time.shape[1]}")
+
+    def flops(self, size: tuple[int, int, int]) -> int:
+        """Floating-point operations of a clip of (frames, rows, columns): convolutions, attention and what is told, by a dry run on no
+        memory."""
+        dry = copy.deepcopy(self).to("meta")
+        clip, time = torch.zeros(1, self.channels, *size, device="meta"), torch.zeros(1, device="meta")
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            dry(clip, time)
+        return counter.get_total_flops()
+
+    def cost(self, length: int) -> Cost:
+        """Cost formulas of a square image of `length` pixels, for each pixel."""
+        side = 2 ** (len(self.widths) - 1)
+        side *= max(round(math.sqrt(length)) // side, 1)
+        parameters = sum(p.numel() for p in self.parameters())
+        return Cost(
+            parameters=parameters,
+            active_parameters=parameters,
+            prefill_flops=self.flops((1, side, side)) / side**2,
+            decode_flops=0.0,
+            state_bytes=0,
+        )
+
+
+def _through(level: Any, x: Tensor, condition: Tensor) -> Tensor:
+    for part in level:
+        x = part(x) if isinstance(part, Conv) else part(x, condition)
+    return x

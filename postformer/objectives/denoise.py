@@ -1,0 +1,162 @@
+"""Denoising: a model is shown clips with noise and says what they are made of.
+
+Flow matching: Lipman et al. 2022 (arXiv 2210.02747); logit-normal times: Esser et al. 2024 (arXiv 2403.03206, section 3.1); data
+predicted, and its error weighed as one of velocities: Li & He 2025 (JiT, arXiv 2511.13720); DDPM: Ho et al. 2020 (arXiv 2006.11239, eq.
+14: `path="ddpm", predict="noise", loss="noise", times="uniform"`). Frames that are known: Zheng et al. 2024 (Open-Sora 1.1's report); a
+time for each frame: Chen et al. 2024 (diffusion forcing, arXiv 2407.01392); the averaged model: Ho et al. 2020, section 4.
+
+b clips, c channels, f frames, h rows and w columns.
+"""
+
+import copy
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from postformer.models.routing import after_step, routed
+from postformer.ops.diffusion import Kind, Path, noised, scales, target, weight_of
+from postformer.ops.layers import checked_word
+
+Times = Literal["logit-normal", "uniform"]
+WARMING = 10
+"""The average follows the model closely in the first steps: after n of them it keeps at most (1 + n) / (10 + n)."""
+
+
+class Denoise(nn.Module):
+    """Teaches a model such as `DiT` or `UNet`, which `predict`s the data "x", the velocity "v" or the "noise" of a `path`; its error is
+    weighed as one of the kind `loss`. Times are drawn uniformly, or as the logistic function of a normal number of this `mean` and
+    `spread`; what is divided by is at least `floor`.
+
+    `label_dropout` of the labels (and texts) are not told, which guidance needs. Of clips of several frames a share `known` has some
+    whole frames without noise (the first, the last, both, or any), and a share `apart` a time of its own for each frame. `average`
+    above 0 keeps a slow average of the weights, by which samples are drawn.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        path: Path = "linear",
+        predict: Kind = "x",
+        loss: Kind = "v",
+        times: Times = "logit-normal",
+        mean: float = -0.8,
+        spread: float = 0.8,
+        floor: float = 0.05,
+        label_dropout: float = 0.1,
+        known: float = 0.0,
+        apart: float = 0.0,
+        average: float = 0.999,
+    ):
+        super().__init__()
+        for name, word, choices in (
+            ("path", path, Path),
+            ("predict", predict, Kind),
+            ("loss", loss, Kind),
+            ("times", times, Times),
+        ):
+            checked_word(name, word, choices)
+        for name, share in (("label_dropout", label_dropout), ("known", known), ("apart", apart), ("average", average)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}={share} must be from 0 to 1")
+        if known + apart > 1 or spread <= 0 or not 0 < floor < 1 or average == 1:
+            raise ValueError(
+                f"known={known} and apart={apart} must be 1 together at most, spread={spread} above 0, floor={floor} between 0 and 1, and "
+                f"average={average} below 1"
+            )
+        self.model = model
+        self.path: Path = path
+        self.predict: Kind = predict
+        self.loss: Kind = loss
+        self.times, self.mean, self.spread, self.floor = times, mean, spread, floor
+        self.label_dropout, self.known, self.apart, self.decay = label_dropout, known, apart, average
+        self.average = copy.deepcopy(model).requires_grad_(False) if average else None
+        self.register_buffer("averaged", torch.zeros((), dtype=torch.long) if average else None)
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """`batch["clips"]` is Float [b, c, f, h, w] with values from about -1 to 1, or `batch["images"]` Float [b, c, h, w];
+        `batch["label"]` Int [b] and `batch["text"]` Int [b, l] where the model takes them.
+
+        Returns the loss, the mean squared error of the data that the prediction means, and the tokens; of mixtures of experts also what
+        `Routing.taught` tells.
+        """
+        x = batch["images"][:, :, None] if "images" in batch else batch["clips"]
+        model: Any = self.model if self.training or self.average is None else self.average
+        times, unknown = self.drawn(x)
+        at = scales(self.path, times[:, None], axes=2)
+        noise = torch.randn_like(x)
+        z = noised(x, noise, at)
+        words = {name: self._dropped(batch[name], size) for name, size in self._told(model) if name in batch}
+        with routed(model) as routing:
+            said, _ = model(z, times if self._by_frame() else times[:, 0], **words)
+        wrong = (said - target(self.predict, self.path, x, noise, at)).square()
+        share = unknown[:, None, :, None, None].to(x.dtype).expand_as(wrong)
+        loss = (wrong * weight_of(self.predict, self.loss, at, self.floor) * share).sum() / share.sum()
+        mse = (wrong.detach() * weight_of(self.predict, "x", at, self.floor) * share).sum() / share.sum()
+        patch = getattr(model, "patch", (1, 1, 1))
+        tokens = torch.tensor(x[:, 0].numel() // (patch[0] * patch[1] * patch[2]))
+        return routing.taught({"loss": loss, "mse": mse, "tokens": tokens}, self.training)
+
+    def drawn(self, x: Float[Tensor, "b c f h w"]) -> tuple[Float[Tensor, "b f"], Bool[Tensor, "b f"]]:
+        """A time for each frame, and which frames carry noise at all: those of a known frame are 1 and not taught. Frames of one patch
+        share all."""
+        b, frames, together = len(x), x.shape[2], getattr(self.model, "patch", (1,))[0]
+        runs = frames // together
+        times = self._time((b, runs), x.device)
+        kind = torch.rand(b, device=x.device)
+        times = torch.where((kind < self.apart)[:, None], times, times[:, :1])
+        unknown = torch.ones(b, runs, dtype=torch.bool, device=x.device)
+        if runs > 1:
+            pattern = _known_frames(b, runs, x.device)
+            unknown = torch.where((kind > 1 - self.known)[:, None], ~pattern, unknown)
+        times = times.masked_fill(~unknown, 1.0)
+        return times.repeat_interleave(together, 1), unknown.repeat_interleave(together, 1)
+
+    def _time(self, shape: tuple[int, int], device: torch.device) -> Tensor:
+        if self.times == "uniform":
+            return torch.rand(shape, device=device)
+        return torch.sigmoid(self.mean + self.spread * torch.randn(shape, device=device))
+
+    def _by_frame(self) -> bool:
+        return self.known > 0 or self.apart > 0
+
+    def _told(self, model: Any) -> list[tuple[str, int]]:
+        """What the model takes beside clips, and what says nothing of it."""
+        return [
+            (name, size)
+            for name, size in (("label", getattr(model, "classes", 0)), ("text", getattr(model, "vocab", 0)))
+            if size
+        ]
+
+    def _dropped(self, told: Tensor, nothing: int) -> Tensor:
+        if not self.training or not self.label_dropout:
+            return told
+        silent = torch.rand(len(told), device=told.device) < self.label_dropout
+        return torch.where(silent.reshape(-1, *[1] * (told.ndim - 1)), nothing, told)
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """The average takes a step towards the model, and mixtures of experts are corrected."""
+        after_step(self.model)
+        if self.average is None or self.averaged is None:
+            return
+        self.averaged += 1
+        n = int(self.averaged)
+        keep = min(self.decay, (1 + n) / (WARMING + n))
+        pairs = zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True)
+        for mine, theirs in pairs:
+            if mine.is_floating_point():
+                mine.lerp_(theirs, 1 - keep)
+
+
+def _known_frames(b: int, runs: int, device: torch.device) -> Bool[Tensor, "b f"]:
+    """For each clip the first frames, the last, both, or any: at least one, and not all."""
+    place = torch.arange(runs, device=device)
+    count = torch.randint(1, runs, (b, 1), device=device)
+    first, last = place < count, place >= runs - count
+    ends = (place < (count + 1) // 2) | (place >= runs - count // 2)
+    any_ = torch.rand(b, runs, device=device).argsort(1).argsort(1) < count
+    choice = torch.randint(4, (b, 1), device=device)
+    return torch.where(choice == 0, first, torch.where(choice == 1, last, torch.where(choice == 2, ends, any_)))

@@ -1,0 +1,74 @@
+"""Tokens in space and time: rotary positions of several axes, and which tokens an attention lets see each other.
+
+A token's place is (frame, row, column), in whatever unit; a token that lies nowhere, such as one of a class or a text, has a negative
+frame: it is not rotated and all tokens of its clip see it.
+
+b rows, t queries, s keys, a axes, h heads, e head width.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Reach = Literal["all", "frame", "place", "past"]
+"""What a token sees of its clip: all of it, its frame, its place in every frame, or its frame and those before."""
+NOWHERE = -1.0
+"""The frame of a token that lies nowhere."""
+
+
+def axis_widths(e: int, axes: int) -> tuple[int, ...]:
+    """How many coordinates of a head turn with each axis, even numbers: with three axes rows and columns have 2 floor(e / 6) and frames
+    the rest (Wan 2.1, 2025, arXiv 2503.20314, its published code). Raises ValueError."""
+    each = 2 * (e // (2 * axes))
+    if e % 2 or not each:
+        raise ValueError(
+            f"a head of {e} is too narrow, or odd, to turn with {axes} axes; it must be even and at least {2 * axes}"
+        )
+    return e - each * (axes - 1), *(each,) * (axes - 1)
+
+
+def rotate(x: Float[Tensor, "b t h e"], places: Float[Tensor, "b2 t a"], base: float = 1e4) -> Float[Tensor, "b t h e"]:
+    """Rotary embedding (Su et al. 2021, arXiv 2104.09864, eq. 34) with a part of each head for each axis; coordinate i turns with i + e/2.
+
+    Angles are computed in float64. Tokens that lie nowhere stay as they are.
+    """
+    widths = axis_widths(x.shape[-1], places.shape[-1])
+    frequency = torch.cat([base ** (-torch.arange(0, w, 2, device=x.device, dtype=torch.float64) / w) for w in widths])
+    axis = torch.tensor([i for i, w in enumerate(widths) for _ in range(w // 2)], device=x.device)
+    angle = places.double().masked_fill(places[..., :1] < 0, 0)[..., axis] * frequency
+    cos, sin = (of.to(x.dtype)[:, :, None] for of in (angle.cos(), angle.sin()))
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+def sees(
+    reach: Reach, to: Float[Tensor, "b t a"], at: Float[Tensor, "b s a"], window: int | None = None
+) -> Bool[Tensor, "b t s"]:
+    """Whether queries at `to` see keys at `at`, of one clip; with a window only its last frames, the query's among them."""
+    to, at = to[:, :, None], at[:, None]
+    frame, key_frame = to[..., 0], at[..., 0]
+    nowhere = key_frame < 0
+    if reach == "all":
+        return torch.ones_like(nowhere).expand(*frame.shape[:2], nowhere.shape[2])
+    if reach == "past":  # what lies nowhere came before the first frame, and sees no frame
+        near = key_frame <= frame
+        return (near if window is None else near & (key_frame > frame - window)) | nowhere
+    same = key_frame == frame if reach == "frame" else (to[..., 1:] == at[..., 1:]).all(-1)
+    return same | nowhere | (frame < 0)
+
+
+def documents_apart(document: Int[Tensor, "b t"], real: Bool[Tensor, "b t"] | None) -> Bool[Tensor, "b t t"]:
+    """Whether tokens are of one document; keys at padding are seen by padding alone, so that no query sees nothing."""
+    same = document[:, :, None] == document[:, None]
+    if real is None:
+        return same
+    return same & (real[:, None] | ~real[:, :, None])
+
+
+def grid_places(grid: tuple[int, int, int], like: Tensor | None = None) -> Float[Tensor, "t 3"]:
+    """(frame, row, column) of each token of a clip, in the order of its tokens."""
+    device = None if like is None else like.device
+    axes = torch.meshgrid(*(torch.arange(n, device=device, dtype=torch.float32) for n in grid), indexing="ij")
+    return torch.stack(axes, -1).flatten(0, 2)

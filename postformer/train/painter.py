@@ -1,0 +1,170 @@
+"""A trained model that draws: its averaged weights, what it predicts, and what it learned from, as its run says."""
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from postformer.config import UserError, build, complete, read
+from postformer.data import DATA
+from postformer.data.sources import DataError
+from postformer.data.video import from_pixels, read_video
+from postformer.models import DENOISERS
+from postformer.models.dreaming import ahead, edited, joined, looped, rolled, together
+from postformer.models.sampling import Sampling, sample
+from postformer.objectives import OBJECTIVES
+from postformer.train.session import model_folder, open_model
+
+AVERAGE = "average."
+
+
+class Painter:
+    """`frames` and `size` are those of what it learned from: a clip of that length is its window."""
+
+    def __init__(self, model: Any, objective: dict[str, Any], data: Any, seed: int):
+        self.model, self.data = model, data
+        self.path, self.predict = objective["path"], objective["predict"]
+        first = data.batches(1, seed=0).batch(0)
+        clip = first["images"][:, :, None] if "images" in first else first["clips"]
+        self.frames, self.size = clip.shape[2], (clip.shape[3], clip.shape[4])
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @classmethod
+    def of(cls, checkpoint: str | Path, *, seed: int = 0) -> "Painter":
+        """The model of a run or a checkpoint. Raises UserError for a model that does not draw, or that no run of ours tells of."""
+        folder = model_folder(checkpoint)
+        if not (folder / "run.json").exists():
+            raise UserError(
+                f"{checkpoint}: it has no run.json, which tells what the model predicts; name a run or a checkpoint of one"
+            )
+        run = read(folder / "run.json")
+        if run.get("model", {}).get("kind") not in DENOISERS:
+            raise UserError(
+                f"{checkpoint}: a model of kind {run.get('model', {}).get('kind')!r} draws nothing; choose a run of {', '.join(DENOISERS)}"
+            )
+        model = open_model(folder)
+        if (average := _average(folder)) is not None:
+            model.load_state_dict(average)
+        objective = complete(run["objective"], OBJECTIVES, "objective", "model")
+        return cls(model, objective, build(run["data"], DATA, "data"), seed)
+
+    def told(self, label: str | None, count: int) -> dict[str, Tensor]:
+        """What the model is told beside clips: every class in turn where it knows classes and none is named. Raises UserError."""
+        classes = self.model.classes
+        if not classes:
+            if label is not None:
+                raise UserError(f"--label {label}: the model was taught no classes")
+            return {}
+        if label is None:
+            return {"label": torch.arange(count) % classes}
+        names = self.data.all.classes if hasattr(self.data, "all") else [str(i) for i in range(classes)]
+        number = names.index(label) if label in names else int(label) if re.fullmatch("[0-9]{1,6}", label) else classes
+        if number >= classes:
+            raise UserError(f"--label {label}: choose from {', '.join(names)}")
+        return {"label": torch.full((count,), number)}
+
+    def draw(self, count: int, how: Sampling, *, frames: int | None, size: tuple[int, int] | None, **words: Any) -> Tensor:
+        """Clips [count, c, f, h, w] from noise. Raises ValueError for sizes that the model cannot have."""
+        shape = (count, self.model.channels, frames or self.frames, *(size or self.size))
+        return sample(self.model, torch.randn(shape, generator=self.generator), how, generator=self.generator, **words)
+
+    def clip(self, name: str, option: str, *, still: bool = False) -> Tensor:
+        """[1, c, f, h, w] from a video, a picture, or SPLIT:NUMBER of what the model learned from; of a still its first frame. Raises
+        UserError."""
+        if match := re.fullmatch(r"([a-z]+):([0-9]{1,9})", name):
+            found = self._learned(match[1], int(match[2]), option)
+        elif Path(name).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
+            found = self._picture(Path(name))
+        else:
+            frames, _ = read_video(name, size=self.size)
+            found = torch.from_numpy(from_pixels(frames, self.model.channels))[None]
+        part = together(self.model)
+        if still:
+            return found[:, :, :1].expand(-1, -1, part, -1, -1)
+        if found.shape[2] < part:
+            found = torch.cat([found, found[:, :, -1:].expand(-1, -1, part - found.shape[2], -1, -1)], 2)
+        return found[:, :, : found.shape[2] // part * part]
+
+    def _learned(self, split: str, number: int, option: str) -> Tensor:
+        try:
+            batch = self.data.batches(1, seed=0, split=split).batch(number)
+        except (ValueError, DataError) as e:
+            raise UserError(f"{option} {split}:{number}: {e}") from e
+        return batch["images"][:, :, None] if "images" in batch else batch["clips"]
+
+    def _picture(self, path: Path) -> Tensor:
+        try:
+            from PIL import Image
+        except ImportError as e:
+            raise DataError("pillow is not installed: pip install 'postformer[pictures]'") from e
+        import numpy as np
+
+        try:
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture.convert("RGB").resize((self.size[1], self.size[0])))
+        except (OSError, ValueError, SyntaxError) as e:
+            raise DataError(f"{path}: not a picture that can be read: {e}") from e
+        return torch.from_numpy(from_pixels(pixels[None], self.model.channels))[None]
+
+    def verb(
+        self, args: argparse.Namespace, clip: Tensor, other: Tensor | None, how: Sampling, **words: Any
+    ) -> Iterator[Tensor]:
+        """The pieces of what the command asks for, the given clips among them, in the order of their frames."""
+        part, words = together(self.model), {"generator": self.generator, **words}
+        context = getattr(args, "context", None) or max(self.frames // 4 // part, 1) * part
+        if args.verb == "edit":
+            yield edited(self.model, clip[:, :, : self.frames], args.strength, how, **words)
+        elif args.verb == "loop":
+            yield looped(self.model, clip, self._new(args.frames, 2 * context), how, context=context, **words)
+        elif args.verb == "connect":
+            assert other is not None
+            ends = clip[:, :, -context:], other[:, :, :context]
+            yield clip
+            yield joined(self.model, *ends, self._new(args.frames, ends[0].shape[2] + ends[1].shape[2]), how, **words)
+            yield other
+        elif args.verb == "animate":
+            yield clip[:, :, :part]
+            yield from self._on(clip, self._new(args.frames, part), how, part, False, words)
+        else:
+            made = self._on(clip, args.frames or self.frames, how, context, args.backward, words)
+            if args.backward:
+                yield from reversed([clip, *made])
+            else:
+                yield clip
+                yield from made
+
+    def _on(
+        self, clip: Tensor, frames: int, how: Sampling, context: int, backward: bool, words: dict[str, Any]
+    ) -> Iterator[Tensor]:
+        """New frames next to a clip: from its state by a model that is causal over frames, else window by window."""
+        if self.causal and not backward:
+            return rolled(self.model, clip, frames, how, **words)
+        return ahead(self.model, clip, frames, how, window=self.frames, context=context, backward=backward, **words)
+
+    @property
+    def causal(self) -> bool:
+        """Whether the model has a state."""
+        try:
+            return bool(self.model.init_state(1))
+        except (AttributeError, ValueError):
+            return False
+
+    def _new(self, frames: int | None, known: int) -> int:
+        """How many new frames: those asked for, or what the window has room for beside known ones."""
+        part = together(self.model)
+        return frames or max((self.frames - known) // part, 1) * part
+
+
+def _average(folder: Path) -> dict[str, Tensor] | None:
+    """The averaged weights that training kept beside the model; None where there are none."""
+    path = folder / "objective.safetensors"
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        found = {name.removeprefix(AVERAGE): file.get_tensor(name) for name in file.keys() if name.startswith(AVERAGE)}  # noqa: SIM118
+    return found or None

@@ -1,0 +1,134 @@
+"""Images from IDX files, archives and folders: what is read, how it is divided, and what is refused."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+from postformer.data.images import Images
+from postformer.data.sources import DataError
+
+
+def write_idx(path, values, pack=True):
+    data = struct.pack(">HBB", 0, 8, values.ndim) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
+    path.write_bytes(gzip.compress(data) if pack else data)
+
+
+@pytest.fixture
+def numbers(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, (100, 5, 4), dtype=np.uint8), rng.integers(0, 3, 100).astype(np.uint8)
+    labels[:3] = 0, 1, 2
+    return tmp_path, pixels, labels
+
+
+def test_an_idx_file_is_read_whole(numbers):
+    folder, pixels, labels = numbers
+    for pack, end in ((True, ".gz"), (False, "")):
+        write_idx(folder / f"a-images-idx3-ubyte{end}", pixels, pack)
+        write_idx(folder / f"a-labels-idx1-ubyte{end}", labels, pack)
+        images = Images(path=str(folder / f"a-images-idx3-ubyte{end}"))
+        assert images.sizes == {"channels": 1, "classes": 3, "size": (5, 4)}
+        assert np.array_equal(images.all.pixels[:, 0], pixels)
+        assert np.array_equal(images.all.labels, labels)
+
+
+def test_the_parts_are_apart_and_all(numbers):
+    folder, pixels, labels = numbers
+    np.savez(folder / "a.npz", images=pixels, labels=labels)
+    images = Images(path=str(folder / "a.npz"))
+    parts = {split: images.numbers[split] for split in ("train", "valid", "test")}
+    assert {split: len(part) for split, part in parts.items()} == {"train": 75, "valid": 5, "test": 20}
+    assert sorted(np.concatenate(list(parts.values()))) == list(range(100))
+    batches = images.batches(25, seed=3)
+    epoch = [batches.batch(step) for step in range(3)]
+    seen = np.concatenate([b["images"].numpy() for b in epoch])
+    own = images.part("train").pixels.astype(np.float32) / 127.5 - 1
+    assert np.allclose(np.sort(seen.reshape(75, -1), 0), np.sort(own.reshape(75, -1), 0))
+    assert not np.allclose(seen, own)
+    assert np.array_equal(batches.batch(1)["images"], images.batches(25, seed=3).batch(1)["images"])
+    test = images.batches(20, seed=3, split="test")
+    assert np.array_equal(test.batch(0)["images"], test.batch(1)["images"])
+    assert np.array_equal(test.batch(0)["label"], labels[parts["test"]])
+
+
+def test_transparency_falls_on_black_and_sizes_are_fitted(tmp_path):
+    pixels = np.full((4, 6, 6, 4), 200, np.uint8)
+    pixels[..., 3] = [[[0]], [[255]], [[128]], [[255]]]
+    np.savez(tmp_path / "a.npz", images=pixels, labels=np.array([0, 1, 0, 1]), classes=np.array(["no", "yes"]))
+    images = Images(path=str(tmp_path / "a.npz"))
+    assert images.all.pixels.shape == (4, 3, 6, 6)
+    assert images.all.pixels[:, 0, 0, 0].tolist() == [0, 200, 100, 200]
+    assert images.all.classes == ["no", "yes"]
+    wide = Images(path=str(tmp_path / "a.npz"), size=(8, 10)).all.pixels
+    assert wide[1, 0].any(1).tolist() == [False, *[True] * 6, False]
+    assert wide[1, 0].any(0).tolist() == [*[False] * 2, *[True] * 6, *[False] * 2]
+    assert Images(path=str(tmp_path / "a.npz"), size=(3, 3)).all.pixels[1].min() == 200
+
+
+def test_a_folder_of_pictures_has_a_class_for_each_folder(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for name, value in (("cat", 10), ("dog", 240)):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            image.new("RGB", (6, 4 + 2 * (i == 9)), (value, i, 0)).save(tmp_path / name / f"{i}.png")
+    with pytest.raises(DataError, match="several sizes"):
+        Images(path=str(tmp_path)).sizes  # noqa: B018 (it reads)
+    images = Images(path=str(tmp_path), size=(6, 6))
+    assert images.sizes == {"channels": 3, "classes": 2, "size": (6, 6)}
+    assert images.all.classes == ["cat", "dog"]
+    assert images.all.pixels[:, 0, 3, 3].tolist() == [10] * 10 + [240] * 10
+
+
+def test_digits_and_tiles_are_there(data_folder):
+    digits, tiles = Images(path="digits"), Images(path="tiles")
+    assert digits.sizes == {"channels": 1, "classes": 10, "size": (28, 28)}
+    assert len(digits.all.labels) == 10_000
+    assert tiles.sizes == {"channels": 3, "classes": 7, "size": (32, 32)}
+    assert tiles.all.classes[5] == "mon"
+    assert np.bincount(tiles.all.labels).tolist() == [1106, 196, 274, 673, 221, 695, 819]
+
+
+def test_a_run_names_its_images(numbers):
+    folder, pixels, labels = numbers
+    np.savez(folder / "a.npz", images=pixels, labels=labels)
+    known = Images(path=str(folder / "a.npz")).identity["sha256"]
+    np.savez(folder / "a.npz", images=255 - pixels, labels=labels)
+    with pytest.raises(DataError, match="other images than the run names"):
+        Images(path=str(folder / "a.npz"), sha256=known).identity  # noqa: B018 (it compares)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda f, p, n: write_idx(f / "images", p), "not an IDX file"),
+        (lambda f, p, n: write_idx(f / "images", p, pack=False), "no labels beside it"),
+        (lambda f, p, n: (f / "images").write_bytes(struct.pack(">HBB3I", 0, 8, 3, 9, 5, 4) + b"x"), "cut short"),
+        (lambda f, p, n: (f / "images").mkdir(), "expected one folder for each class"),
+        (lambda f, p, n: None, "no such file or folder; give digits, tiles"),
+    ],
+)
+def test_what_cannot_be_read_is_told(numbers, make, says):
+    folder, pixels, labels = numbers
+    make(folder, pixels, labels)
+    with pytest.raises(DataError, match=says):
+        Images(path=str(folder / "images")).sizes  # noqa: B018 (it reads)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"images": np.zeros((3, 4, 4), np.uint8)}, "no array 'labels'; it has images"),
+        ({"images": np.zeros((3, 4, 4)), "labels": np.zeros(3)}, "must be bytes"),
+        ({"images": np.zeros((3, 4, 4), np.uint8), "labels": np.zeros(2)}, "3 images and 2 labels"),
+        (
+            {"images": np.zeros((1, 4, 4), np.uint8), "labels": np.array([5]), "classes": np.array(["a"])},
+            "a label is 5, and there are 1 classes",
+        ),
+    ],
+)
+def test_an_archive_that_does_not_fit_is_told(tmp_path, arrays, says):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=says):
+        Images(path=str(tmp_path / "a.npz")).sizes  # noqa: B018 (it reads)

@@ -1,0 +1,223 @@
+"""Models of images and videos: packed clips, orders of scanning, states, U-Nets, and what they refuse."""
+
+import pytest
+import torch
+from torch import nn
+
+from postformer.models.diffusion import DiT
+from postformer.models.unet import UNet
+from postformer.models.vision import ViT
+
+PATCH = (2, 4, 4)
+
+
+def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Layers that begin at zero say something too."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    return model.eval()
+
+
+def dit(**words) -> DiT:
+    return shaken(DiT(2, **{"patch": PATCH, "dim": 24, "depth": 2, "mixers": (attention(),), **words}))
+
+
+def attention(**words) -> dict:
+    return {"kind": "spacetime", "heads": 2, "qk_norm": True, **words}
+
+
+MIXERS = {
+    "all": attention(),
+    "frame": attention(reach="frame"),
+    "place": attention(reach="place"),
+    "past": attention(reach="past"),
+    "window": attention(reach="past", window=2),
+    "grouped": attention(kv_heads=1),
+    "mamba": {"kind": "mamba"},
+    "scan": {"kind": "scan", "mixer": {"kind": "mamba"}},
+    "backward": {"kind": "scan", "mixer": {"kind": "gated_delta", "heads": 2}, "direction": "backward"},
+}
+SIZES = [(4, 8, 8), (2, 4, 16), (8, 4, 4), (2, 12, 8)]
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_clips_of_any_sizes_in_one_row_are_as_each_alone(mixer):
+    model = dit(mixers=(MIXERS[mixer],), classes=3, ffns=({"kind": "mlp"}, {"kind": "moe", "experts": 4, "top": 2}))
+    clips = [torch.randn(2, *size) for size in SIZES]
+    times = [torch.rand(()), torch.rand(()), torch.rand(4).repeat_interleave(2), torch.rand(())]
+    labels = torch.tensor([0, 3, 1, 2])
+    with torch.no_grad():
+        together = model.packed(clips, times, labels, length=32)
+        for clip, time, label, mine in zip(clips, times, labels, together, strict=True):
+            alone, _ = model(clip[None], time[None], label=label[None])
+            assert (alone[0] - mine).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("pool", ["class", "mean"])
+@pytest.mark.parametrize("positions", ["learned", "sincos", "none"])
+def test_images_of_any_sizes_in_one_row_are_as_each_alone(pool, positions):
+    model = shaken(
+        ViT(
+            5,
+            (16, 16),
+            channels=1,
+            dim=24,
+            depth=2,
+            mixers=(attention(rope=positions == "none"),),
+            pool=pool,
+            positions=positions,
+            registers=2,
+        )
+    )
+    images = [torch.randn(1, *size) for size in ((16, 16), (8, 24), (4, 4))]
+    with torch.no_grad():
+        together = model(images)
+        alone = torch.cat([model(image[None]) for image in images])
+    assert (together - alone).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("mixer", ["past", "window"])
+@pytest.mark.parametrize("cuts", [(2,), (4, 6), (2, 4, 6)])
+def test_frames_that_come_in_pieces_are_those_of_the_whole(mixer, cuts):
+    model = dit(mixers=(MIXERS[mixer],))
+    clip, time = torch.randn(3, 2, 8, 8, 8), torch.rand(3, 4).repeat_interleave(2, 1)
+    whole, _ = model(clip, time)
+    state, pieces = model.init_state(3), []
+    _, after = model(clip, time, state=model.init_state(3))
+    for i, j in zip((0, *cuts), (*cuts, 8), strict=True):
+        kept = [x.clone() for layer in state for x in layer]
+        made, later = model(clip[:, :, i:j], time[:, i:j], state=state, first=i)
+        assert all(torch.equal(x, y) for x, y in zip(kept, [x for layer in state for x in layer], strict=True))
+        pieces.append(made)
+        state = later
+    assert (torch.cat(pieces, 2) - whole).abs().max() < 1e-5
+    assert all((x - y).abs().max() < 1e-5 for a, b in zip(state, after, strict=True) for x, y in zip(a, b, strict=True))
+
+
+def test_a_window_holds_as_much_after_long_as_after_little():
+    model, state, sizes = dit(mixers=(MIXERS["window"],)), None, []
+    state = model.init_state(1)
+    with torch.no_grad():
+        for frame in range(0, 40, 2):
+            _, state = model(torch.randn(1, 2, 2, 8, 8), torch.rand(1), state=state, first=frame)
+            sizes.append(sum(x.numel() for layer in state for x in layer))
+    assert len(set(sizes[1:])) == 1
+
+
+@pytest.mark.parametrize("mixer", ["past", "window"])
+def test_a_frame_does_not_see_what_comes_later(mixer):
+    model = dit(mixers=(MIXERS[mixer],))
+    clip, time = torch.randn(1, 2, 8, 8, 8), torch.rand(1)
+    other = clip.clone()
+    other[:, :, 4:] = torch.randn(1, 2, 4, 8, 8)
+    with torch.no_grad():
+        a, b = (model(x, time)[0] for x in (clip, other))
+    assert torch.equal(a[:, :, :4], b[:, :, :4])
+    assert (a[:, :, 4:] - b[:, :, 4:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("reach", "inside"), [("frame", (slice(None), 0)), ("place", (0, slice(None)))])
+def test_what_one_layer_of_factorised_attention_sees(reach, inside):
+    model = dit(mixers=(attention(reach=reach),), depth=1, patch=(1, 4, 4))
+    clip = torch.randn(1, 2, 3, 8, 8, requires_grad=True)
+    made, _ = model(clip, torch.rand(1))
+    gradient = torch.autograd.grad(made[0, :, 0, :4, :4].sum(), clip)[0]
+    touched = gradient.unflatten(3, (2, 4)).unflatten(5, (2, 4)).abs().sum((0, 1, 4, 6)) > 0  # frames, rows, columns of patches
+    expected = torch.zeros(3, 2, 2, dtype=torch.bool)
+    if reach == "frame":
+        expected[0] = True
+    else:
+        expected[:, 0, 0] = True
+    assert torch.equal(touched, expected)
+
+
+def test_text_stands_before_the_patches_and_counts():
+    model = dit(vocab=10, mixers=(attention(), attention(reach="frame")))
+    clip, time = torch.randn(2, 2, 4, 8, 8), torch.rand(2)
+    texts = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    with torch.no_grad():
+        told, other = model(clip, time, text=texts)[0], model(clip, time, text=texts.flip(0))[0]
+        by_frame = model(clip, time[:, None].expand(2, 4), text=texts)[0]
+    assert (told - other).abs().max() > 1e-3
+    assert (told - by_frame).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("order", ["rows", "columns", "frames"])
+@pytest.mark.parametrize("direction", ["forward", "backward", "both"])
+def test_a_scan_reads_in_its_order(order, direction):
+    """The token that is read last sees all, and where it is read one way the first sees itself alone."""
+    model = dit(
+        mixers=({"kind": "scan", "mixer": {"kind": "mamba"}, "order": order, "direction": direction},),
+        depth=1,
+        patch=(1, 4, 4),
+        positions="sincos",
+    )
+    clip = torch.randn(1, 2, 2, 8, 8, requires_grad=True)
+    made, _ = model(clip, torch.rand(1))
+    corner = {"rows": (0, 0, 1), "columns": (0, 1, 0), "frames": (1, 0, 0)}[order]  # read second
+    f, r, s = corner
+    gradient = torch.autograd.grad(made[0, :, f, 4 * r : 4 * r + 4, 4 * s : 4 * s + 4].sum(), clip)[0]
+    touched = gradient.unflatten(3, (2, 4)).unflatten(5, (2, 4)).abs().sum((0, 1, 4, 6)) > 0
+    count = {"forward": 2, "backward": 7, "both": 8}[direction]
+    assert int(touched.sum()) == count
+    assert touched[corner]
+
+
+def test_a_unet_sees_each_frame_of_a_clip_at_its_time():
+    model = shaken(UNet(2, widths=(8, 16), frames=3, classes=3))
+    clip, label = torch.randn(2, 2, 4, 8, 8), torch.tensor([0, 3])
+    time = torch.rand(2)
+    with torch.no_grad():
+        one, _ = model(clip, time, label=label)
+        each, _ = model(clip, time[:, None].expand(2, 4), label=label)
+        later, _ = model(clip, torch.cat([time[:, None].expand(2, 3), torch.rand(2, 1)], 1), label=label)
+    assert (one - each).abs().max() < 1e-5
+    assert (one - later).abs().max() > 1e-3
+
+
+def test_a_unet_over_one_frame_is_that_over_its_clip():
+    """Without a convolution over time a frame is by itself but for attention."""
+    model = shaken(UNet(2, widths=(8, 16), frames=1, attention=0))
+    clip, time = torch.randn(1, 2, 3, 8, 8), torch.rand(1)
+    with torch.no_grad():
+        whole, _ = model(clip, time)
+        single, _ = model(clip[:, :, 1:2], time)
+    assert (whole[:, :, 1:2] - single).abs().max() < 1e-5
+
+
+def test_a_unet_counts_its_operations():
+    """A first convolution by hand: 27 taps of 3 channels to 8, for 4 x 8 x 8 places."""
+    with_two, with_one = (UNet(3, widths=(8,), blocks=1, attention=0, frames=3, outputs=o).flops((4, 8, 8)) for o in (2, 1))
+    assert with_two - with_one == 2 * 27 * 8 * 4 * 64
+
+
+@pytest.mark.parametrize(
+    ("make", "call", "says"),
+    [
+        (
+            lambda: dit(),
+            lambda m: m(torch.zeros(1, 2, 3, 8, 8), torch.zeros(1)),
+            "3 frames are not a multiple of the patch's 2: crop to 2 or pad to 4",
+        ),
+        (lambda: dit(), lambda m: m(torch.zeros(1, 3, 2, 8, 8), torch.zeros(1)), "3 channels, and the model takes 2"),
+        (
+            lambda: dit(),
+            lambda m: m(torch.zeros(1, 2, 2, 8, 8), torch.tensor([[0.0, 0.5]])),
+            "the 2 frames of a patch must have one time",
+        ),
+        (
+            lambda: dit(),
+            lambda m: m(torch.zeros(1, 2, 2, 8, 8), torch.zeros(1), label=torch.zeros(1, dtype=torch.long)),
+            "takes no label",
+        ),
+        (lambda: dit(), lambda m: m.init_state(1), "reach='all' sees what comes later and has no state"),
+        (lambda: UNet(2, widths=(8, 8, 8)), lambda m: m(torch.zeros(1, 2, 1, 10, 8), torch.zeros(1)), "crop to 8 or pad to 12"),
+        (lambda: ViT(2, (8, 8)), lambda m: m(torch.zeros(1, 1, 8, 8)), "1 channels, and the model takes 3"),
+        (lambda: ViT(2, (9, 8)), lambda m: m, "9 rows are not a multiple"),
+    ],
+)
+def test_what_does_not_fit_is_told(make, call, says):
+    with pytest.raises(ValueError, match=says.replace("(", r"\(")):
+        call(make())

@@ -1,0 +1,216 @@
+"""`postformer dream` from the command line: every verb on a small trained model, and what it says of mistakes."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from postformer import cli
+from postformer.data.video import read_video
+from postformer.train.painter import Painter
+
+pytest.importorskip("av")
+pytest.importorskip("PIL")
+SMALL = ["train.steps=3", "train.batch=2", "train.save_every=3", "optim.warmup=1"]
+CLIPS = [
+    *SMALL,
+    "data.frames=8",
+    "data.size=16",
+    "model.dim=24",
+    "model.depth=1",
+    'model.mixers=[{kind="spacetime", heads=2}]',
+    "model.patch=[2, 8, 8]",
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dream")
+    np.savez(
+        folder / "a.npz", images=np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8), labels=np.arange(60) % 3
+    )
+    run("train", "physics-dit", *CLIPS, "--out", str(folder / "clips"))
+    causal = [
+        'model.mixers=[{kind="spacetime", heads=2, reach="past", window=4}]',
+        "objective.known=0.0",
+        "objective.apart=1.0",
+    ]
+    run("train", "physics-dit", *CLIPS, *causal, "--out", str(folder / "causal"))
+    run("train", "draw-unet", *SMALL, f"data.path={folder / 'a.npz'}", "model.widths=[8, 8]", "--out", str(folder / "pictures"))
+    run(
+        "train",
+        "see-vit",
+        *SMALL,
+        f"data.path={folder / 'a.npz'}",
+        "model.dim=24",
+        "model.depth=1",
+        "--out",
+        str(folder / "see"),
+    )
+    return folder
+
+
+def run(*words: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 0
+
+
+def refused(capsys, *words: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error.splitlines()[-1]
+
+
+VERBS = {
+    "draw": (["--count", "4"], 8),
+    "animate": (["--from", "test:0"], 8),
+    "extend": (["--from", "test:0", "--frames", "20"], 8 + 24),
+    "connect": (["--from", "test:0", "--to", "test:1", "--frames", "4"], 8 + 4 + 8),
+    "edit": (["--from", "test:0", "--strength", "0.3"], 8),
+    "loop": (["--from", "test:0", "--frames", "4"], 12),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_writes_a_video_and_a_sheet(runs, tmp_path, verb, capsys):
+    words, frames = VERBS[verb]
+    run("dream", verb, str(runs / "clips"), *words, "--steps", "2", "--out", str(tmp_path / "a.mkv"), "--scale", "1")
+    assert re.search(rf"a\.mkv: {frames} frames; .*a\.png", capsys.readouterr().out)
+    found, rate = read_video(tmp_path / "a.mkv")
+    assert len(found) == frames
+    assert rate == pytest.approx(10)
+    assert (tmp_path / "a.png").is_file()
+    if verb in ("extend", "connect", "loop"):  # what was given stays
+        given = Painter.of(runs / "clips").data.batches(1, seed=0, split="test").batch(0)["clips"][0].numpy()
+        expected = np.rint((given + 1) * 127.5).transpose(1, 2, 3, 0)
+        assert np.abs(found[:8].astype(int) - expected).max() <= 1
+
+
+def test_backward_and_by_state(runs, tmp_path):
+    more = ["--from", "test:0", "--frames", "12", "--steps", "2", "--scale", "1"]
+    run("dream", "extend", str(runs / "clips"), *more, "--backward", "--out", str(tmp_path / "a.mkv"))
+    found, _ = read_video(tmp_path / "a.mkv")
+    given = Painter.of(runs / "clips").clip("test:0", "--from").numpy()[0]
+    assert np.abs(found[-8:].astype(int) - np.rint((given + 1) * 127.5).transpose(1, 2, 3, 0)).max() <= 1
+    assert Painter.of(runs / "causal").causal
+    assert not Painter.of(runs / "clips").causal
+    run("dream", "extend", str(runs / "causal"), *more, "--out", str(tmp_path / "b.mkv"))
+    assert len(read_video(tmp_path / "b.mkv")[0]) == 8 + 12
+
+
+def test_files_of_one_s_own_go_on(runs, tmp_path):
+    from PIL import Image
+
+    run("dream", "draw", str(runs / "clips"), "--count", "1", "--steps", "2", "--out", str(tmp_path / "a.mp4"), "--scale", "2")
+    run(
+        "dream",
+        "extend",
+        str(runs / "clips"),
+        "--from",
+        str(tmp_path / "a.mp4"),
+        "--steps",
+        "2",
+        "--out",
+        str(tmp_path / "b.mp4"),
+    )
+    Image.new("RGB", (50, 30), (200, 10, 10)).save(tmp_path / "c.png")
+    run(
+        "dream",
+        "animate",
+        str(runs / "clips"),
+        "--from",
+        str(tmp_path / "c.png"),
+        "--steps",
+        "2",
+        "--out",
+        str(tmp_path / "d.mp4"),
+    )
+    assert len(read_video(tmp_path / "d.mp4")[0]) == 8
+
+
+def test_pictures_are_a_sheet(runs, tmp_path, capsys):
+    from PIL import Image
+
+    run(
+        "dream",
+        "draw",
+        str(runs / "pictures"),
+        "--count",
+        "6",
+        "--label",
+        "1",
+        "--guidance",
+        "2",
+        "--steps",
+        "2",
+        "--out",
+        str(tmp_path / "a.png"),
+    )
+    assert "6 pictures" in capsys.readouterr().out
+    with Image.open(tmp_path / "a.png") as sheet:
+        assert sheet.size == (6 * 34 - 2, 32)
+
+
+def test_the_average_is_what_draws(runs):
+    painter = Painter.of(runs / "clips")
+    from safetensors.torch import load_file
+
+    folder = sorted((runs / "clips" / "checkpoints").iterdir())[-1]
+    own, average = load_file(folder / "model.safetensors"), load_file(folder / "objective.safetensors")
+    for name, value in painter.model.state_dict().items():
+        assert torch.equal(value, average[f"average.{name}"])
+    assert any(not torch.equal(value, own[name]) for name, value in painter.model.state_dict().items())
+
+
+def test_the_same_seed_draws_the_same(runs, tmp_path):
+    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        run(
+            "dream",
+            "draw",
+            str(runs / "clips"),
+            "--count",
+            "1",
+            "--steps",
+            "2",
+            "--seed",
+            seed,
+            "--out",
+            str(tmp_path / f"{name}.mkv"),
+        )
+    a, b, c = (read_video(tmp_path / f"{name}.mkv")[0] for name in "abc")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+MISTAKES = [
+    (["draw", "clips", "--out", "a.avi"], "unknown kind of file '.avi'; choose from .mp4, .mkv, .gif, .png"),
+    (["draw", "see", "--out", "a.mp4"], "a model of kind 'vit' draws nothing; choose a run of dit, unet"),
+    (["draw", "clips", "--out", "a.mp4", "--label", "3"], "--label 3: the model was taught no classes"),
+    (["draw", "pictures", "--out", "a.png", "--label", "7"], "--label 7: choose from 0, 1, 2"),
+    (
+        ["draw", "clips", "--out", "a.mp4", "--frames", "7"],
+        "7 frames are not a multiple of the patch's 2: crop to 6 or pad to 8",
+    ),
+    (["extend", "clips", "--out", "a.mp4", "--from", "tset:0"], "--from tset:0: split: unknown 'tset'; choose from train"),
+    (["extend", "clips", "--out", "a.mp4", "--from", "missing.mp4"], "missing.mp4: no such file"),
+    (
+        ["extend", "clips", "--out", "a.mp4", "--from", "test:0", "--context", "8"],
+        "context=8 must be above 0 and below window=8",
+    ),
+    (["edit", "clips", "--out", "a.mp4", "--from", "test:0", "--strength", "2"], "strength=2.0 must be above 0 and at most 1"),
+    (["draw", "nothing", "--out", "a.mp4"], "no such folder"),
+    (["sing", "clips", "--out", "a.mp4"], "invalid choice: 'sing'"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
+def test_a_mistake_is_one_line(runs, tmp_path, monkeypatch, capsys, words, says):
+    monkeypatch.chdir(tmp_path)
+    verb, name, *rest = words
+    assert says in refused(capsys, "dream", verb, str(runs / name), *rest, *(["--steps", "2"] if verb != "sing" else []))
+    assert list(tmp_path.iterdir()) == []
