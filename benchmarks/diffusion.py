@@ -51,7 +51,7 @@ CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 def models(shape: dict[str, Any], dtype: torch.dtype) -> dict[str, nn.Module]:
     """Ours and theirs, which share their weights. Raises UserError where the peer is not installed."""
     try:
-        from diffusers import DiTTransformer2DModel
+        from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
     except ImportError as e:
         raise UserError("diffusers is not installed: pip install 'postformer[peers]'") from e
     torch.manual_seed(0)
