@@ -160,6 +160,9 @@ def _evaluate_arguments(p: Parser) -> None:
         help="instead ask so many questions of the task that it learned, and keep the rates beside the model, for `ask`",
     )
     what.add_argument("--series", metavar="PATH", help="a .csv or such as ETTh1: a forecaster's errors on its test part")
+    what.add_argument(
+        "--images", metavar="SPLIT|PATH", help="how many images a classifier knows: of its own test part, or of others"
+    )
     p.add_argument("--window", type=positive, metavar="N", help="tokens a prediction may see (default: all of the document)")
     p.add_argument(
         "--length", type=_lengths, default=(), metavar="A,B", help="lengths of the texts in tokens (default: the task's)"
@@ -344,7 +347,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Callable[[Pa
     "generate": (commands.generate, "continue a text, as it comes", _generate_arguments),
     "evaluate": (
         commands_memory.evaluate,
-        "bits per byte of a model on text, how often its answers are right, or a forecaster's errors",
+        "bits per byte of a model on text, how often its answers are right, a forecaster's errors, or images that it knows",
         _evaluate_arguments,
     ),
     "read": (commands_memory.read, "read texts into a memory, a file that goes on another day", _read_arguments),

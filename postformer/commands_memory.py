@@ -10,6 +10,7 @@ from typing import Any
 
 from postformer import commands
 from postformer.commands import progress_bars
+from postformer.commands_pictures import evaluate_images
 from postformer.config import UserError, plain
 
 
@@ -167,7 +168,9 @@ def evaluate(args: argparse.Namespace) -> int:
         return _measure(args)
     if args.length or args.seed:
         raise UserError(f"--{'length' if args.length else 'seed'}: belongs to --questions, which was not given")
-    return commands.evaluate(args)
+    if args.images and args.window:
+        raise UserError("--window: belongs to --text, which was not given")
+    return evaluate_images(args) if args.images else commands.evaluate(args)
 
 
 def _measure(args: argparse.Namespace) -> int:

@@ -79,6 +79,43 @@ def dream_arguments(p: argparse.ArgumentParser, positive: Callable[[str], int]) 
         v.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
 
 
+def evaluate_images(args: argparse.Namespace) -> int:
+    """How many images of a set, or of a part of its own, a classifier recognises."""
+    from postformer.config import build, read
+    from postformer.data import DATA, DataError
+    from postformer.data.images import Images
+    from postformer.data.task import SPLITS
+    from postformer.models import CLASSIFIERS
+    from postformer.objectives.recognised import recognised
+    from postformer.train.session import model_folder, open_model
+
+    folder = model_folder(args.checkpoint)
+    model = open_model(folder)
+    if model.config["kind"] not in CLASSIFIERS:
+        raise UserError(
+            f"{args.checkpoint}: a model of kind '{model.config['kind']}' names no images; choose a run of {', '.join(CLASSIFIERS)}"
+        )
+    own = read(folder / "run.json")["data"] if (folder / "run.json").exists() else None
+    if args.images in SPLITS:
+        if own is None:
+            raise UserError(
+                f"--images {args.images}: {args.checkpoint} does not say what it learned from; give a file or a folder"
+            )
+        images = build(own, DATA, "data").part(args.images)
+    else:
+        size = tuple(model.config["size"])
+        images = Images(path=args.images, size=size).all
+        if len(images.classes) != model.config["classes"] or images.pixels.shape[1] != model.config["channels"]:
+            raise DataError(
+                f"--images {args.images}: {len(images.classes)} classes of {images.pixels.shape[1]} channels, and the model knows "
+                f"{model.config['classes']} of {model.config['channels']}"
+            )
+    with progress_bars() as show:
+        found = recognised(model, images, lambda done: show("images", done, len(images.labels)))
+    print(found.listed())
+    return 0
+
+
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
     if not match:

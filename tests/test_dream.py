@@ -214,3 +214,35 @@ def test_a_mistake_is_one_line(runs, tmp_path, monkeypatch, capsys, words, says)
     verb, name, *rest = words
     assert says in refused(capsys, "dream", verb, str(runs / name), *rest, *(["--steps", "2"] if verb != "sing" else []))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_classifier_is_evaluated_on_its_own_images_and_on_others(runs, tmp_path, capsys):
+    run("evaluate", str(runs / "see"), "--images", "test")
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"all +[0-9.]+% \(95% interval .* of 12\)", lines[0])
+    assert sum(int(re.search(r"of (\d+)\)", line)[1]) for line in lines[1:]) == 12
+    np.savez(tmp_path / "b.npz", images=np.zeros((9, 20, 20), np.uint8), labels=np.arange(9) % 3)
+    run("evaluate", str(runs / "see"), "--images", str(tmp_path / "b.npz"))
+    assert re.search(r"all +33.3% .*3 of 9", capsys.readouterr().out)
+    np.savez(tmp_path / "c.npz", images=np.zeros((4, 8, 8, 3), np.uint8), labels=np.arange(4) % 2)
+    assert "2 classes of 3 channels, and the model knows 3 of 1" in refused(
+        capsys, "evaluate", str(runs / "see"), "--images", str(tmp_path / "c.npz")
+    )
+    assert "names no images; choose a run of vit" in refused(capsys, "evaluate", str(runs / "clips"), "--images", "test")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "--prompt", "x"],
+        ["evaluate", "--text", "."],
+        ["ask", "what?", "--memory", "m"],
+        ["read", "a.txt", "--memory", "m"],
+    ],
+)
+def test_commands_of_texts_refuse_models_of_pictures(runs, tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("some text")
+    for name in ("clips", "see"):
+        said = refused(capsys, words[0], str(runs / name), *words[1:])
+        assert said.startswith("postformer: ")

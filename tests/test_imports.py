@@ -26,11 +26,11 @@ LAYERS = {
     "recipes": 8,
     "claims": 9,
     "commands": 10,
-    "commands_memory": 11,
-    "commands_experts": 11,
-    "commands_cost": 11,
+    "commands_memory": 12,
+    "commands_experts": 12,
+    "commands_cost": 12,
     "commands_pictures": 11,
-    "cli": 12,
+    "cli": 13,
 }
 """A part imports parts of lower layers, and itself. `postformer/__init__.py` stands above all and imports lazily."""
 BESIDE = {("recipes", "train"), ("data", "state"), ("data", "ops"), ("tokens", "state"), ("serve", "objectives")}

@@ -57,7 +57,8 @@ class DiT(nn.Module):
 
     `classes` above 0 takes labels, of which `classes` itself means none is told; `vocab` above 0 takes texts, whose tokens stand before
     the patches; a token of `vocab` says nothing. `positions` are added to the tokens ("sincos") or left to the mixers ("none"). With
-    `bottleneck` above 0 a patch is first squeezed to so many numbers.
+    `bottleneck` above 0 a patch is first squeezed to so many numbers. With `strides` the model is told how far a step of sampling will
+    go, and can learn to take few of them (shortcut models: Frans et al. 2024, arXiv 2410.12557).
     """
 
     tokens: None = None
@@ -76,6 +77,7 @@ class DiT(nn.Module):
         vocab: int = 0,
         outputs: int | None = None,
         bottleneck: int = 0,
+        strides: bool = False,
         positions: Literal["sincos", "none"] = "none",
         norm: Norm = "rms",
         norm_eps: float = 1e-6,
@@ -100,6 +102,7 @@ class DiT(nn.Module):
             "vocab": vocab,
             "outputs": outputs,
             "bottleneck": bottleneck,
+            "strides": strides,
             "positions": positions,
             "norm": norm,
             "norm_eps": norm_eps,
@@ -110,6 +113,7 @@ class DiT(nn.Module):
         self.squeeze = Linear(channels * pixels, bottleneck, bias=False) if bottleneck else None
         self.embed = Linear(bottleneck or channels * pixels, dim)
         self.time = TimeEmbedding(dim)
+        self.stride = TimeEmbedding(dim) if strides else None
         self.label = Embedding(classes + 1, dim) if classes else None
         self.text = Embedding(vocab + 1, dim) if vocab else None
         block = functools.partial(ConditionedBlock, condition=dim, norm=norm, norm_eps=norm_eps)
@@ -131,6 +135,7 @@ class DiT(nn.Module):
         *,
         label: Int[Tensor, " b"] | None = None,
         text: Int[Tensor, "b l"] | None = None,
+        stride: Float[Tensor, " b"] | None = None,
         state: State | None = None,
         first: int = 0,
     ) -> tuple[Float[Tensor, "b o f h w"], State | None]:
@@ -144,7 +149,7 @@ class DiT(nn.Module):
         times = time[:, None] if time.ndim == 1 else time[:, :: self.patch[0]]
         x, places = self._tokens(patchify(clips, self.patch)), grid_places(grid, clips)
         places[:, 0] += first / self.patch[0]
-        values = self._told(times, label)
+        values = self._told(times, label, stride)
         packing, of = Packing(places=places[None], grid=grid), None
         if self.positions == "sincos":
             x = x + self._added(places).to(x.dtype)
@@ -169,9 +174,7 @@ class DiT(nn.Module):
         frames = [at.grid[0] for at in packed.clips]
         own = [t.expand(f) if t.ndim == 0 else t[:: self.patch[0]] for t, f in zip(times, frames, strict=True)]
         told = None if labels is None else labels.repeat_interleave(torch.tensor(frames, device=labels.device))
-        values = (
-            self.time(torch.cat(own)) if told is None or self.label is None else self.time(torch.cat(own)) + self.label(told)
-        )
+        values = self._told(torch.cat(own)[:, None], told, None)
         x = self._tokens(packed.tokens)
         if self.positions == "sincos" and packed.packing.places is not None:
             x = x + self._added(packed.packing.places).to(x.dtype)
@@ -188,8 +191,13 @@ class DiT(nn.Module):
         """Fixed positions of rows and columns, as DiT has; frames are told apart by the mixers."""
         return sincos(places[..., 1:], self.dim)
 
-    def _told(self, times: Float[Tensor, "b f"], label: Int[Tensor, " b"] | None) -> Float[Tensor, "m d"]:
+    def _told(
+        self, times: Float[Tensor, "b f"], label: Int[Tensor, " b"] | None, stride: Float[Tensor, " b"] | None
+    ) -> Float[Tensor, "m d"]:
         values = self.time(times.flatten())
+        if self.stride is not None:
+            stride = times.new_zeros(len(times)) if stride is None else stride
+            values = values + self.stride(stride).repeat_interleave(times.shape[1], 0)
         if self.label is None:
             return values
         if label is None:

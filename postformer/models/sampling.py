@@ -26,6 +26,7 @@ from postformer.ops.diffusion import (
     scales,
     shifted,
     step,
+    stride_told,
 )
 from postformer.ops.layers import checked_word
 
@@ -92,9 +93,10 @@ def sample(
     times = how.times(begin)
     z = noise if not begin or known is None else noised(known, noise, _at(how, begin, noise))
     z, before, last = of.with_known(z), None, None
+    stride = stride_told(how.steps) if how.method == "euler" and how.shift == 1 and not begin else 0.0
     for i, (now, after) in enumerate(itertools.pairwise(times)):
         here, there = _at(how, now, z), _at(how, after, z)
-        x = of.data(z, now)
+        x = of.data(z, now, stride)
         if how.method == "heun" and after < 1:
             z = _heun(of, z, x, (now, after))
         elif how.method == "multistep":
@@ -127,18 +129,20 @@ class _Denoiser:
     """A model as a function from noisy clips to the data that they mean."""
 
     def __init__(self, model: Any, how: Sampling, known: Tensor | None, where: Tensor | None, told: dict[str, Any]):
-        self.model, self.how, self.told = model, how, told
+        self.model, self.how, self.told = model, how, dict(told)
         self.known, self.where = known, None if where is None else where[:, None, None]
         self.guides = how.guidance != 1 and any(told.get(name) is not None for name in ("label", "text"))
 
     def with_known(self, z: Tensor) -> Tensor:
         return z if self.known is None or self.where is None else torch.where(self.where, self.known, z)
 
-    def data(self, z: Tensor, time: float) -> Tensor:
+    def data(self, z: Tensor, time: float, stride: float = 0.0) -> Tensor:
         times = torch.full((len(z),), time, dtype=torch.float64, device=z.device)
         if self.where is not None:
             times = times[:, None].expand(-1, len(self.where)).masked_fill(self.where[None, :, 0, 0], 1.0)
         low, high = self.how.between
+        if getattr(self.model, "stride", None) is not None:
+            self.told["stride"] = torch.full((len(z),), stride, dtype=torch.float64, device=z.device)
         if self.guides and low <= time <= high:
             untold = {name: self._nothing(name, value) for name, value in self.told.items()}
             both = {name: _doubled(value, untold[name]) for name, value in self.told.items()}

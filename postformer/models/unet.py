@@ -112,6 +112,7 @@ class UNet(nn.Module):
         head: int = 32,
         frames: Literal[1, 3] = 3,
         classes: int = 0,
+        strides: bool = False,
         outputs: int | None = None,
     ):
         super().__init__()
@@ -130,12 +131,14 @@ class UNet(nn.Module):
             "head": head,
             "frames": frames,
             "classes": classes,
+            "strides": strides,
             "outputs": outputs,
         }
         self.channels, self.outputs, self.classes, self.widths = channels, outputs, classes, widths
         self.patch = (1, 1, 1)
         told = 4 * widths[0]
         self.time = TimeEmbedding(told)
+        self.stride = TimeEmbedding(told) if strides else None
         self.label = Embedding(classes + 1, told) if classes else None
         self.first = Conv(channels, widths[0], frames)
 
@@ -174,6 +177,7 @@ class UNet(nn.Module):
         *,
         label: Int[Tensor, " b"] | None = None,
         text: None = None,
+        stride: Float[Tensor, " b"] | None = None,
         state: None = None,
         first: int = 0,
     ) -> tuple[Float[Tensor, "b o f h w"], None]:
@@ -183,7 +187,7 @@ class UNet(nn.Module):
         """
         self._check(clips, time, label, text, state)
         x = clips if self.compute_dtype is None else clips.to(self.compute_dtype)
-        condition = self._told(time, label).to(x.dtype)
+        condition = self._told(time, label, stride).to(x.dtype)
         x = self.first(x)
         kept = [x]
         for level in self.down:
@@ -197,9 +201,13 @@ class UNet(nn.Module):
                 x = _through(level, torch.cat([x, kept.pop()], 1), condition)
         return self.head(F.silu(self.norm(x))).to(clips.dtype), None
 
-    def _told(self, time: Float[Tensor, "b *f"], label: Int[Tensor, " b"] | None) -> Float[Tensor, "b f e"]:
+    def _told(
+        self, time: Float[Tensor, "b *f"], label: Int[Tensor, " b"] | None, stride: Float[Tensor, " b"] | None
+    ) -> Float[Tensor, "b f e"]:
         times = time[:, None] if time.ndim == 1 else time
         values = self.time(times.flatten()).unflatten(0, times.shape)
+        if self.stride is not None:
+            values = values + self.stride(times.new_zeros(len(times)) if stride is None else stride)[:, None]
         if self.label is None:
             return values
         if label is None:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from postformer.models.routing import after_step, routed
-from postformer.ops.diffusion import Kind, Path, noised, scales, target, weight_of
+from postformer.ops.diffusion import FINEST, LEAST, Kind, Path, data_of, noise_of, noised, scales, target, weight_of
 from postformer.ops.layers import checked_word
 
 Times = Literal["logit-normal", "uniform"]
@@ -30,8 +30,9 @@ class Denoise(nn.Module):
     `spread`; what is divided by is at least `floor`.
 
     `label_dropout` of the labels (and texts) are not told, which guidance needs. Of clips of several frames a share `known` has some
-    whole frames without noise (the first, the last, both, or any), and a share `apart` a time of its own for each frame. `average`
-    above 0 keeps a slow average of the weights, by which samples are drawn.
+    whole frames without noise (the first, the last, both, or any), and a share `apart` a time of its own for each frame. A share
+    `shortcut` teaches a model with strides that one long step is two of half its length. `average` above 0 keeps a slow average of the
+    weights, by which samples are drawn.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Denoise(nn.Module):
         label_dropout: float = 0.1,
         known: float = 0.0,
         apart: float = 0.0,
+        shortcut: float = 0.0,
         average: float = 0.999,
     ):
         super().__init__()
@@ -58,7 +60,13 @@ class Denoise(nn.Module):
             ("times", times, Times),
         ):
             checked_word(name, word, choices)
-        for name, share in (("label_dropout", label_dropout), ("known", known), ("apart", apart), ("average", average)):
+        for name, share in (
+            ("label_dropout", label_dropout),
+            ("known", known),
+            ("apart", apart),
+            ("shortcut", shortcut),
+            ("average", average),
+        ):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}={share} must be from 0 to 1")
         if known + apart > 1 or spread <= 0 or not 0 < floor < 1 or average == 1:
@@ -71,7 +79,10 @@ class Denoise(nn.Module):
         self.predict: Kind = predict
         self.loss: Kind = loss
         self.times, self.mean, self.spread, self.floor = times, mean, spread, floor
+        if shortcut and (path != "linear" or not average or getattr(model, "stride", None) is None):
+            raise ValueError(f"shortcut={shortcut} goes with path='linear', an average, and a model with strides=true")
         self.label_dropout, self.known, self.apart, self.decay = label_dropout, known, apart, average
+        self.shortcut = shortcut
         self.average = copy.deepcopy(model).requires_grad_(False) if average else None
         self.register_buffer("averaged", torch.zeros((), dtype=torch.long) if average else None)
 
@@ -89,15 +100,51 @@ class Denoise(nn.Module):
         noise = torch.randn_like(x)
         z = noised(x, noise, at)
         words = {name: self._dropped(batch[name], size) for name, size in self._told(model) if name in batch}
+        goal = target(self.predict, self.path, x, noise, at)
+        if self.shortcut and self.training:
+            z, times, goal, words["stride"] = self._shortcut(x, noise, z, times, goal, words)
+            at = scales(self.path, times[:, None], axes=2)
+            unknown = unknown | (words["stride"] > 0)[:, None]
         with routed(model) as routing:
             said, _ = model(z, times if self._by_frame() else times[:, 0], **words)
-        wrong = (said - target(self.predict, self.path, x, noise, at)).square()
+        wrong = (said - goal).square()
         share = unknown[:, None, :, None, None].to(x.dtype).expand_as(wrong)
         loss = (wrong * weight_of(self.predict, self.loss, at, self.floor) * share).sum() / share.sum()
         mse = (wrong.detach() * weight_of(self.predict, "x", at, self.floor) * share).sum() / share.sum()
         patch = getattr(model, "patch", (1, 1, 1))
         tokens = torch.tensor(x[:, 0].numel() // (patch[0] * patch[1] * patch[2]))
         return routing.taught({"loss": loss, "mse": mse, "tokens": tokens}, self.training)
+
+    @torch.no_grad()
+    def _shortcut(
+        self, x: Tensor, noise: Tensor, z: Tensor, times: Tensor, goal: Tensor, words: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The first clips of the batch are asked for a step of 2 d, which should be two steps of d of the averaged model (Frans et al.
+        2024, eq. 5 and algorithm 1): their points, times, goals, and the strides of all, 0 for the others."""
+        assert self.average is not None
+        model: Any = self.average
+        n = max(round(self.shortcut * len(x)), 1)
+        count = 2 ** torch.randint(1, FINEST + 1, (n,), device=x.device)  # steps of d that a whole path has
+        d = 1.0 / count
+        t = (torch.rand(n, device=x.device) * (count // 2)).floor() * 2 * d
+        told = torch.where(count == 2**FINEST, 0.0, d)  # the shortest are steps of the flow itself
+        own = {name: value[:n] for name, value in words.items()}
+
+        def velocity(z: Tensor, t: Tensor) -> Tensor:
+            said, _ = model(z, t, stride=told, **own)
+            here = scales("linear", t, axes=4)
+            return (data_of(self.predict, "linear", said, z, here) - z) / here.s.clamp(min=LEAST)
+
+        here = scales("linear", t, axes=4)
+        first = noised(x[:n], noise[:n], here)
+        v = velocity(first, t)
+        both = (v + velocity(first + d.view(-1, 1, 1, 1, 1) * v, t + d)) / 2
+        data = first + here.s * both
+        said = {"x": data, "v": both, "noise": noise_of(data, first, here)}[self.predict]
+        strides = torch.cat([2 * d, d.new_zeros(len(x) - n)])
+        parts = ((first, z), (t[:, None].expand(-1, times.shape[1]), times), (said, goal))
+        z, times, goal = (torch.cat([mine, theirs[n:]]) for mine, theirs in parts)
+        return z, times, goal, strides
 
     def drawn(self, x: Float[Tensor, "b c f h w"]) -> tuple[Float[Tensor, "b f"], Bool[Tensor, "b f"]]:
         """A time for each frame, and which frames carry noise at all: those of a known frame are 1 and not taught. Frames of one patch

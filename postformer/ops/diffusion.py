@@ -84,6 +84,9 @@ def target(kind: Kind, path: Path, x: Tensor, noise: Tensor, at: Scales) -> Tens
 
 LEAST = 1e-4
 """The least a or s that is divided by."""
+FINEST = 7
+"""Shortcut models take paths of 1, 2, 4 ... 2^6 steps whose length they are told; 2^7 are as good as the flow itself (Frans et al.
+2024, section 3)."""
 
 
 def data_of(kind: Kind, path: Path, said: Tensor, z: Tensor, at: Scales) -> Tensor:
@@ -158,3 +161,8 @@ def shifted(t: Float[Tensor, "*b"], shift: float) -> Float[Tensor, "*b"]:
     """Times with more noise where shift is above 1 (Esser et al. 2024, arXiv 2403.03206, eq. 23, in noise-time 1 - t)."""
     u = 1 - t
     return 1 - shift * u / (1 + (shift - 1) * u)
+
+
+def stride_told(steps: int) -> float:
+    """The length of each of so many steps that a shortcut model is told; 0, the flow itself, where it learned none such."""
+    return 1 / steps if steps in {2**n for n in range(FINEST)} else 0.0

@@ -221,3 +221,14 @@ def test_a_unet_counts_its_operations():
 def test_what_does_not_fit_is_told(make, call, says):
     with pytest.raises(ValueError, match=says.replace("(", r"\(")):
         call(make())
+
+
+@pytest.mark.parametrize("make", [lambda: dit(strides=True), lambda: shaken(UNet(2, widths=(8, 16), strides=True))])
+def test_a_step_that_is_not_told_is_none(make):
+    model, clip, time = make(), torch.randn(2, 2, 4, 8, 8), torch.rand(2)
+    with torch.no_grad():
+        untold, none, long = (
+            model(clip, time, **words)[0] for words in ({}, {"stride": torch.zeros(2)}, {"stride": torch.ones(2)})
+        )
+    assert torch.equal(untold, none)
+    assert (untold - long).abs().max() > 1e-3
