@@ -453,7 +453,9 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
             "ask model why --memory state", "model: was not trained on texts with questions (data.kind needles, "
         ),
         "no task to measure": Mistake("evaluate run --questions 3", "run: was not trained on texts with questions"),
-        "nothing to evaluate": Mistake("evaluate model", "one of the arguments --text --questions --series --images is required"),
+        "nothing to evaluate": Mistake(
+            "evaluate model", "one of the arguments --text --questions --series --images is required"
+        ),
         "length of a text": Mistake("evaluate model --text text.txt --length 5", "--length: belongs to --questions"),
         "unknown words": Mistake(
             "ask model 'Where does Zork Abel live?' --memory state",

@@ -30,7 +30,7 @@ from postformer.ops.attention import (
 from postformer.ops.block_parts import AttentionPart
 from postformer.ops.block_step import BlockSteps
 from postformer.ops.conv import causal_conv
-from postformer.ops.layers import Linear, RMSNorm, bare, checked_eps, unaltered, watched
+from postformer.ops.layers import Linear, RMSNorm, bare, checked_eps, head_width, unaltered, watched
 from postformer.ops.packing import WHOLE, Packing
 
 LARGEST_WINDOW = 1 << 20
@@ -90,11 +90,7 @@ class Attention(nn.Module):
     ):
         super().__init__()
         self.heads, self.groups = heads, kv_heads or heads
-        self.width = head_dim or dim // max(heads, 1)
-        if heads < 1 or self.groups < 1 or heads % self.groups:
-            raise ValueError(f"heads={heads} must be a positive multiple of kv_heads={kv_heads}")
-        if head_dim is None and dim % heads:
-            raise ValueError(f"dim={dim} is not divisible by heads={heads}; give head_dim, or another number of heads")
+        self.width = head_width(dim, heads, kv_heads, head_dim)
         if self.width < 2 or self.width % 2:
             raise ValueError(f"the head width must be even for rotary positions; it is {self.width}")
         if (window is not None and not 1 <= window <= LARGEST_WINDOW) or persistent < 0:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from postformer.ops.layers import Linear, RMSNorm, checked_eps, checked_word
+from postformer.ops.layers import Linear, RMSNorm, checked_eps, checked_word, head_width
 from postformer.ops.packing import WHOLE, Packing
 from postformer.ops.spacetime import Reach, documents_apart, grid_places, rotate, sees
 
@@ -54,11 +54,7 @@ class SpacetimeAttention(nn.Module):
     ):
         super().__init__()
         self.heads, self.groups = heads, kv_heads or heads
-        if heads < 1 or self.groups < 1 or heads % self.groups:
-            raise ValueError(f"heads={heads} must be a positive multiple of kv_heads={kv_heads}")
-        if head_dim is None and dim % heads:
-            raise ValueError(f"dim={dim} is not divisible by heads={heads}; give head_dim, or another number of heads")
-        self.width = head_dim or dim // heads
+        self.width = head_width(dim, heads, kv_heads, head_dim)
         self.reach: Reach = checked_word("reach", reach, Reach)  # type: ignore[assignment]
         if window is not None and (reach != "past" or window < 1):
             raise ValueError(f"window={window} must be at least 1 frame, and goes with reach='past'; reach is {reach!r}")

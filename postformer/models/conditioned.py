@@ -22,6 +22,40 @@ from postformer.models.backbone import told
 from postformer.ops.layers import Linear, Norm, norm_of
 from postformer.ops.packing import Packing
 
+WAVES = 256
+"""Sines and cosines of a time."""
+TIMES = 1000.0
+"""A time from 0 to 1 is told to the network as one from 0 to this, as steps are."""
+
+
+class TimeEmbedding(nn.Module):
+    """Cosines and sines of a time, through two layers (Peebles & Xie 2023, its published code)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.up, self.out = Linear(WAVES, dim), Linear(dim, dim)
+
+    def forward(self, time: Float[Tensor, " m"]) -> Float[Tensor, "m d"]:
+        half = WAVES // 2
+        frequency = 1e4 ** (-torch.arange(half, dtype=torch.float64, device=time.device) / half)
+        angle = time.double()[:, None] * TIMES * frequency
+        waves = torch.cat([angle.cos(), angle.sin()], -1).to(self.up.weight.dtype)
+        return self.out(F.silu(self.up(waves)))
+
+
+def told_of(
+    model: Any, times: Float[Tensor, "b f"], label: Int[Tensor, " b"] | None, stride: Float[Tensor, " b"] | None
+) -> Float[Tensor, "b f c"]:
+    """What a model with `time`, `stride`, `label` and `classes` is told of each frame: its time, how far a step will go (0 where nothing is
+    said), and the class (that of none where nothing is said)."""
+    values = model.time(times.flatten()).unflatten(0, times.shape)
+    if model.stride is not None:
+        values = values + model.stride(times.new_zeros(len(times)) if stride is None else stride)[:, None]
+    if model.label is not None:
+        label = torch.full((len(times),), model.classes, device=times.device) if label is None else label
+        values = values + model.label(label)[:, None]
+    return values
+
 
 class Condition(NamedTuple):
     """What tokens are told: m vectors, and which of them each token has. Without `of` the m / b of each row have equally many of its

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -24,32 +23,12 @@ from postformer.config import Spec
 from postformer.ffn import FFNS
 from postformer.mixers import PICTURES
 from postformer.models.backbone import Backbone, Cost, State, complete_pattern
-from postformer.models.conditioned import Condition, ConditionedBlock, Modulation, modulated
+from postformer.models.conditioned import Condition, ConditionedBlock, Modulation, TimeEmbedding, modulated, told_of
 from postformer.models.pictures import sincos
 from postformer.ops.layers import Embedding, Linear, Norm, checked_word, norm_of
 from postformer.ops.packing import Packing
 from postformer.ops.spacetime import NOWHERE, grid_places
 from postformer.tokens.patches import Grid, Packed, grid_of, pack, patchify, unpatchify
-
-WAVES = 256
-"""Sines and cosines of a time."""
-TIMES = 1000.0
-"""A time from 0 to 1 is told to the network as one from 0 to this, as steps are."""
-
-
-class TimeEmbedding(nn.Module):
-    """Cosines and sines of a time, through two layers (Peebles & Xie 2023, its published code)."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.up, self.out = Linear(WAVES, dim), Linear(dim, dim)
-
-    def forward(self, time: Float[Tensor, " m"]) -> Float[Tensor, "m d"]:
-        half = WAVES // 2
-        frequency = 1e4 ** (-torch.arange(half, dtype=torch.float64, device=time.device) / half)
-        angle = time.double()[:, None] * TIMES * frequency
-        waves = torch.cat([angle.cos(), angle.sin()], -1).to(self.up.weight.dtype)
-        return self.out(F.silu(self.up(waves)))
 
 
 class DiT(nn.Module):
@@ -149,7 +128,7 @@ class DiT(nn.Module):
         times = time[:, None] if time.ndim == 1 else time[:, :: self.patch[0]]
         x, places = self._tokens(patchify(clips, self.patch)), grid_places(grid, clips)
         places[:, 0] += first / self.patch[0]
-        values = self._told(times, label, stride)
+        values = told_of(self, times, label, stride).flatten(0, 1)
         packing, of = Packing(places=places[None], grid=grid), None
         if self.positions == "sincos":
             x = x + self._added(places).to(x.dtype)
@@ -174,7 +153,7 @@ class DiT(nn.Module):
         frames = [at.grid[0] for at in packed.clips]
         own = [t.expand(f) if t.ndim == 0 else t[:: self.patch[0]] for t, f in zip(times, frames, strict=True)]
         told = None if labels is None else labels.repeat_interleave(torch.tensor(frames, device=labels.device))
-        values = self._told(torch.cat(own)[:, None], told, None)
+        values = told_of(self, torch.cat(own)[:, None], told, None).flatten(0, 1)
         x = self._tokens(packed.tokens)
         if self.positions == "sincos" and packed.packing.places is not None:
             x = x + self._added(packed.packing.places).to(x.dtype)
@@ -190,19 +169,6 @@ class DiT(nn.Module):
     def _added(self, places: Float[Tensor, "*b t 3"]) -> Float[Tensor, "*b t d"]:
         """Fixed positions of rows and columns, as DiT has; frames are told apart by the mixers."""
         return sincos(places[..., 1:], self.dim)
-
-    def _told(
-        self, times: Float[Tensor, "b f"], label: Int[Tensor, " b"] | None, stride: Float[Tensor, " b"] | None
-    ) -> Float[Tensor, "m d"]:
-        values = self.time(times.flatten())
-        if self.stride is not None:
-            stride = times.new_zeros(len(times)) if stride is None else stride
-            values = values + self.stride(stride).repeat_interleave(times.shape[1], 0)
-        if self.label is None:
-            return values
-        if label is None:
-            label = torch.full((len(times),), self.classes, device=times.device)
-        return values + self.label(label).repeat_interleave(times.shape[1], 0)
 
     def _after_text(
         self, x: Float[Tensor, "b t d"], text: Int[Tensor, "b l"], packing: Packing, frames: int
@@ -243,7 +209,7 @@ class DiT(nn.Module):
         once = (
             sum(m.weight.numel() for m in self.modules() if isinstance(m, Modulation))
             + self.time.up.weight.numel()
-            + self.dim**2
+            + self.time.out.weight.numel()
         )
         each = 2 * sum(m.weight.numel() for m in ends)
         return Cost(

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from postformer.config import Spec
 from postformer.mixers.spacetime import SpacetimeAttention
 from postformer.models.backbone import Cost
-from postformer.models.diffusion import TimeEmbedding
+from postformer.models.conditioned import TimeEmbedding, told_of
 from postformer.ops.layers import Embedding, Linear
 from postformer.ops.packing import Packing
 from postformer.ops.spacetime import grid_places
@@ -187,7 +187,7 @@ class UNet(nn.Module):
         """
         self._check(clips, time, label, text, state)
         x = clips if self.compute_dtype is None else clips.to(self.compute_dtype)
-        condition = self._told(time, label, stride).to(x.dtype)
+        condition = told_of(self, time[:, None] if time.ndim == 1 else time, label, stride).to(x.dtype)
         x = self.first(x)
         kept = [x]
         for level in self.down:
@@ -201,19 +201,6 @@ class UNet(nn.Module):
                 x = _through(level, torch.cat([x, kept.pop()], 1), condition)
         return self.head(F.silu(self.norm(x))).to(clips.dtype), None
 
-    def _told(
-        self, time: Float[Tensor, "b *f"], label: Int[Tensor, " b"] | None, stride: Float[Tensor, " b"] | None
-    ) -> Float[Tensor, "b f e"]:
-        times = time[:, None] if time.ndim == 1 else time
-        values = self.time(times.flatten()).unflatten(0, times.shape)
-        if self.stride is not None:
-            values = values + self.stride(times.new_zeros(len(times)) if stride is None else stride)[:, None]
-        if self.label is None:
-            return values
-        if label is None:
-            label = torch.full((len(time),), self.classes, device=time.device)
-        return values + self.label(label)[:, None]
-
     def _check(self, clips: Tensor, time: Tensor, label: Tensor | None, text: object, state: object) -> None:
         if clips.shape[1] != self.channels:
             raise ValueError(f"clips: they have {clips.shape[1]} channels, and the model takes {self.channels}")
@@ -221,7 +208,7 @@ class UNet(nn.Module):
             raise ValueError(f"a U-Net takes no {'text' if text is not None else 'state' if state is not None else 'label'}")
         part = 2 ** (len(self.widths) - 1)
         for name, n in zip(("rows", "columns"), clips.shape[3:], strict=True):
-            if n % part:
+            if n % part or not n:
                 raise ValueError(
                     f"{n} {name} cannot be halved {len(self.widths) - 1} times: crop to {n // part * part} or pad to {-(-n // part) * part}"
                 )

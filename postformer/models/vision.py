@@ -91,7 +91,7 @@ class ViT(nn.Module):
         }
         self.patch = (1, *pair(patch, "patch"))
         _, rows, columns = grid_of((1, *pair(size, "size")), self.patch)
-        self.size, self.dim, self.channels, self.registers = size, dim, channels, registers
+        self.dim, self.channels = dim, channels
         self.prefix = registers + (pool == "class")
         self.embed = Linear(channels * math.prod(self.patch), dim)
         self.places = nn.Parameter(torch.randn(rows, columns, dim) * 0.02) if positions == "learned" else None

@@ -89,6 +89,16 @@ def dt_bias(count: int, dt_min: float, dt_max: float) -> Float[Tensor, " count"]
     return dt + torch.log(-torch.expm1(-dt))
 
 
+def head_width(dim: int, heads: int, kv_heads: int | None, head_dim: int | None) -> int:
+    """The width of each of an attention's heads. Raises ValueError for numbers that do not fit together."""
+    groups = kv_heads or heads
+    if heads < 1 or groups < 1 or heads % groups:
+        raise ValueError(f"heads={heads} must be a positive multiple of kv_heads={kv_heads}")
+    if head_dim is None and dim % heads:
+        raise ValueError(f"dim={dim} is not divisible by heads={heads}; give head_dim, or another number of heads")
+    return head_dim or dim // heads
+
+
 def heads_of(channels: int, head_dim: int, groups: int) -> int:
     """How many heads of `head_dim` the channels make, which `groups` must divide. Raises ValueError."""
     if channels % head_dim or channels // head_dim % groups:

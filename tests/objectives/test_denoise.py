@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from postformer.models.diffusion import DiT, TimeEmbedding
+from postformer.models.conditioned import TimeEmbedding
+from postformer.models.diffusion import DiT
 from postformer.models.sampling import Sampling, sample
 from postformer.models.unet import UNet
 from postformer.objectives.denoise import Denoise
