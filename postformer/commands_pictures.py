@@ -1,6 +1,7 @@
 """The command `dream`: what a model of images or videos draws, goes on from, joins, closes and changes. Imports no torch before it runs."""
 
 import argparse
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +18,9 @@ VERBS = {
     "edit": "a clip drawn anew from its noised self",
     "loop": "frames that lead from a clip's end back to its beginning",
 }
-MOST = 1024
-"""Pictures or clips that are drawn at once."""
+MOST = 4096
+"""Frames, of all pictures or clips, that are drawn at once."""
+MOST_SCALE, LARGEST_SEED = 64, (1 << 63) - 1
 SHEET = 64
 """Frames of a video that are kept for its sheet."""
 
@@ -34,7 +36,7 @@ def dream_arguments(p: argparse.ArgumentParser, positive: Callable[[str], int]) 
             type=Path,
             required=True,
             metavar="FILE",
-            help=".mp4, .mkv, .gif, or .png for pictures; a sheet of frames beside it",
+            help=".mp4, .mkv or .gif, beside which a sheet of frames is written (NAME.sheet.png); or .png, pictures or the sheet alone",
         )
         if name != "draw":
             v.add_argument(
@@ -48,12 +50,12 @@ def dream_arguments(p: argparse.ArgumentParser, positive: Callable[[str], int]) 
         if name == "draw":
             v.add_argument("--count", type=positive, default=16, metavar="N", help="how many (default: 16)")
             v.add_argument("--size", type=_size, metavar="ROWSxCOLUMNS", help="of a frame (default: as it learned)")
-        if name not in ("edit",):
+        if name != "edit":
             v.add_argument(
                 "--frames",
                 type=positive,
                 metavar="N",
-                help="new ones (default: as many as it learned from, or what is left of that)",
+                help="new ones, at least (default: as many as it learned from, or what is left of that)",
             )
         if name == "extend":
             v.add_argument("--backward", action="store_true", help="before the clip")
@@ -65,7 +67,13 @@ def dream_arguments(p: argparse.ArgumentParser, positive: Callable[[str], int]) 
                 help="frames of a clip that new ones go on from (default: a quarter of its window)",
             )
         if name == "edit":
-            v.add_argument("--strength", type=float, default=0.5, metavar="S", help="0 keeps all, 1 nothing (default: 0.5)")
+            v.add_argument(
+                "--strength",
+                type=float,
+                default=0.5,
+                metavar="S",
+                help="above 0, which keeps all, to 1, which keeps nothing (default: 0.5)",
+            )
         v.add_argument("--label", metavar="CLASS", help="of what, by name or number")
         v.add_argument("--steps", type=positive, default=50, metavar="N", help="of denoising (default: 50)")
         v.add_argument("--method", choices=("euler", "heun", "multistep", "ancestral"), default="euler")
@@ -74,9 +82,9 @@ def dream_arguments(p: argparse.ArgumentParser, positive: Callable[[str], int]) 
         )
         v.add_argument("--rate", type=float, default=10.0, metavar="FPS", help="frames a second of the file (default: 10)")
         v.add_argument(
-            "--scale", type=positive, default=4, metavar="N", help="file pixels along a side of each pixel (default: 4)"
+            "--scale", type=_scale, default=4, metavar="N", help="file pixels along a side of each pixel (default: 4)"
         )
-        v.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+        v.add_argument("--seed", type=_seed, default=0, help="of the noise (default: 0)")
 
 
 def evaluate_images(args: argparse.Namespace) -> int:
@@ -118,9 +126,21 @@ def evaluate_images(args: argparse.Namespace) -> int:
 
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
-    if not match:
+    if not match or not min(int(match[1]), int(match[2])):
         raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 32x48")
     return int(match[1]), int(match[2])
+
+
+def _seed(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 to {LARGEST_SEED}")
+    return int(text)
+
+
+def _scale(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= MOST_SCALE:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to {MOST_SCALE}")
+    return int(text)
 
 
 def dream(args: argparse.Namespace) -> int:
@@ -134,26 +154,22 @@ def dream(args: argparse.Namespace) -> int:
     with progress_bars() as show:
         pieces = _pieces(args, painter, show)
         if suffix == ".png" and args.verb == "draw" and painter.frames == 1:
-            clips = next(pieces)
-            pictures = [to_pixels(clip, args.scale)[0] for clip in clips.numpy()]
+            pictures = [to_pixels(clip, args.scale)[0] for clip in next(pieces).numpy()]
             write_picture(args.out, grid_of_images(_stacked(pictures), columns=8))
             print(f"{args.out}: {len(pictures)} pictures")
             return 0
-        count, sheet = 0, Sheet()
-        if suffix == ".png":
-            frames = [frame for piece in pieces for frame in _side_by_side(piece, args.scale)]
-            write_picture(args.out, contact_sheet([_stacked(frames)]))
-            print(f"{args.out}: a sheet of {len(frames)} frames")
-            return 0
-        with video_file(args.out, args.rate) as write:
+        sheet = Sheet()
+        with contextlib.nullcontext() if suffix == ".png" else video_file(args.out, args.rate) as write:
             for piece in pieces:
                 frames = _side_by_side(piece, args.scale)
-                write(frames)
-                count += len(frames)
                 sheet.add(frames)
-    beside = args.out.with_suffix(".png")
+                if write is not None:
+                    write(frames)
+    beside = args.out if suffix == ".png" else args.out.with_suffix(".sheet.png")
     write_picture(beside, contact_sheet([_stacked(sheet.frames)]))
-    print(f"{args.out}: {count} frames; {beside}: a sheet of them")
+    print(
+        f"{beside}: a sheet of frames" if beside == args.out else f"{args.out}: {sheet.seen} frames; {beside}: a sheet of them"
+    )
     return 0
 
 
@@ -166,15 +182,41 @@ def _pieces(args: argparse.Namespace, painter: Any, show: Callable[[str, int, in
         told = painter.told(args.label, args.count if args.verb == "draw" else 1)
         words = {"after_step": lambda done: show(args.verb, done, args.steps), **told}
         if args.verb == "draw":
-            if args.count > MOST:
-                raise UserError(f"--count {args.count}: at most {MOST} are drawn at once")
+            if (asked := args.count * (args.frames or painter.frames)) > MOST:
+                raise UserError(f"--count, --frames: {asked:,} frames; at most {MOST:,} are drawn at once, extend draws more")
             yield painter.draw(args.count, how, frames=args.frames, size=args.size, **words)
-            return
-        clip = painter.clip(getattr(args, "from"), "--from", still=args.verb == "animate")
-        other = painter.clip(args.to, "--to") if args.verb == "connect" else None
-        yield from painter.verb(args, clip, other, how, **words)
+        else:
+            clip = painter.clip(getattr(args, "from"), "--from", still=args.verb == "animate")
+            yield from _from_clip(args, painter, clip, how, {"generator": painter.generator, **words})
     except ValueError as e:
         raise UserError(f"dream {args.verb}: {e}") from e
+
+
+def _from_clip(args: argparse.Namespace, painter: Any, clip: Any, how: Any, words: dict[str, Any]) -> Iterator[Any]:
+    """What a verb makes of a clip, which is among it, in the order of frames."""
+    from postformer.models.dreaming import edited, joined, looped
+
+    context = painter.context(getattr(args, "context", None))
+    if args.verb == "edit":
+        yield edited(painter.model, clip[:, :, : painter.frames], args.strength, how, **words)
+    elif args.verb == "loop":
+        yield looped(painter.model, clip, painter.new_frames(args.frames, 2 * context), how, context=context, **words)
+    elif args.verb == "connect":
+        other = painter.clip(args.to, "--to")
+        before, after = clip[:, :, -context:], other[:, :, :context]
+        yield clip
+        yield joined(
+            painter.model, before, after, painter.new_frames(args.frames, before.shape[2] + after.shape[2]), how, **words
+        )
+        yield other
+    elif args.verb == "animate":
+        yield clip
+        yield from painter.go_on(clip, painter.new_frames(args.frames, painter.part), how, painter.part, **words)
+    elif args.backward:
+        yield from reversed([clip, *painter.go_on(clip, args.frames or painter.frames, how, context, backward=True, **words)])
+    else:
+        yield clip
+        yield from painter.go_on(clip, args.frames or painter.frames, how, context, **words)
 
 
 def _stacked(frames: list[Any]) -> Any:
@@ -201,13 +243,13 @@ class Sheet:
 
     def __init__(self) -> None:
         self.frames: list[Any] = []
-        self._seen, self._apart = 0, 1
+        self.seen, self._apart = 0, 1
 
     def add(self, frames: Any) -> None:
         """The next frames of the video."""
         for frame in frames:
-            if self._seen % self._apart == 0:
+            if self.seen % self._apart == 0:
                 self.frames.append(frame)
-            self._seen += 1
+            self.seen += 1
             if len(self.frames) > SHEET:
                 self.frames, self._apart = self.frames[::2], 2 * self._apart

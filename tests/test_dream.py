@@ -80,11 +80,11 @@ VERBS = {
 def test_every_verb_writes_a_video_and_a_sheet(runs, tmp_path, verb, capsys):
     words, frames = VERBS[verb]
     run("dream", verb, str(runs / "clips"), *words, "--steps", "2", "--out", str(tmp_path / "a.mkv"), "--scale", "1")
-    assert re.search(rf"a\.mkv: {frames} frames; .*a\.png", capsys.readouterr().out)
+    assert re.search(rf"a\.mkv: {frames} frames; .*a\.sheet\.png", capsys.readouterr().out)
     found, rate = read_video(tmp_path / "a.mkv")
     assert len(found) == frames
     assert rate == pytest.approx(10)
-    assert (tmp_path / "a.png").is_file()
+    assert (tmp_path / "a.sheet.png").is_file()
     if verb in ("extend", "connect", "loop"):  # what was given stays
         given = Painter.of(runs / "clips").data.batches(1, seed=0, split="test").batch(0)["clips"][0].numpy()
         expected = np.rint((given + 1) * 127.5).transpose(1, 2, 3, 0)
@@ -131,6 +131,20 @@ def test_files_of_one_s_own_go_on(runs, tmp_path):
         str(tmp_path / "d.mp4"),
     )
     assert len(read_video(tmp_path / "d.mp4")[0]) == 8
+    # a sheet beside a video never takes the place of a picture that has the video's name
+    before = (tmp_path / "c.png").read_bytes()
+    run(
+        "dream",
+        "animate",
+        str(runs / "clips"),
+        "--from",
+        str(tmp_path / "c.png"),
+        "--steps",
+        "2",
+        "--out",
+        str(tmp_path / "c.mp4"),
+    )
+    assert (tmp_path / "c.png").read_bytes() == before
 
 
 def test_pictures_are_a_sheet(runs, tmp_path, capsys):
@@ -204,6 +218,15 @@ MISTAKES = [
     ),
     (["edit", "clips", "--out", "a.mp4", "--from", "test:0", "--strength", "2"], "strength=2.0 must be above 0 and at most 1"),
     (["draw", "nothing", "--out", "a.mp4"], "no such folder"),
+    (["draw", "clips", "--out", "a.mp4", "--size", "0x16"], "'0x16' is not a size such as 32x48"),
+    (["draw", "pictures", "--out", "a.png", "--size", "7x8"], "7 rows cannot be halved 1 times: crop to 6 or pad to 8"),
+    (["draw", "clips", "--out", "a.mp4", "--frames", "99999999"], "at most 4,096 are drawn at once, extend draws more"),
+    (["draw", "clips", "--out", "a.mp4", "--seed", "99999999999999999999"], "is not a whole number from 0 to"),
+    (["draw", "clips", "--out", "a.mp4", "--scale", "1000"], "'1000' is not a whole number from 1 to 64"),
+    (["draw", "pictures", "--out", "a.png", "--guidance", "nan"], "guidance=nan a number of at least 0"),
+    (["draw", "clips", "--out", "a.mp4", "--rate", "0"], "0.0 frames a second; expected above 0, at most 240"),
+    (["edit", "clips", "--out", "a.mp4", "--from", "test:0", "--strength", "nan"], "strength=nan must be above 0"),
+    (["extend", "pictures", "--out", "a.mp4", "--from", "test:0"], "context=1 must be above 0 and below window=1"),
     (["sing", "clips", "--out", "a.mp4"], "invalid choice: 'sing'"),
 ]
 

@@ -49,9 +49,9 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, choices in (("path", Path), ("predict", Kind), ("method", Method)):
             checked_word(name, getattr(self, name), choices)
-        if self.steps < 1 or self.guidance < 0 or self.shift <= 0:
+        if self.steps < 1 or not 0 <= self.guidance < math.inf or self.shift <= 0:
             raise ValueError(
-                f"steps={self.steps} must be at least 1, guidance={self.guidance} at least 0 and shift={self.shift} above 0"
+                f"steps={self.steps} must be at least 1, guidance={self.guidance} a number of at least 0 and shift={self.shift} above 0"
             )
         if self.method == "heun" and self.path == "ddpm":
             raise ValueError(

@@ -1,6 +1,5 @@
 """A trained model that draws: its averaged weights, what it predicts, and what it learned from, as its run says."""
 
-import argparse
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from postformer.data import DATA
 from postformer.data.sources import DataError
 from postformer.data.video import from_pixels, read_video
 from postformer.models import DENOISERS
-from postformer.models.dreaming import ahead, edited, joined, looped, rolled, together
+from postformer.models.dreaming import ahead, rolled, together
 from postformer.models.sampling import Sampling, sample
 from postformer.objectives import OBJECTIVES
 from postformer.train.session import model_folder, open_model
@@ -111,35 +110,8 @@ class Painter:
             raise DataError(f"{path}: not a picture that can be read: {e}") from e
         return torch.from_numpy(from_pixels(pixels[None], self.model.channels))[None]
 
-    def verb(
-        self, args: argparse.Namespace, clip: Tensor, other: Tensor | None, how: Sampling, **words: Any
-    ) -> Iterator[Tensor]:
-        """The pieces of what the command asks for, the given clips among them, in the order of their frames."""
-        part, words = together(self.model), {"generator": self.generator, **words}
-        context = getattr(args, "context", None) or max(self.frames // 4 // part, 1) * part
-        if args.verb == "edit":
-            yield edited(self.model, clip[:, :, : self.frames], args.strength, how, **words)
-        elif args.verb == "loop":
-            yield looped(self.model, clip, self._new(args.frames, 2 * context), how, context=context, **words)
-        elif args.verb == "connect":
-            assert other is not None
-            ends = clip[:, :, -context:], other[:, :, :context]
-            yield clip
-            yield joined(self.model, *ends, self._new(args.frames, ends[0].shape[2] + ends[1].shape[2]), how, **words)
-            yield other
-        elif args.verb == "animate":
-            yield clip[:, :, :part]
-            yield from self._on(clip, self._new(args.frames, part), how, part, False, words)
-        else:
-            made = self._on(clip, args.frames or self.frames, how, context, args.backward, words)
-            if args.backward:
-                yield from reversed([clip, *made])
-            else:
-                yield clip
-                yield from made
-
-    def _on(
-        self, clip: Tensor, frames: int, how: Sampling, context: int, backward: bool, words: dict[str, Any]
+    def go_on(
+        self, clip: Tensor, frames: int, how: Sampling, context: int, *, backward: bool = False, **words: Any
     ) -> Iterator[Tensor]:
         """New frames next to a clip: from its state by a model that is causal over frames, else window by window."""
         if self.causal and not backward:
@@ -154,10 +126,18 @@ class Painter:
         except (AttributeError, ValueError):
             return False
 
-    def _new(self, frames: int | None, known: int) -> int:
+    def new_frames(self, frames: int | None, known: int) -> int:
         """How many new frames: those asked for, or what the window has room for beside known ones."""
-        part = together(self.model)
-        return frames or max((self.frames - known) // part, 1) * part
+        return frames or max((self.frames - known) // self.part, 1) * self.part
+
+    @property
+    def part(self) -> int:
+        """Frames that are drawn at once."""
+        return together(self.model)
+
+    def context(self, frames: int | None) -> int:
+        """How many frames of a clip new ones go on from: those asked for, or a quarter of the window."""
+        return frames or max(self.frames // 4 // self.part, 1) * self.part
 
 
 def _average(folder: Path) -> dict[str, Tensor] | None:
