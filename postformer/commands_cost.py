@@ -53,6 +53,8 @@ def cost(args: argparse.Namespace) -> int:
         f"{name}: {first.parameters:,} parameters, {first.active_parameters:,} active a token"
         + (f", 1/{ratio:.1f}" if ratio > 1.05 else "")
     )
+    if args.batch and model is not None and not hasattr(model, "touched_parameters"):
+        raise UserError(f"--batch: counts what a step of writing text touches, and {name} writes none; leave it out")
     if args.batch:
         _step_costs(args, shape, published=model is None)
         return 0

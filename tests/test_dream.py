@@ -269,3 +269,41 @@ def test_commands_of_texts_refuse_models_of_pictures(runs, tmp_path, monkeypatch
     for name in ("clips", "see"):
         said = refused(capsys, words[0], str(runs / name), *words[1:])
         assert said.startswith("postformer: ")
+
+
+RUNS = [
+    (["train", "see-vit", "model.patch=5"], "model.patch: expected a list, got 5"),
+    (
+        ["train", "see-vit", "model.patch=[5, 5]", "data.path=a.npz"],
+        "8 rows are not a multiple of the patch's 5: crop to 5 or pad to 10",
+    ),
+    (["train", "see-vit", "model.classes=5", "data.path=a.npz"], "model.classes: 5, but data.classes is 3; leave it out"),
+    (["train", "see-vit", "data.path=missing"], "data.path: missing: no such file or folder"),
+    (["train", "draw-dit", "model.patch=[1, 5, 5]", "data.path=a.npz"], "data: 8 rows are not a multiple of the patch's 5"),
+    (
+        ["train", "physics-dit", "data.frames=15"],
+        "data: 15 frames are not a multiple of the patch's 2: crop to 14 or pad to 16",
+    ),
+    (["train", "physics-unet", "data.size=30"], "data: 30 rows cannot be halved 2 times: crop to 28 or pad to 32"),
+    (
+        ["train", "physics-dit", "model.kind=vit"],
+        "model.kind: 'vit' does not fit data.kind, which is 'physics'; choose from dit, unet",
+    ),
+    (
+        ["train", "see-vit", "objective.kind=denoise"],
+        "objective.kind: 'denoise' does not teach model.kind, which is 'vit'; choose classify",
+    ),
+    (
+        ["train", "physics-dit", "objective.shortcut=0.2"],
+        "objective: shortcut=0.2 goes with path='linear', an average, and a model with strides",
+    ),
+    (["cost", "physics-dit", "--length", "64", "--batch", "8"], "--batch: counts what a step of writing text touches"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), RUNS, ids=[" ".join(words) for words, _ in RUNS])
+def test_a_run_of_pictures_that_does_not_fit_is_one_line(runs, monkeypatch, capsys, words, says):
+    monkeypatch.chdir(runs)
+    before = sorted(runs.iterdir())
+    assert says in refused(capsys, *words)
+    assert [path for path in sorted(runs.iterdir()) if path not in before] in ([], [runs / "runs"])

@@ -65,6 +65,11 @@ class Images:
         _, channels, rows, columns = self.all.pixels.shape
         return {"channels": channels, "classes": len(self.all.classes), "size": (rows, columns)}
 
+    @property
+    def clip_size(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of an image: a clip of one frame."""
+        return 1, *self.all.pixels.shape[2:]
+
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """What a saved run keeps of the data. Raises DataError for other images than the run names."""

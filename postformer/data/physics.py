@@ -66,6 +66,11 @@ class Physics:
         return {"channels": 3}
 
     @property
+    def clip_size(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of a clip."""
+        return self.frames, self.size, self.size
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What a saved run keeps of the data: its keywords are all."""
         return {}

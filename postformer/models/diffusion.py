@@ -193,7 +193,7 @@ class DiT(nn.Module):
             raise ValueError(f"clips: they have {clips.shape[1]} channels, and the model takes {self.channels}")
         if (label is not None and self.label is None) or (text is not None and self.text is None):
             raise ValueError(f"the model takes no {'label' if text is None or self.text is not None else 'text'}")
-        grid = grid_of(clips.shape[2:], self.patch)
+        grid = self.grid(clips.shape[2:])
         if time.ndim > 1:
             if time.shape[1] != clips.shape[2]:
                 raise ValueError(f"time: expected one a clip, or one for each of {clips.shape[2]} frames, got {time.shape[1]}")
@@ -201,6 +201,10 @@ class DiT(nn.Module):
             if self.patch[0] > 1 and not bool((runs == runs[..., :1]).all()):
                 raise ValueError(f"time: the {self.patch[0]} frames of a patch must have one time")
         return grid
+
+    def grid(self, size: Sequence[int]) -> Grid:
+        """The patches of a clip of (frames, rows, columns). Raises ValueError with the nearest sizes where they do not fill it."""
+        return grid_of(size, self.patch)
 
     def cost(self, length: int) -> Cost:
         """Cost formulas of a clip of `length` patches, for each; time, label and modulation are once a clip, or a frame."""

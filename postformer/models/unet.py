@@ -9,6 +9,7 @@ b clips, c channels, f frames, h rows and w columns.
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ from postformer.models.conditioned import TimeEmbedding, told_of
 from postformer.ops.layers import Embedding, Linear
 from postformer.ops.packing import Packing
 from postformer.ops.spacetime import grid_places
+from postformer.tokens.patches import Grid
 
 GROUP = 8
 """Channels that are normalised together, at least."""
@@ -206,14 +208,20 @@ class UNet(nn.Module):
             raise ValueError(f"clips: they have {clips.shape[1]} channels, and the model takes {self.channels}")
         if text is not None or state is not None or (label is not None and self.label is None):
             raise ValueError(f"a U-Net takes no {'text' if text is not None else 'state' if state is not None else 'label'}")
+        self.grid(clips.shape[2:])
+        if time.ndim > 1 and time.shape[1] != clips.shape[2]:
+            raise ValueError(f"time: expected one a clip, or one for each of {clips.shape[2]} frames, got {time.shape[1]}")
+
+    def grid(self, size: Sequence[int]) -> Grid:
+        """Frames, rows and columns of a clip at the lowest resolution. Raises ValueError with the nearest sizes where rows or columns
+        cannot be halved as often as there are widths."""
         part = 2 ** (len(self.widths) - 1)
-        for name, n in zip(("rows", "columns"), clips.shape[3:], strict=True):
+        for name, n in zip(("rows", "columns"), size[1:], strict=True):
             if n % part or not n:
                 raise ValueError(
                     f"{n} {name} cannot be halved {len(self.widths) - 1} times: crop to {n // part * part} or pad to {-(-n // part) * part}"
                 )
-        if time.ndim > 1 and time.shape[1] != clips.shape[2]:
-            raise ValueError(f"time: expected one a clip, or one for each of {clips.shape[2]} frames, got {time.shape[1]}")
+        return size[0], size[1] // part, size[2] // part
 
     def flops(self, size: tuple[int, int, int]) -> int:
         """Floating-point operations of a clip of (frames, rows, columns): convolutions, attention and what is told, by a dry run on no

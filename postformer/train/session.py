@@ -43,6 +43,8 @@ def check(run: Run) -> None:
         sizes = _sizes_to_try(run)
         model = build({k: v for k, v in run.model.items() if k not in sizes}, MODELS, "model", **sizes)
         objective = build(run.objective, OBJECTIVES, "objective", model=model)
+        if run.data["kind"] == "physics":
+            _check_size(build(run.data, DATA, "data"), model)
     make_optimizer(dict(objective.named_parameters()), run.optim)
     loop.check_settings(run)
     loop.device(run.train.device)
@@ -63,13 +65,21 @@ def _check_kinds(run: Run) -> None:
             raise ConfigError(f"objective.kind: '{objective}' does not teach model.kind, which is '{model}'; choose {wanted}")
 
 
+def _check_size(data: Any, model: Any) -> None:
+    """Clips of the data are of a size that a model which draws can have. Raises ConfigError."""
+    try:
+        model.grid(data.clip_size)
+    except ValueError as e:
+        raise ConfigError(f"data: {e}, or change the model") from e
+
+
 def _sizes_to_try(run: Run) -> dict[str, Any]:
     """What a model will be told of its data, or what stands for it before images are read."""
     if run.data["kind"] in ("series", "physics"):
         return _known(run, build(run.data, DATA, "data").sizes)
     if run.data["kind"] == "images":
-        side = run.data.get("size") or run.model.get("patch", (4, 4))
-        return _known(run, {"channels": 3, "classes": 2, "size": tuple(side)})
+        side = run.data.get("size") or run.model.get("patch")
+        return _known(run, {"channels": 3, "classes": 2, "size": tuple(side) if isinstance(side, (list, tuple)) else (4, 4)})
     return {"vocab": 1}
 
 
@@ -99,6 +109,8 @@ def prepare(run: Run) -> tuple[Run, nn.Module, Any]:
             raise ConfigError(f"model.{name}: {given!r}, but {has}; leave it out")
     torch.manual_seed(run.seed)
     model = build({k: v for k, v in run.model.items() if k not in sizes}, MODELS, "model", **sizes)
+    if run.model["kind"] in DENOISERS:
+        _check_size(data, model)
     model.tokens = data.tokens
     objective = build(run.objective, OBJECTIVES, "objective", model=model)
     return dataclasses.replace(run, model=model.config, data={**run.data, **data.identity}), objective, data
