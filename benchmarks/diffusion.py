@@ -9,22 +9,18 @@ docs/benchmarks.md.
 """
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from passes import told
+from passes import begun, told, written
 from sequence_rows import row, timed
 from torch import Tensor, nn
 
-from postformer.claims.stamp import closed, stamp
 from postformer.claims.stats import Estimate, ratio_interval
 from postformer.config import UserError
-from postformer.files import write_durably
 from postformer.models.convert_pictures import dit_options, dit_tensors
 from postformer.models.diffusion import DiT
 from postformer.models.sampling import Sampling, sample
@@ -194,18 +190,12 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
     parser.add_argument("--out", type=Path, default=Path("runs/diffusion/speed.json"))
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    stamped = stamp(command=["python", *sys.argv], threads=args.threads)
-    if os.getloadavg()[0] > 0.5:
-        print(f"The machine is busy (load {os.getloadavg()[0]:.1f}): only ratios of one row say anything", flush=True)
+    stamped = begun(args.threads)
     rows = speed(args)
     shares = shares_of_peak(rows, args.quick)
     text = [] if args.quick else ["Wanted, against diffusers:", *verdicts(rows, shares)]
     print("\n".join(text))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    found = {"stamp": closed(stamped), "rows": rows, "shares": shares, "text": text}
-    write_durably(args.out, json.dumps(found, indent=1) + "\n")
-    print(f"wrote {args.out}")
+    written(args.out, stamped, rows=rows, shares=shares, text=text)
     return 0
 
 

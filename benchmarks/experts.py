@@ -8,23 +8,19 @@ How it measures: docs/benchmarks.md.
 """
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from passes import PASSES, told
+from passes import PASSES, begun, told, written
 from sequence_rows import row, timed
 from torch import Tensor, nn
 
-from postformer.claims.stamp import closed, stamp
 from postformer.claims.stats import Estimate, ratio_interval
 from postformer.config import UserError
 from postformer.ffn.moe import MoE
-from postformer.files import write_durably
 
 OURS, EAGER, GROUPED = "postformer", "transformers eager", "transformers grouped_mm"
 DIM = 512
@@ -124,18 +120,13 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="short rounds, to see that everything runs")
     parser.add_argument("--out", type=Path, default=Path("runs/experts/experts.json"))
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     if odd := [n for n in args.tokens if n not in SECONDS]:
         raise UserError(f"--tokens: unknown {odd[0]}; choose from {', '.join(map(str, SECONDS))}")
-    stamped = stamp(command=["python", *sys.argv], threads=args.threads)
-    if os.getloadavg()[0] > 0.5:
-        print(f"The machine is busy (load {os.getloadavg()[0]:.1f}): only ratios of one row say anything", flush=True)
+    stamped = begun(args.threads)
     rows = speed(args)
     text = [] if args.quick else ["Wanted, against the faster of their paths:", *verdicts(rows)]
     print("\n".join(text))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(args.out, json.dumps({"stamp": closed(stamped), "rows": rows, "text": text}, indent=1) + "\n")
-    print(f"wrote {args.out}")
+    written(args.out, stamped, rows=rows, text=text)
     return 0
 
 

@@ -10,8 +10,6 @@ How it measures: docs/benchmarks.md.
 """
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,15 +17,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from passes import told
+from passes import begun, told, written
 from sequence_rows import row, timed
 from torch import Tensor
 
 import postformer
-from postformer.claims.stamp import closed, stamp
 from postformer.claims.stats import Estimate, ratio_interval
 from postformer.config import UserError
-from postformer.files import durable_directory, write_durably
+from postformer.files import durable_directory
 from postformer.models.language import LanguageModel
 
 OURS, DENSE, EAGER, GROUPED, FLOOR = "postformer", "postformer, dense", "transformers eager", "transformers grouped_mm", "floor"
@@ -229,17 +226,12 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/experts"), help="where the weights lie")
     parser.add_argument("--out", type=Path, default=Path("runs/experts/model.json"))
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    stamped = stamp(command=["python", *sys.argv], threads=args.threads)
-    if os.getloadavg()[0] > 0.5:
-        print(f"The machine is busy (load {os.getloadavg()[0]:.1f}): only ratios of one row say anything", flush=True)
+    stamped = begun(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     rows = measure(args)
     text = [] if args.quick else ["Wanted of writing:", *verdicts(rows)]
     print("\n".join(text))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(args.out, json.dumps({"stamp": closed(stamped), "rows": rows, "text": text}, indent=1) + "\n")
-    print(f"wrote {args.out}")
+    written(args.out, stamped, rows=rows, text=text)
     return 0
 
 

@@ -11,8 +11,6 @@ How it measures: docs/benchmarks.md.
 
 import argparse
 import importlib
-import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,17 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from passes import PASSES, both, told
+from passes import PASSES, begun, both, told, written
 from sequence_memory import mark
 from sequence_rows import row, timed
 from torch import Tensor, nn
 
 from postformer.claims.peak import resident
-from postformer.claims.stamp import closed, stamp
 from postformer.claims.stats import ratio_interval
 from postformer.cli import positive
 from postformer.config import UserError, build
-from postformer.files import write_durably
 from postformer.mixers import MIXERS
 
 OURS, THEIRS, GEMM = "postformer", "titans-pytorch", "one large product"
@@ -193,18 +189,13 @@ def main() -> int:
         raise UserError(f"--out {args.out}: name a file in a folder")
     if args.quick:
         args.lengths = [1024]
-    stamped = stamp(command=["python", *sys.argv], threads=args.threads)
-    if os.getloadavg()[0] > 0.5:
-        print(f"The machine is busy (load {os.getloadavg()[0]:.1f}): only ratios of one row say anything", flush=True)
+    stamped = begun(args.threads)
     rows = speed(args)
     memory = {} if args.quick else peaks(args)
     shares = shares_of_peak(rows, args.quick)
     text = [] if args.quick else ["Wanted:", *verdicts(rows, memory, shares)]
     print("\n".join(text))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    result = {"stamp": closed(stamped), "rows": rows, "memory": memory, "shares": shares, "text": text}
-    write_durably(args.out, json.dumps(result, indent=1) + "\n")
-    print(f"wrote {args.out}")
+    written(args.out, stamped, rows=rows, memory=memory, shares=shares, text=text)
     return 0
 
 
