@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from postformer.config import ConfigError, OptimConfig, UserError
 from postformer.train.muon import Muon
 
-ENDS = frozenset({"embed", "embedding", "head", "lm_head", "router"})
-"""Modules at a model's ends, or at its experts': no hidden matrices."""
+ENDS = frozenset({"embed", "embedding", "head", "lm_head"})
+"""Modules at a model's ends: no hidden matrices."""
+ROUTER = "router"
 
 
 class StateMismatch(UserError):
@@ -108,17 +109,19 @@ def make_optimizer(named: Mapping[str, nn.Parameter], config: OptimConfig) -> Op
 
     Weight decay is for tensors of two and more dimensions; embeddings, heads, routers and parameters with an attribute
     `no_weight_decay = True` go without. `muon` takes the 2-D tensors called `weight` that are not at the model's ends, and stacks of
-    matrices with an attribute `matrices = True`.
+    matrices with an attribute `matrices = True`. Routers learn by AdamW at the rate of those: at that of embeddings they send all tokens
+    to two or three experts within fifty steps.
     Raises ConfigError when a setting is out of its range.
     """
     _check(config)
-    groups: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "plain": []}
+    groups: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "plain": [], ROUTER: []}
     trained = {name: p for name, p in named.items() if p.requires_grad}
     for name, p in trained.items():
         groups[_group(name, p, config.kind)].append(p)
     adamw = [
         {"params": groups["decay"], "weight_decay": config.weight_decay},
         {"params": groups["plain"], "weight_decay": 0.0},
+        {"params": groups[ROUTER], "weight_decay": 0.0, "share": config.matrix_lr if config.kind == "muon" else 1.0},
     ]
     adamw = [group for group in adamw if group["params"]]
     fused = all(p.device.type in ("cpu", "cuda") for p in trained.values())
@@ -155,6 +158,8 @@ def _check(config: OptimConfig) -> None:
 
 def _group(name: str, p: nn.Parameter, kind: str) -> str:
     *modules, own = name.split(".")
+    if ROUTER in modules:
+        return ROUTER
     at_an_end = not ENDS.isdisjoint(modules)
     if p.ndim < 2 or at_an_end or getattr(p, "no_weight_decay", False):
         return "plain"

@@ -212,3 +212,14 @@ def test_muon_takes_its_share_of_the_learning_rate():
         optimizer.step(0.1)
         moved.append((w.detach() - 1).norm())
     torch.testing.assert_close(moved[1], moved[0] * 0.25)
+
+
+@pytest.mark.parametrize(("kind", "share"), [("muon", 0.25), ("adamw", 1.0)])
+def test_a_router_learns_by_adamw_at_the_rate_of_the_matrices(kind, share):
+    router = nn.Parameter(torch.ones(4, 4))
+    optimizer = make_optimizer(
+        {"blocks.0.ffn.router.weight": router}, OptimConfig(kind=kind, matrix_lr=0.25, eps=1e-12, weight_decay=0.5)
+    )
+    router.grad = torch.randn(4, 4)
+    optimizer.step(0.1)
+    torch.testing.assert_close(router.detach(), 1 - 0.1 * share * router.grad.sign())
