@@ -10,7 +10,7 @@ from typing import Any
 
 from postformer import commands
 from postformer.commands import progress_bars
-from postformer.commands_pictures import evaluate_images
+from postformer.commands_pictures import evaluate_images, evaluate_physics
 from postformer.config import UserError, plain
 
 
@@ -166,10 +166,12 @@ def evaluate(args: argparse.Namespace) -> int:
         if args.window:
             raise UserError("--window: belongs to --text, which was not given")
         return _measure(args)
-    if args.length or args.seed:
+    if args.length or (args.seed and not args.physics):
         raise UserError(f"--{'length' if args.length else 'seed'}: belongs to --questions, which was not given")
-    if args.images and args.window:
+    if args.window and (args.images or args.physics):
         raise UserError("--window: belongs to --text, which was not given")
+    if args.physics:
+        return evaluate_physics(args)
     return evaluate_images(args) if args.images else commands.evaluate(args)
 
 

@@ -124,6 +124,48 @@ def evaluate_images(args: argparse.Namespace) -> int:
     return 0
 
 
+CLIPS, SAMPLED = 100, 10
+"""Clips of a split that are scored, and the steps in which each is drawn."""
+
+
+def evaluate_physics(args: argparse.Namespace) -> int:
+    """How far a model's clips are from what physics says, beside what anyone can do."""
+    from postformer.data.physics import SPLITS, Physics
+    from postformer.objectives.continued import KNOWN, by_model, continued, rivals, table
+    from postformer.train.painter import Painter
+
+    splits = args.physics.split(",")
+    if unknown := [split for split in splits if split not in SPLITS]:
+        raise UserError(f"--physics {args.physics}: unknown '{unknown[0]}'; choose from {', '.join(SPLITS)}")
+    painter = Painter.of(args.checkpoint, seed=args.seed)
+    physics = painter.data
+    if not isinstance(physics, Physics):
+        raise UserError(f"--physics {args.physics}: {args.checkpoint} did not learn from simulated videos (data.kind physics)")
+    known = max(KNOWN // painter.part, 1) * painter.part
+    if known >= physics.frames:
+        raise UserError(f"--physics {args.physics}: of {physics.frames} frames none is left after the {known} that are shown")
+    own = by_model(painter.model, painter.sampling(steps=SAMPLED), known=known, seed=args.seed)
+    for split in splits:
+        ways = {**rivals(physics, seed=args.seed, split=split, known=known), "the model": own}
+        found = {}
+        with progress_bars() as show:
+            for name, way in ways.items():
+                found[name] = continued(
+                    way,
+                    physics,
+                    clips=CLIPS,
+                    seed=args.seed,
+                    split=split,
+                    known=known,
+                    after_batch=lambda done, what=f"{split}, {name}": show(what, done, CLIPS),
+                )
+        print(
+            f"{split}: {CLIPS} clips of '{physics.scene}', {physics.frames - known} frames after {known}; mean (95% interval)"
+        )
+        print(table(found))
+    return 0
+
+
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
     if not match or not min(int(match[1]), int(match[2])):
@@ -175,10 +217,9 @@ def dream(args: argparse.Namespace) -> int:
 
 def _pieces(args: argparse.Namespace, painter: Any, show: Callable[[str, int, int], object]) -> Iterator[Any]:
     """Clips [b, c, f, h, w] in the order of their frames, as they are drawn."""
-    from postformer.models.sampling import Sampling
 
     try:
-        how = Sampling(path=painter.path, predict=painter.predict, steps=args.steps, method=args.method, guidance=args.guidance)
+        how = painter.sampling(steps=args.steps, method=args.method, guidance=args.guidance)
         told = painter.told(args.label, args.count if args.verb == "draw" else 1)
         words = {"after_step": lambda done: show(args.verb, done, args.steps), **told}
         if args.verb == "draw":

@@ -219,7 +219,7 @@ MISTAKES = [
     (["edit", "clips", "--out", "a.mp4", "--from", "test:0", "--strength", "2"], "strength=2.0 must be above 0 and at most 1"),
     (["draw", "nothing", "--out", "a.mp4"], "no such folder"),
     (["draw", "clips", "--out", "a.mp4", "--size", "0x16"], "'0x16' is not a size such as 32x48"),
-    (["draw", "pictures", "--out", "a.png", "--size", "7x8"], "7 rows cannot be halved 1 times: crop to 6 or pad to 8"),
+    (["draw", "pictures", "--out", "a.png", "--size", "7x8"], "7 rows are no multiple of 2, as 2 widths and a stem of 1 want: crop"),
     (["draw", "clips", "--out", "a.mp4", "--frames", "99999999"], "at most 4,096 are drawn at once, extend draws more"),
     (["draw", "clips", "--out", "a.mp4", "--seed", "99999999999999999999"], "is not a whole number from 0 to"),
     (["draw", "clips", "--out", "a.mp4", "--scale", "1000"], "'1000' is not a whole number from 1 to 64"),
@@ -307,3 +307,15 @@ def test_a_run_of_pictures_that_does_not_fit_is_one_line(runs, monkeypatch, caps
     before = sorted(runs.iterdir())
     assert says in refused(capsys, *words)
     assert [path for path in sorted(runs.iterdir()) if path not in before] in ([], [runs / "runs"])
+
+
+def test_clips_are_judged_by_physics_beside_what_anyone_can_do(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("postformer.commands_pictures.CLIPS", 3)
+    for name in ("clips", "causal"):
+        run("evaluate", str(runs / name), "--physics", "test,fast")
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split(":")[0] for line in lines if "clips of 'uniform', 4 frames after 4" in line] == ["test", "fast"]
+        assert [line.split("  ")[0] for line in lines[2:6]] == ["true clips", "straight line", "last frame", "the model"]
+    assert "unknown 'swift'; choose from train" in refused(capsys, "evaluate", str(runs / "clips"), "--physics", "swift")
+    assert "did not learn from simulated videos" in refused(capsys, "evaluate", str(runs / "pictures"), "--physics", "test")
+    assert "belongs to --text" in refused(capsys, "evaluate", str(runs / "clips"), "--physics", "test", "--window", "4")

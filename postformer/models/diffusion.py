@@ -206,6 +206,11 @@ class DiT(nn.Module):
         """The patches of a clip of (frames, rows, columns). Raises ValueError with the nearest sizes where they do not fill it."""
         return grid_of(size, self.patch)
 
+    def flops(self, size: Sequence[int]) -> int:
+        """Floating-point operations of a clip of (frames, rows, columns)."""
+        length = math.prod(self.grid(size))
+        return round(self.cost(length).prefill_flops * length)
+
     def cost(self, length: int) -> Cost:
         """Cost formulas of a clip of `length` patches, for each; time, label and modulation are once a clip, or a frame."""
         parameters = sum(p.numel() for p in self.parameters())

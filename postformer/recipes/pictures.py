@@ -9,6 +9,7 @@ from typing import Any
 from postformer.config import OptimConfig, Run, Spec, TrainConfig
 
 CLIPS: Spec = {"kind": "physics", "scene": "uniform", "frames": 16, "size": 32}
+DEPTH = 8
 SPACETIME: tuple[Spec, ...] = ({"kind": "spacetime", "heads": 4, "qk_norm": True},)
 
 
@@ -53,13 +54,13 @@ def _physics(name: str, model: Spec, **objective: Any) -> Run:
 
 def physics_dit() -> Run:
     """A diffusion transformer on spacetime patches: each sees the whole clip."""
-    return _physics("physics-dit", {"kind": "dit", "patch": [2, 8, 8], "dim": 128, "depth": 6, "mixers": SPACETIME})
+    return _physics("physics-dit", {"kind": "dit", "patch": [2, 8, 8], "dim": 128, "depth": DEPTH, "mixers": SPACETIME})
 
 
 def physics_frames() -> Run:
     """The same, factorised: a layer sees a frame, the next one place over time."""
     mixers = tuple({**SPACETIME[0], "reach": reach} for reach in ("frame", "place"))
-    return _physics("physics-frames", {"kind": "dit", "patch": [2, 8, 8], "dim": 128, "depth": 6, "mixers": mixers})
+    return _physics("physics-frames", {"kind": "dit", "patch": [2, 8, 8], "dim": 128, "depth": DEPTH, "mixers": mixers})
 
 
 def physics_causal() -> Run:
@@ -70,5 +71,5 @@ def physics_causal() -> Run:
 
 
 def physics_unet() -> Run:
-    """A U-Net over the same clips."""
-    return _physics("physics-unet", {"kind": "unet", "widths": [16, 32, 64], "attention": 1})
+    """A U-Net over the same clips, at physics-dit's operations a clip."""
+    return _physics("physics-unet", {"kind": "unet", "widths": [8, 16, 32], "stem": 2})

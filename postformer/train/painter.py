@@ -17,6 +17,7 @@ from postformer.models import DENOISERS
 from postformer.models.dreaming import ahead, rolled, together
 from postformer.models.sampling import Sampling, sample
 from postformer.objectives import OBJECTIVES
+from postformer.objectives.continued import has_state
 from postformer.train.session import model_folder, open_model
 
 AVERAGE = "average."
@@ -72,6 +73,10 @@ class Painter:
         shape = (count, self.model.channels, frames or self.frames, *(size or self.size))
         return sample(self.model, torch.randn(shape, generator=self.generator), how, generator=self.generator, **words)
 
+    def sampling(self, **words: Any) -> Sampling:
+        """How this model is sampled: by what it was taught to predict, on its path."""
+        return Sampling(path=self.path, predict=self.predict, **words)
+
     def clip(self, name: str, option: str, *, still: bool = False) -> Tensor:
         """[1, c, f, h, w] from a video, a picture, or SPLIT:NUMBER of what the model learned from; of a still its first frame. Raises
         UserError."""
@@ -121,10 +126,7 @@ class Painter:
     @property
     def causal(self) -> bool:
         """Whether the model has a state."""
-        try:
-            return bool(self.model.init_state(1))
-        except (AttributeError, ValueError):
-            return False
+        return has_state(self.model)
 
     def new_frames(self, frames: int | None, known: int) -> int:
         """How many new frames: those asked for, or what the window has room for beside known ones."""

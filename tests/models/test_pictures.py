@@ -187,6 +187,17 @@ def test_a_unet_over_one_frame_is_that_over_its_clip():
     assert (whole[:, :, 1:2] - single).abs().max() < 1e-5
 
 
+def test_a_unet_s_stem_gathers_squares_of_pixels_and_spreads_them_again():
+    from postformer.models.unet import _gathered, _spread
+
+    clip = torch.randn(2, 3, 4, 8, 8)
+    assert torch.equal(_spread(_gathered(clip, 2), 2), clip)
+    assert _gathered(clip, 2).shape == (2, 12, 4, 4, 4)
+    assert torch.equal(_gathered(clip, 2)[0, 4:8, 1, 2, 3].view(2, 2), clip[0, 1, 1, 4:6, 6:8])
+    made, _ = shaken(UNet(3, widths=(8, 16), stem=2))(clip, torch.rand(2))
+    assert made.shape == clip.shape
+
+
 def test_a_unet_counts_its_operations():
     """A first convolution by hand: 27 taps of 3 channels to 8, for 4 x 8 x 8 places."""
     with_two, with_one = (UNet(3, widths=(8,), blocks=1, attention=0, frames=3, outputs=o).flops((4, 8, 8)) for o in (2, 1))
@@ -213,6 +224,11 @@ def test_a_unet_counts_its_operations():
             "takes no label",
         ),
         (lambda: dit(), lambda m: m.init_state(1), "reach='all' sees what comes later and has no state"),
+        (
+            lambda: UNet(2, widths=(8, 8), stem=4),
+            lambda m: m(torch.zeros(1, 2, 1, 16, 12), torch.zeros(1)),
+            "crop to 8 or pad to 16",
+        ),
         (lambda: UNet(2, widths=(8, 8, 8)), lambda m: m(torch.zeros(1, 2, 1, 10, 8), torch.zeros(1)), "crop to 8 or pad to 12"),
         (lambda: ViT(2, (8, 8)), lambda m: m(torch.zeros(1, 1, 8, 8)), "1 channels, and the model takes 3"),
         (lambda: ViT(2, (9, 8)), lambda m: m, "9 rows are not a multiple"),
