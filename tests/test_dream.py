@@ -219,7 +219,10 @@ MISTAKES = [
     (["edit", "clips", "--out", "a.mp4", "--from", "test:0", "--strength", "2"], "strength=2.0 must be above 0 and at most 1"),
     (["draw", "nothing", "--out", "a.mp4"], "no such folder"),
     (["draw", "clips", "--out", "a.mp4", "--size", "0x16"], "'0x16' is not a size such as 32x48"),
-    (["draw", "pictures", "--out", "a.png", "--size", "7x8"], "7 rows are no multiple of 2, as 2 widths and a stem of 1 want: crop"),
+    (
+        ["draw", "pictures", "--out", "a.png", "--size", "7x8"],
+        "7 rows are no multiple of 2, as 2 widths and a stem of 1 want: crop",
+    ),
     (["draw", "clips", "--out", "a.mp4", "--frames", "99999999"], "at most 4,096 are drawn at once, extend draws more"),
     (["draw", "clips", "--out", "a.mp4", "--seed", "99999999999999999999"], "is not a whole number from 0 to"),
     (["draw", "clips", "--out", "a.mp4", "--scale", "1000"], "'1000' is not a whole number from 1 to 64"),
@@ -284,7 +287,10 @@ RUNS = [
         ["train", "physics-dit", "data.frames=15"],
         "data: 15 frames are not a multiple of the patch's 2: crop to 14 or pad to 16",
     ),
-    (["train", "physics-unet", "data.size=30"], "data: 30 rows cannot be halved 2 times: crop to 28 or pad to 32"),
+    (
+        ["train", "physics-unet", "data.size=30"],
+        "data: 30 rows are no multiple of 8, as 3 widths and a stem of 2 want: crop to 24 or pad to 32",
+    ),
     (
         ["train", "physics-dit", "model.kind=vit"],
         "model.kind: 'vit' does not fit data.kind, which is 'physics'; choose from dit, unet",
