@@ -164,6 +164,11 @@ def _evaluate_arguments(p: Parser) -> None:
         "--images", metavar="SPLIT|PATH", help="how many images a classifier knows: of its own test part, or of others"
     )
     what.add_argument(
+        "--judge",
+        metavar="CLASSIFIER",
+        help="how a classifier's run judges what a model draws, beside real images of its test part",
+    )
+    what.add_argument(
         "--physics",
         metavar="SPLITS",
         help="how a model of simulated videos goes on from their first frames: test, slow, fast, small, large, or several with commas",
@@ -172,7 +177,9 @@ def _evaluate_arguments(p: Parser) -> None:
     p.add_argument(
         "--length", type=_lengths, default=(), metavar="A,B", help="lengths of the texts in tokens (default: the task's)"
     )
-    p.add_argument("--seed", type=_whole, default=0, help="of the texts with questions, or of the videos (default: 0)")
+    p.add_argument(
+        "--seed", type=_whole, default=0, help="of texts with questions, of videos, or of what is drawn (default: 0)"
+    )
 
 
 def _experts_arguments(p: Parser) -> None:
@@ -352,7 +359,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Callable[[Pa
     "generate": (commands.generate, "continue a text, as it comes", _generate_arguments),
     "evaluate": (
         commands_memory.evaluate,
-        "bits per byte of a model on text, how often its answers are right, a forecaster's errors, images that it knows, or physics",
+        "bits per byte of a model on text, its right answers, a forecaster's errors, images that it knows, physics, or what it draws",
         _evaluate_arguments,
     ),
     "read": (commands_memory.read, "read texts into a memory, a file that goes on another day", _read_arguments),

@@ -10,7 +10,7 @@ from typing import Any
 
 from postformer import commands
 from postformer.commands import progress_bars
-from postformer.commands_pictures import evaluate_images, evaluate_physics
+from postformer.commands_judged import evaluate_drawn, evaluate_images, evaluate_physics
 from postformer.config import UserError, plain
 
 
@@ -166,12 +166,12 @@ def evaluate(args: argparse.Namespace) -> int:
         if args.window:
             raise UserError("--window: belongs to --text, which was not given")
         return _measure(args)
-    if args.length or (args.seed and not args.physics):
+    if args.length or (args.seed and not (args.physics or args.judge)):
         raise UserError(f"--{'length' if args.length else 'seed'}: belongs to --questions, which was not given")
-    if args.window and (args.images or args.physics):
+    if args.window and (args.images or args.physics or args.judge):
         raise UserError("--window: belongs to --text, which was not given")
-    if args.physics:
-        return evaluate_physics(args)
+    if args.physics or args.judge:
+        return evaluate_physics(args) if args.physics else evaluate_drawn(args)
     return evaluate_images(args) if args.images else commands.evaluate(args)
 
 

@@ -316,7 +316,7 @@ def test_a_run_of_pictures_that_does_not_fit_is_one_line(runs, monkeypatch, caps
 
 
 def test_clips_are_judged_by_physics_beside_what_anyone_can_do(runs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("postformer.commands_pictures.CLIPS", 3)
+    monkeypatch.setattr("postformer.commands_judged.CLIPS", 3)
     for name in ("clips", "causal"):
         run("evaluate", str(runs / name), "--physics", "test,fast")
         lines = capsys.readouterr().out.splitlines()
@@ -325,3 +325,21 @@ def test_clips_are_judged_by_physics_beside_what_anyone_can_do(runs, tmp_path, c
     assert "unknown 'swift'; choose from train" in refused(capsys, "evaluate", str(runs / "clips"), "--physics", "swift")
     assert "did not learn from simulated videos" in refused(capsys, "evaluate", str(runs / "pictures"), "--physics", "test")
     assert "belongs to --text" in refused(capsys, "evaluate", str(runs / "clips"), "--physics", "test", "--window", "4")
+
+
+def test_a_classifier_judges_what_is_drawn_beside_real_images(runs, tmp_path, capsys):
+    run("evaluate", str(runs / "pictures"), "--judge", str(runs / "see"))
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"drawn images taken for what they should be: [0-9.]+% \(95% interval .*, [0-9]+ of 6\)", lines[0])
+    assert re.match(r"Frechet distance to 6 real images: drawn [0-9.e+]+, as many other real ones [0-9.e+]+", lines[2])
+    assert "names no images; choose a run of vit" in refused(
+        capsys, "evaluate", str(runs / "pictures"), "--judge", str(runs / "clips")
+    )
+    assert "did not learn from images" in refused(capsys, "evaluate", str(runs / "clips"), "--judge", str(runs / "see"))
+    np.savez(tmp_path / "b.npz", images=np.zeros((60, 12, 12), np.uint8), labels=np.arange(60) % 3)
+    run(
+        "train", "draw-unet", *SMALL, f"data.path={tmp_path / 'b.npz'}", "model.widths=[8, 8]", "--out", str(tmp_path / "other")
+    )
+    said = refused(capsys, "evaluate", str(tmp_path / "other"), "--judge", str(runs / "see"))
+    assert "was taught other images than" in said
+    assert "size [12, 12], not [8, 8]" in said

@@ -29,6 +29,7 @@ LAYERS = {
     "commands_memory": 12,
     "commands_experts": 12,
     "commands_cost": 12,
+    "commands_judged": 11,
     "commands_pictures": 11,
     "cli": 13,
 }

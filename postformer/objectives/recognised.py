@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from postformer.data.images import Labelled
-from postformer.interval import wilson
+from postformer.interval import told_share
 
 BATCH = 256
 
@@ -24,17 +24,11 @@ class Recognised:
 
     def listed(self) -> str:
         """A line for all, and one for each class."""
-        lines = [f"{'all':<16} {told(sum(self.right), sum(self.asked))}"]
+        lines = [f"{'all':<16} {told_share(sum(self.right), sum(self.asked))}"]
         for name, right, asked, other in zip(self.classes, self.right, self.asked, self.taken_for, strict=True):
             if asked:
-                lines.append(f"{name:<16} {told(right, asked)}" + (f", else most often {other}" if other else ""))
+                lines.append(f"{name:<16} {told_share(right, asked)}" + (f", else most often {other}" if other else ""))
         return "\n".join(lines)
-
-
-def told(right: int, asked: int) -> str:
-    """A share with its interval."""
-    low, high = wilson(right, asked)
-    return f"{100 * right / asked:.1f}% (95% interval {100 * low:.1f} to {100 * high:.1f}, {right:,} of {asked:,})"
 
 
 @torch.inference_mode()

@@ -14,6 +14,8 @@ WINDOW = 128
 """Tokens of a segment or a window, where there is attention."""
 WRITE_COST = 1.0
 """What a row whose answers are right pays for writing; docs/titans.md tells what it is worth."""
+DEAR = 200.0
+"""The same of rows of full length, and less of shorter ones, where a text is to be known after a million tokens."""
 CONV = 8
 """Taps of every convolution: a fact's person and what is said of it stand further apart than the usual four."""
 _INSIDE: Spec = {"kind": "lmm", "heads": 4, "conv": CONV, "threshold": 0.1, "rate": 0.125, "gates": "conv", "damping": 1e-5}
@@ -67,7 +69,7 @@ def needles() -> Run:
 def babilong() -> Run:
     """bAbI's first question, its facts lying in a book, learned on up to 1,024 tokens (Kuratov et al. 2024)."""
     data = {"kind": "babilong", "task": 1, "length": 1024, "shortest": 128, "start": 160, "power": 3.0, "fill": 4096}
-    return _reading("babilong", {**data, "grow": 1600}, steps=2000)
+    return _reading("babilong", {**data, "grow": 1600}, steps=2000, write_cost=DEAR, write_length=data["length"])
 
 
 def diaries() -> Run:
@@ -89,7 +91,7 @@ def diaries() -> Run:
         "power": 4.0,
         "fill": 4096,
     }
-    return _reading("diaries", data, steps=2500, write_cost=200.0, write_length=data["length"])
+    return _reading("diaries", data, steps=2500, write_cost=DEAR, write_length=data["length"])
 
 
 def remembering_by(run: Run, method: str) -> Run:

@@ -1,0 +1,140 @@
+"""What `evaluate` says of images and videos: which a classifier knows, how it judges what another model draws, and how a model of videos
+goes on. Imports no torch before it runs."""
+
+import argparse
+from typing import Any
+
+from postformer.commands import progress_bars
+from postformer.config import UserError
+
+AT_ONCE, JUDGED = 250, 50
+"""Images that are drawn at once, and the steps in which they are."""
+CLIPS, SAMPLED = 100, 10
+"""Clips of a split that are scored, and the steps in which each is drawn."""
+
+
+def evaluate_images(args: argparse.Namespace) -> int:
+    """How many images of a set, or of a part of its own, a classifier recognises."""
+    from postformer.config import build, read
+    from postformer.data import DATA, DataError
+    from postformer.data.images import Images
+    from postformer.data.task import SPLITS
+    from postformer.models import CLASSIFIERS
+    from postformer.objectives.recognised import recognised
+    from postformer.train.session import model_folder, open_model
+
+    folder = model_folder(args.checkpoint)
+    model = open_model(folder)
+    if model.config["kind"] not in CLASSIFIERS:
+        raise UserError(
+            f"{args.checkpoint}: a model of kind '{model.config['kind']}' names no images; choose a run of {', '.join(CLASSIFIERS)}"
+        )
+    own = read(folder / "run.json")["data"] if (folder / "run.json").exists() else None
+    if args.images in SPLITS:
+        if own is None:
+            raise UserError(
+                f"--images {args.images}: {args.checkpoint} does not say what it learned from; give a file or a folder"
+            )
+        images = build(own, DATA, "data").part(args.images)
+    else:
+        size = tuple(model.config["size"])
+        images = Images(path=args.images, size=size).all
+        if len(images.classes) != model.config["classes"] or images.pixels.shape[1] != model.config["channels"]:
+            raise DataError(
+                f"--images {args.images}: {len(images.classes)} classes of {images.pixels.shape[1]} channels, and the model knows "
+                f"{model.config['classes']} of {model.config['channels']}"
+            )
+    with progress_bars() as show:
+        found = recognised(model, images, lambda done: show("images", done, len(images.labels)))
+    print(found.listed())
+    return 0
+
+
+def evaluate_drawn(args: argparse.Namespace) -> int:
+    """How a classifier judges what a model draws, beside real images of its test part."""
+    import torch
+
+    from postformer.data.images import Images
+    from postformer.models import CLASSIFIERS
+    from postformer.objectives.drawn import halves, judged
+    from postformer.train.painter import Painter
+    from postformer.train.session import model_folder, open_model
+
+    painter, classifier = Painter.of(args.checkpoint, seed=args.seed), open_model(model_folder(args.judge))
+    kind, images = classifier.config["kind"], painter.data
+    if kind not in CLASSIFIERS:
+        raise UserError(
+            f"--judge {args.judge}: a model of kind '{kind}' names no images; choose a run of {', '.join(CLASSIFIERS)}"
+        )
+    if not isinstance(images, Images):
+        raise UserError(f"--judge: {args.checkpoint} did not learn from images (data.kind images)")
+    real = images.part("test")
+    sizes = {"channels": real.pixels.shape[1], "classes": len(real.classes), "size": list(real.pixels.shape[2:])}
+    if differ := [
+        f"{name} {sizes[name]}, not {_listed(classifier.config[name])}"
+        for name in sizes
+        if sizes[name] != _listed(classifier.config[name])
+    ]:
+        raise UserError(f"--judge {args.judge}: it was taught other images than {args.checkpoint}: {'; '.join(differ)}")
+    to, _ = halves(len(real.labels), args.seed)
+    label = torch.from_numpy(real.labels[to]) if painter.model.classes else None
+    drawn = []
+    with progress_bars() as show:
+        for first in range(0, len(to), AT_ONCE):
+            told = {} if label is None else {"label": label[first : first + AT_ONCE]}
+            count = min(AT_ONCE, len(to) - first)
+            drawn.append(painter.draw(count, painter.sampling(steps=JUDGED), frames=1, size=None, **told)[:, :, 0])
+            show("drawing", first + count, len(to))
+    found = judged(
+        classifier,
+        torch.cat(drawn),
+        label,
+        torch.from_numpy(real.pixels).float() / 127.5 - 1,
+        torch.from_numpy(real.labels),
+        seed=args.seed,
+    )
+    print(found.listed())
+    return 0
+
+
+def evaluate_physics(args: argparse.Namespace) -> int:
+    """How far a model's clips are from what physics says, beside what anyone can do."""
+    from postformer.data.physics import SPLITS, Physics
+    from postformer.objectives.continued import KNOWN, by_model, continued, rivals, table
+    from postformer.train.painter import Painter
+
+    splits = args.physics.split(",")
+    if unknown := [split for split in splits if split not in SPLITS]:
+        raise UserError(f"--physics {args.physics}: unknown '{unknown[0]}'; choose from {', '.join(SPLITS)}")
+    painter = Painter.of(args.checkpoint, seed=args.seed)
+    physics = painter.data
+    if not isinstance(physics, Physics):
+        raise UserError(f"--physics {args.physics}: {args.checkpoint} did not learn from simulated videos (data.kind physics)")
+    known = max(KNOWN // painter.part, 1) * painter.part
+    if known >= physics.frames:
+        raise UserError(f"--physics {args.physics}: of {physics.frames} frames none is left after the {known} that are shown")
+    own = by_model(painter.model, painter.sampling(steps=SAMPLED), known=known, seed=args.seed)
+    for split in splits:
+        ways = {**rivals(physics, seed=args.seed, split=split, known=known), "the model": own}
+        found = {}
+        with progress_bars() as show:
+            for name, way in ways.items():
+                found[name] = continued(
+                    way,
+                    physics,
+                    clips=CLIPS,
+                    seed=args.seed,
+                    split=split,
+                    known=known,
+                    after_batch=lambda done, what=f"{split}, {name}": show(what, done, CLIPS),
+                )
+        print(
+            f"{split}: {CLIPS} clips of '{physics.scene}', {physics.frames - known} frames after {known}; mean (95% interval)"
+        )
+        print(table(found))
+    return 0
+
+
+def _listed(value: Any) -> Any:
+    """A size as files have it."""
+    return list(value) if isinstance(value, tuple | list) else value
