@@ -26,6 +26,7 @@ from postformer.claims.stats import Estimate, mean_interval
 from postformer.cli import positive, seed_list
 from postformer.config import OptimConfig, Run, Spec, TrainConfig, UserError
 from postformer.data import open_corpus
+from postformer.files import sha256_bytes
 from postformer.models.writing import frozen
 from postformer.train.process import threads
 from postformer.train.session import open_model, train_run
@@ -82,20 +83,29 @@ def run_of(variant: str, seed: int, corpus: Path, steps: int, threads: int) -> R
     )
 
 
+def content(text: streams.Text) -> str:
+    """Sha256 of all documents of the text."""
+    documents = [*text.learned, *text.read]
+    return sha256_bytes(json.dumps([sha256_bytes(document) for document in documents]).encode())
+
+
 def study(args: argparse.Namespace) -> None:
     """Train and score what is not there yet."""
     path, text = args.out / "ablation.jsonl", streams.text_of(args.text)
-    about = args.out / "corpus.json"
+    about, source = args.out / "corpus.json", content(text)
     if not about.exists():
-        about.write_text(json.dumps(streams.make_corpus(args.out, text, LENGTH), indent=1) + "\n")
-    if (held := json.loads(about.read_text())["text"]) != text.name:
-        raise UserError(f"--out: {args.out} holds a study of {held}, not of {text.name}; give another folder")
+        made = {**streams.make_corpus(args.out, text, LENGTH), "source": source}
+        about.write_text(json.dumps(made, indent=1) + "\n")
+    held = json.loads(about.read_text())
+    if held["text"] != text.name or held.get("source") != source:
+        now = " as it is now" if held["text"] == text.name else ""
+        raise UserError(f"--out: {args.out} holds a study of {held['text']}, not of {text.name}{now}; give another folder")
     corpus = args.out / "corpus"
     read = streams.streams(text, open_corpus(corpus, verify=False).tokens, args.read)
     for seed in args.seeds:
         for variant in args.variants:
             run = run_of(variant, seed, corpus, args.steps, args.threads)
-            of = results.digest(run, text.name, read.ids.tolist())
+            of = results.digest(run, text.name, source, read.ids.tolist())
             if results.find(path, of):
                 continue
             began, out = results.about(run), args.out / of[:16]
@@ -190,6 +200,8 @@ def main() -> int:
     args.variants = args.variants.split(",")
     if unknown := [v for v in args.variants if v not in VARIANTS]:
         raise UserError(f"--variants: unknown '{unknown[0]}'; choose from {', '.join(VARIANTS)}")
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out {args.out}: is a file; name a folder")
     args.out.mkdir(parents=True, exist_ok=True)
     study(args)
     print(render(args.out))

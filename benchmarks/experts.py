@@ -102,12 +102,13 @@ def line(one: dict[str, Any]) -> str:
 
 
 def verdicts(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What was wanted, and what came."""
+    """What was wanted, and what came: met or missed by the whole interval, else open."""
     lines = []
     for one in rows:
         wanted = BOTH if one["part"] == "both" else FEW if one["tokens"] == 1 else FORWARD
         ratio = best(one)
-        met = "met" if ratio.value >= wanted else "MISSED"
+        low, high = ratio.low or 0.0, ratio.high or 0.0
+        met = "met" if low >= wanted else "MISSED" if high < wanted else "open"
         lines.append(f"  {met:7} {one['part']} {one['name']}, {one['tokens']} tokens: {told(ratio)} of {wanted:g}")
     return lines
 

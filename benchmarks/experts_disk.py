@@ -49,6 +49,8 @@ WAYS: dict[str, dict[str, Any]] = {
 SHARE = 4
 """Times the cap that all experts take."""
 SHARES = (16, 8, 4, 2)
+CONSTANT = 16_000_000
+"""Bytes that may be taken beside the cap, whatever it is: an expert that is read or rounded, and its products."""
 TIMES = 3.0
 """Times as many tokens a second as the peer, at least."""
 PROMPT = b"import os\n\n\ndef walk(top, seen):\n    # folders first, in the order of their names\n    for entry in sorted(os.scandir("
@@ -186,18 +188,19 @@ def policies_table(run: Mapping[str, Any], shape: Shape) -> list[str]:
 POLICIES = ("LRU", "Least-Stale", "next use", "Belady")
 
 
-def verdicts(found: Mapping[str, Any], cap: int, share_of_cap: float = 0.1) -> list[str]:
+def verdicts(found: Mapping[str, Any], cap: int) -> list[str]:
     """What was wanted, and what came."""
     runs, agrees = found["runs"], same(found["runs"])
     exact = [way for way in agrees if "dtype" not in WAYS.get(way, {})]
     lines = [f"  {'met' if all(agrees[w] for w in exact) else 'MISSED':7} the same tokens: {', '.join(exact)}"]
     for way in (w for w in ("warm", "cold") if w in runs):
         above = float(np.median([f["peak"] for f in runs[way]])) - found["base"][BASE]
-        met = "met" if above <= (1 + share_of_cap) * cap else "MISSED"
-        lines.append(f"  {met:7} peak of {way}: {above / 1e6:.0f} MB above a model without experts, cap {cap / 1e6:.0f} MB")
+        met = "met" if above <= cap + CONSTANT else "MISSED"
+        allowed = f"cap {cap / 1e6:.0f} MB and {CONSTANT / 1e6:.0f} MB"
+        lines.append(f"  {met:7} peak of {way}: {above / 1e6:.0f} MB above a model without experts, {allowed}")
     if PEER in runs:
         ratio = ratio_interval([1 / rate(f) for f in runs[PEER]], [1 / rate(f) for f in runs["warm"]])
-        met = "met" if ratio.value >= TIMES else "MISSED"
+        met = "met" if (ratio.low or 0.0) >= TIMES else "MISSED" if (ratio.high or 0.0) < TIMES else "open"
         lines.append(f"  {met:7} tokens a second of warm, against {PEER}: {told(ratio)} of {TIMES:g}")
     return lines
 

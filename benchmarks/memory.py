@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from passes import PASSES, begun, both, told, written
 from sequence_memory import mark
@@ -24,7 +25,7 @@ from sequence_rows import row, timed
 from torch import Tensor, nn
 
 from postformer.claims.peak import resident
-from postformer.claims.stats import ratio_interval
+from postformer.claims.stats import DRAWS, Estimate, ratio_interval
 from postformer.cli import positive
 from postformer.config import UserError, build
 from postformer.mixers import MIXERS
@@ -36,6 +37,10 @@ LENGTHS = (1024, 4096, 16384)
 SECONDS = {1024: 15.0, 4096: 40.0, 16384: 120.0}
 WANTED = {("forward", 16): 10, ("both", 16): 10, ("forward", 64): 3, ("both", 64): 3}
 """Times as fast as the peer, at least."""
+UNWARMED = 16384
+"""Tokens from which on a first call is among those that are timed."""
+FLAT = 0.9
+"""The share of the rate in the shortest text that the longest should have."""
 MEMORY_AT, LESS_MEMORY = 4096, 5
 OF_PEAK = 0.5
 """The share of one large product's rate that our forward pass should have in its own."""
@@ -84,7 +89,7 @@ def speed(args: argparse.Namespace) -> list[dict[str, Any]]:
             for name, run in PASSES.items():
                 calls = {library: run(layer, inputs(tokens)) for library, layer in layers.items()}
                 seconds = 0.5 if args.quick else SECONDS[tokens]
-                taken = timed(calls, seconds, repeats=12, warmup=int(tokens < 16384))
+                taken = timed(calls, seconds, repeats=12, warmup=int(tokens < UNWARMED))
                 rows.append(row(name, f"chunk {chunk}", tokens, taken)["row"])
                 print(line(rows[-1]), flush=True)
     return rows
@@ -145,6 +150,24 @@ def shares_of_peak(rows: list[dict[str, Any]], quick: bool) -> dict[str, float]:
     return found
 
 
+def flatness(rows: list[dict[str, Any]]) -> dict[str, Estimate]:
+    """Our tokens a second in the longest text over those in the shortest that was warmed up, by pass and chunk, where there are two. Rounds
+    of two texts were not taken in turns: each is drawn by itself for the interval."""
+    found = {}
+    for name in dict.fromkeys((one["part"], one["name"]) for one in rows):
+        same = sorted((one for one in rows if (one["part"], one["name"]) == name), key=lambda one: one["tokens"])
+        short, long = next((one for one in same if one["tokens"] < UNWARMED), same[-1]), same[-1]
+        if short is long:
+            continue
+        rates = [one["tokens"] / np.asarray(one["samples"][OURS]) for one in (long, short)]
+        value, least = float(np.median(rates[0]) / np.median(rates[1])), min(map(len, rates))
+        rng = np.random.default_rng(0)
+        draws = [np.median(rng.choice(rate, (DRAWS, len(rate))), axis=1) for rate in rates]
+        low, high = np.quantile(draws[0] / draws[1], [0.025, 0.975]).tolist() if least > 1 else (None, None)
+        found[f"{name[0]} {name[1]}, {long['tokens']:,} tokens to {short['tokens']:,}"] = Estimate(value, low, high, least)
+    return found
+
+
 def verdicts(rows: list[dict[str, Any]], memory: dict[str, dict[str, int]], shares: dict[str, float]) -> list[str]:
     """What was wanted, and what came."""
     lines = []
@@ -153,6 +176,9 @@ def verdicts(rows: list[dict[str, Any]], memory: dict[str, dict[str, int]], shar
         ratio = ratio_interval(one["samples"][THEIRS], one["samples"][OURS])
         met = "met" if ratio.value >= wanted else "MISSED"
         lines.append(f"  {met:7} {one['part']} {one['name']}, {one['tokens']:,} tokens: {told(ratio)} of {wanted}")
+    for name, rate in flatness(rows).items():
+        met = "met" if (rate.value if rate.low is None else rate.low) >= FLAT else "MISSED"
+        lines.append(f"  {met:7} tokens/s flat, {name}: {told(rate)} of {FLAT}")
     for name, by in memory.items():
         met = "met" if by[OURS] * LESS_MEMORY <= by[THEIRS] else "MISSED"
         lines.append(

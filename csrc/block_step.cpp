@@ -307,7 +307,7 @@ int32_t think(ParallelFor pool, const Layer& l, float* x, const Sizes& s) {
     if (parallel(pool, (l.experts + ROWS - 1) / ROWS, ask)) return 1;
     for (int64_t row = 0; row < s.b; row++) {
         std::vector<float> own(logits.begin() + row * l.experts, logits.begin() + (row + 1) * l.experts);
-        route(own, l, small(l.correction), chosen.data() + row * l.top, weights.data() + row * l.top);
+        route(own, l, Small{l.correction, false}, chosen.data() + row * l.top, weights.data() + row * l.top);
     }
     const Sent sent(chosen.data(), weights.data(), s.b, l.top, l.experts);
     pairs = sent.pairs;

@@ -15,13 +15,17 @@ int32_t experts(ParallelFor pool, const float* x, const Sent& sent, const T* up,
     return add_networks(pool, networks_hit(sent, up, out, up_bias, out_bias, kind, d, f), sent.pairs, kind, placed.data(), y, d);
 }
 
+constexpr int32_t ODD = 2;
+
 }  // namespace
 
+// ODD where a number in `chosen` is none of 0 to count - 1; nothing is written then.
 extern "C" KERNEL int32_t experts_forward(ParallelFor pool, const float* x, const int64_t* chosen, const float* weights, const void* up,
                                           const void* out, const float* up_bias, const float* out_bias, float* y, int64_t half, int64_t n,
                                           int64_t k, int64_t count, int64_t d, int64_t f, int64_t activation) {
     const auto kind = static_cast<Activation>(activation);
     const Small biases[] = {{up_bias, false}, {out_bias, false}};
+    if (!all_below(chosen, n * k, count)) return ODD;
     try {
         const Sent sent(chosen, weights, n, k, count);
         auto run = [&](auto* up, auto* out) { return experts(pool, x, sent, up, out, biases[0], biases[1], y, n, d, f, kind); };

@@ -102,7 +102,13 @@ static int32_t add_networks(ParallelFor pool, const std::vector<Network<T>>& net
     return failed ? failed : parallel(pool, (d + OUTPUTS - 1) / OUTPUTS, outside);
 }
 
-// The pairs of n tokens with k networks each, in the order of networks and of tokens within each, and where those of each begin.
+// Whether each of n numbers is at least 0 and below `end`.
+static inline bool all_below(const int64_t* numbers, int64_t n, int64_t end) {
+    return std::all_of(numbers, numbers + n, [&](int64_t one) { return 0 <= one && one < end; });
+}
+
+// The pairs of n tokens with k networks each, in the order of networks and of tokens within each, and where those of each begin. `chosen`
+// holds numbers of `networks` networks (`all_below`).
 struct Sent {
     std::vector<Pair> pairs;
     std::vector<int64_t> begins;

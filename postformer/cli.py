@@ -218,7 +218,11 @@ def _read_arguments(p: Parser) -> None:
     )
     p.add_argument("--from", type=Path, metavar="OTHER", help="begin as a copy of this memory")
     p.add_argument("--every", type=_seconds, default="30s", metavar="TIME", help="save so often meanwhile (default: 30s)")
-    p.add_argument("--again", action="store_true", help="read the files from their beginning, whatever was read before")
+    p.add_argument(
+        "--again",
+        action="store_true",
+        help="read the files from their beginning, whatever was read before; an interrupted one goes on",
+    )
     p.add_argument(
         "--keep",
         type=_whole,

@@ -51,13 +51,18 @@ def upcycle(args: argparse.Namespace) -> int:
     if args.text and len(args.text) != len(args.models):
         raise UserError(f"--text: give one file for each of the {len(args.models)} models, got {len(args.text)}")
     models = [open_model(name) for name in args.models]
+    dtype = models[0].embed.weight.dtype
+    models = [model.to(of.at_least_fp32(models[0])) for model in models]
     texts = []
     for path in args.text:
         if models[0].tokens is None:
             raise UserError(f"{args.models[0]}: this model was saved without a tokenizer; it cannot read text")
         if not path.is_file():
             raise UserError(f"--text {path}: {'is no file' if path.exists() else 'no such file'}")
-        texts.append(torch.tensor(models[0].tokens.encode(path.read_bytes()[: 16 * ROUTER_TOKENS])[:ROUTER_TOKENS]))
+        ids = models[0].tokens.encode(path.read_bytes()[: 16 * ROUTER_TOKENS])[:ROUTER_TOKENS]
+        if not ids:
+            raise UserError(f"--text {path}: is empty; a router's row is made of text")
+        texts.append(torch.tensor(ids))
     numbers = {"experts": args.experts, "top": args.top, "split": args.split, "seed": args.seed}
     made = of.upcycle(models, **numbers, texts=texts)
     cost = made.cost(1)
@@ -69,7 +74,7 @@ def upcycle(args: argparse.Namespace) -> int:
                 f"{args.models[0]}: its mixture answers otherwise, by {apart:.1e} of the largest logit; nothing is written"
             )
         said += f"; answers as before, to {apart:.0e} of the largest logit"
-    save_model(made, args.out)
+    save_model(made.to(dtype), args.out)
     print(said)
     return 0
 

@@ -15,7 +15,7 @@ from postformer.config import UserError, plain
 
 
 def read(args: argparse.Namespace) -> int:
-    from postformer.models.memory import read_file
+    from postformer.models.memory import begin_again, half_read, read_file
     from postformer.models.snapshots import snapshot
     from postformer.train.process import stop_signals
     from postformer.train.session import model_folder, reading_of
@@ -25,8 +25,8 @@ def read(args: argparse.Namespace) -> int:
     folder = model_folder(args.model)
     model, memory = _begin(folder, args, begin=reading_of(folder) is None)
     began, saved = memory.tokens, time.monotonic()
-    resumed = {source.name for source in memory.sources if source.back} & set(map(str, args.texts))
-    keeping = args.keep and file.exists() and not resumed
+    keeping = args.keep and file.exists() and not any(half_read(memory, text) for text in args.texts)
+    texts = begin_again(memory, args.texts) if args.again else args.texts
 
     def after_chunk(text: Path, size: int, done: int) -> bool:
         nonlocal keeping, saved
@@ -40,9 +40,9 @@ def read(args: argparse.Namespace) -> int:
         return bool(stop)
 
     with stop_signals() as stop, progress_bars() as show:
-        for text in args.texts:
+        for text in texts:
             after = functools.partial(after_chunk, text, text.stat().st_size)
-            if not read_file(model, memory, text, again=args.again, after_chunk=after):
+            if not read_file(model, memory, text, after_chunk=after):
                 break
     if memory.tokens == began and not file.exists():
         raise UserError(f"{args.texts[0]}: holds nothing to begin a memory with")
@@ -81,11 +81,10 @@ def _begin(folder: Path, args: argparse.Namespace, begin: bool) -> tuple[Any, An
         raise UserError(f"{args.model}: this model was saved without a tokenizer; it cannot read text")
     if file.exists():
         return model, Memory.load(file, model)
-    if other:
-        memory = Memory.load(other, model)
-        memory.parent = parent
-        return model, memory
-    return model, Memory.fresh(model, begin)
+    memory = Memory.load(other, model) if other else Memory.fresh(model, begin)
+    memory.parent = parent
+    memory.expect(file)
+    return model, memory
 
 
 # ---------------------------------------------------------------- questions
@@ -224,7 +223,7 @@ def _show(args: argparse.Namespace) -> int:
     print(f"this     {found.sha256[:12]}")
     print(f"parent   {(note.parent or 'none')[:12]}")
     for source in note.sources:
-        left = f", {source.back:,} of them half read" if source.back else ""
+        left = f", {source.back:,} of them half read" if source.back else ", not yet to its end" if source.half else ""
         print(f"text     {source.name}: {source.size:,} bytes{left}")
     return 0
 
@@ -274,7 +273,8 @@ def _line(found: Any) -> str:
         note = note_of(header, found.path)
     except StateError as e:
         return f"snapshot {found.number}: {e}"
-    return f"snapshot {found.number}, written {note.written or 'at a time not told'}, {note.tokens:,} tokens read"
+    by = ", from before a reading" if found.automatic else ""
+    return f"snapshot {found.number}, written {note.written or 'at a time not told'}, {note.tokens:,} tokens read{by}"
 
 
 ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {

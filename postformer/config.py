@@ -45,7 +45,7 @@ class OptimConfig:
     kind: Literal["adamw", "muon"] = "adamw"
     lr: float = 2e-3
     matrix_lr: float = 1.0
-    """Muon's learning rate as a share of `lr`, which embeddings, heads and vectors keep."""
+    """The learning rate of Muon's matrices and of routers as a share of `lr`, which embeddings, heads and vectors keep."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1

@@ -28,7 +28,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from postformer.config import UserError
-from postformer.files import sha256_bytes, write_durably
+from postformer.files import durable_file, sha256_bytes, sync, write_durably
 
 State = Any
 """A tensor, None, or a tuple (or NamedTuple) of states."""
@@ -153,12 +153,53 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save(state: State, path: str | Path, model: nn.Module, note: dict[str, Any] | None = None) -> None:
-    """Write the state durably to one safetensors file that names its model. `note` is JSON-ready and comes back from `load`."""
+def save(
+    state: State,
+    path: str | Path,
+    model: nn.Module,
+    note: dict[str, Any] | None = None,
+    *,
+    check: Callable[[], object] = lambda: None,
+) -> str:
+    """Write the state durably to one safetensors file that names its model. `note` is JSON-ready and comes back from `load`.
+
+    `check` is called last, before the file takes the place of what is there; what it raises leaves that as it is. Returns the content's
+    checksum. Raises StateError for a note so long that `load` would refuse the file.
+    """
     tensors = {name: leaf.detach().cpu().contiguous() for name, leaf in leaves(state)}
     note_text = json.dumps(note or {})
     meta = {"format": FORMAT, "model": fingerprint(model), "note": note_text, "sha256": _checksum(tensors, note_text)}
-    write_durably(path, to_bytes(tensors, metadata=meta))
+    data = _file(tensors, meta, path)
+    with durable_file(path) as temporary:
+        temporary.write_bytes(data)
+        sync(temporary)
+        check()
+    return meta["sha256"]
+
+
+def _file(tensors: dict[str, Tensor], meta: dict[str, str], path: str | Path) -> bytes:
+    """The bytes of a file that can be read again. Raises StateError where its header would be too long."""
+    data = to_bytes(tensors, metadata=meta)
+    if (size := int.from_bytes(data[:8], "little")) > LARGEST_HEADER:
+        raise StateError(
+            f"{path}: not written: its note is too long, and a header of {size:,} bytes is not read again (at most "
+            f"{LARGEST_HEADER:,}); what the file held stays"
+        )
+    return data
+
+
+def mark(path: str | Path) -> str | None:
+    """What tells a state's file from any other, of its header alone: the checksum of its content. None where nothing is, "" for what is no
+    state."""
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        _check_header(path)
+        with safe_open(path, framework="pt") as f:
+            return (f.metadata() or {}).get("sha256", "")
+    except (OSError, SafetensorError, StateError):
+        return ""
 
 
 def is_state_file(path: str | Path) -> bool:
@@ -203,7 +244,7 @@ def rewrite(path: str | Path, new: str | Path, note: dict[str, Any]) -> None:
     """Write the state of a file to another one, under another note. Raises StateError as `header` does."""
     tensors, meta, _ = _checked(Path(path))
     text = json.dumps(note)
-    write_durably(new, to_bytes(tensors, metadata={**meta, "note": text, "sha256": _checksum(tensors, text)}), like=path)
+    write_durably(new, _file(tensors, {**meta, "note": text, "sha256": _checksum(tensors, text)}, new), like=path)
 
 
 def _checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Any]]:
@@ -222,15 +263,19 @@ def _checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str, A
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with path.open("rb") as f:
-            if int.from_bytes(f.read(8), "little") > LARGEST_HEADER:
-                raise StateError(f"{path}: not a safetensors file, or damaged: its header is implausibly large")
+        _check_header(path)
         with safe_open(path, framework="pt") as f:
             return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}  # noqa: SIM118 (not a dict)
     except OSError as e:
         raise StateError(f"{path}: {e.strerror or e}") from e
     except SafetensorError as e:
         raise StateError(f"{path}: not a readable safetensors file: {e}") from e
+
+
+def _check_header(path: Path) -> None:
+    with path.open("rb") as f:
+        if int.from_bytes(f.read(8), "little") > LARGEST_HEADER:
+            raise StateError(f"{path}: not a safetensors file, or damaged: its header is implausibly large")
 
 
 def _bytes(t: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Settings for every test: few threads, few surprises, and memory that nobody wrote is NaN."""
 
+import importlib
 import os
 from pathlib import Path
 
@@ -24,10 +25,19 @@ def _poison(make):
 
 @pytest.fixture(autouse=True)
 def unwritten_memory_is_nan(monkeypatch: pytest.MonkeyPatch):
-    """`torch.empty` and its kin hold NaN, so that a result which was never written is seen."""
+    """`torch.empty` and its kin, and blocks of `postformer.ops.pages`, hold NaN, so that a result which was never written is seen."""
     monkeypatch.setattr(torch, "empty", _poison(torch.empty))
     monkeypatch.setattr(torch, "empty_like", _poison(torch.empty_like))
     monkeypatch.setattr(torch.Tensor, "new_empty", _poison(torch.Tensor.new_empty))
+    pages = importlib.import_module("postformer.ops.pages")  # within a test: jaxtyping checks what is imported after it
+    lease = pages.Blocks.lease
+
+    def poisoned(self, size):
+        block = lease(self, size)
+        block.fill(0xFF)  # NaN in every dtype
+        return block
+
+    monkeypatch.setattr(pages.Blocks, "lease", poisoned)
 
 
 @pytest.fixture

@@ -106,6 +106,75 @@ def test_a_reading_that_is_stopped_goes_on(here, monkeypatch, capsys):
     assert "snapshot 1, " in say(capsys, "memory", "snapshots", "other"), "of what is half read, before another text"
 
 
+def test_reading_again_is_stopped_and_goes_on(here, monkeypatch, capsys):
+    """Over two texts, the second not begun: what the same command reads in all is each of them once more."""
+    Path("more.txt").write_text("Another text.")
+    say(capsys, "read", "run", "diary.txt", "more.txt", "--memory", "m")
+    monkeypatch.setattr("postformer.models.memory.CHUNK", 200)
+    before, read = states.header("m").note["tokens"], Memory.read
+
+    def stopped(self, model, ids):
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGINT)
+        return read(self, model, ids)
+
+    words = ("read", "run", "diary.txt", "more.txt", "--memory", "m", "--again")
+    with monkeypatch.context() as m:
+        m.setattr(Memory, "read", stopped)
+        for _ in range(2):
+            assert "200 of them now" in say(capsys, *words, code=130)
+    shown = say(capsys, "memory", "show", "m")
+    assert "text     more.txt: 0 bytes, not yet to its end\n" in shown
+    say(capsys, *words)
+    assert states.header("m").note["tokens"] == 2 * before
+    assert "snapshot 2" not in say(capsys, "memory", "snapshots", "m"), "an interrupted reading is one reading"
+    say(capsys, *words)
+    assert states.header("m").note["tokens"] == 3 * before
+
+
+def test_a_reader_writes_over_nothing_of_others(here, monkeypatch, capsys):
+    Path("more.txt").write_text("Another text.")
+    read, told = Memory.read, []
+
+    def meanwhile(self, model, ids):
+        if not told:
+            told.append(None)
+            say(capsys, "read", "run", "more.txt", "--memory", "m")
+            told.append(Path("m").read_bytes())
+        return read(self, model, ids)
+
+    for _ in range(2):  # of a file that is not there yet, and of one that is
+        told.clear()
+        with monkeypatch.context() as m, pytest.raises(SystemExit) as end:
+            m.setattr(Memory, "read", meanwhile)
+            main(["read", "run", "diary.txt", "--memory", "m", "--keep", "0"])
+        error = capsys.readouterr().err.partition("postformer: ")[2]
+        assert end.value.code == 2 and error.count("\n") == 1
+        assert (
+            "m: not written: it was changed by another command meanwhile, and what it holds now stays; the same command again"
+            in error
+        )
+        assert Path("m").read_bytes() == told[1]
+        with Path("more.txt").open("a") as f:
+            f.write(" More.")
+    assert "19 tokens read" not in say(capsys, "read", "run", "diary.txt", "--memory", "m")
+
+
+def test_snapshots_by_hand_stay(here, capsys):
+    Path("t").write_text("One.")
+    say(capsys, "read", "run", "t", "--memory", "m")
+    assert say(capsys, "memory", "snapshot", "m").endswith(", 4 tokens read\n")
+    for _ in range(4):
+        with Path("t").open("a") as f:
+            f.write(" More.")
+        say(capsys, "read", "run", "t", "--memory", "m", "--keep", 2)
+    found = say(capsys, "memory", "snapshots", "m").splitlines()
+    assert [line.split(",")[0] for line in found] == ["snapshot 1", "snapshot 4", "snapshot 5"]
+    assert [line.endswith(", from before a reading") for line in found] == [False, True, True]
+
+
 @pytest.mark.parametrize("note", [{"tokens": "many"}, {"sources": ["book"]}, {"parent": 7}])
 def test_a_state_with_a_note_of_its_own_is_told_apart(here, capsys, note):
     model = open_model(Path("run"))

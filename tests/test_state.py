@@ -102,6 +102,38 @@ def test_the_header_says_what_a_file_is(tmp_path):
         S.header(tmp_path / "s")
 
 
+def test_a_file_that_would_not_load_is_not_written(tmp_path, monkeypatch):
+    model, path = small.model(), tmp_path / "s"
+    monkeypatch.setattr(S, "LARGEST_HEADER", 4096)
+    for write in (
+        lambda note: S.save(model.init_state(1), path, model, note),
+        lambda note: S.rewrite(path, tmp_path / "t", note),
+    ):
+        S.save(model.init_state(1), path, model, {"a": 1})
+        write({"a": "x" * 100})
+        S.save(model.init_state(1), path, model, {"a": 1})
+        kept = path.read_bytes()
+        with pytest.raises(
+            S.StateError, match=r"not written: its note is too long, and a header of [\d,]+ bytes is not read again"
+        ):
+            write({"a": "x" * 4096})
+        assert path.read_bytes() == kept
+    assert S.load(tmp_path / "t", model)[1] == {"a": "x" * 100}
+
+
+def test_a_mark_is_of_the_content(tmp_path):
+    model, path = small.model(), tmp_path / "s"
+    assert S.mark(path) is None
+    path.write_bytes(b"no state")
+    assert S.mark(path) == ""
+    assert S.save(model.init_state(1), path, model, {"a": 1}) == S.mark(path) == S.header(path).sha256
+    S.save(model.init_state(1), tmp_path / "t", model, {"a": 2})
+    assert S.mark(tmp_path / "t") != S.mark(path)
+    with pytest.raises(KeyError):
+        S.save(model.init_state(1), path, model, check=lambda: {}["changed"])
+    assert S.header(path).note == {"a": 1} and len(list(tmp_path.iterdir())) == 2, "nothing else is left behind"
+
+
 def test_the_fingerprint_is_of_the_weights_and_the_configuration():
     model = small.model()
     first = S.fingerprint(model)

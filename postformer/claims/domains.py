@@ -1,6 +1,7 @@
 """Experiments on a mixture of experts that learns texts of several domains: code, prose, and the user's text or an old diary."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from postformer.train.session import open_model
 
 HELD_OUT = 0.1
 """Of the documents: what experts do is measured over them."""
+LEAST = 2
+"""Documents, or windows of few documents, that each half of a domain's text takes."""
 OWN, DIARY = "yours", "diary"
 """The third domain: the user's text, or Pepys' diary where the real data is; none else."""
 
@@ -48,6 +51,8 @@ def make_corpus(ctx: Context) -> dict[str, Any]:
         raise NotMeasurable(
             f"{few[0]}: too little text: {counts[few[0]].tokens:,} tokens are held out, {2 * WINDOW} are needed"
         )
+    if few := [d for d, count in counts.items() if count.documents < 2]:
+        raise NotMeasurable(f"{few[0]}: too little text: one document is held out, two are needed")
     return {
         "text": "Python's library (code and its prose)" + ("" if third is None else f" and {third}"),
         "sha256": corpus.sha256,
@@ -69,8 +74,24 @@ def watched(ctx: Context, run: Run, seed: int, tokens: int) -> list[dict[str, An
             )
         except UserError as e:
             raise NotMeasurable(str(e)) from None
-    takes = 1 / found.layers[0].loads.shape[1]
-    return [_told(layer, takes, seed) for layer in found.layers]
+    return told(found.layers, seed)
+
+
+def told(layers: Sequence[Layer], seed: int) -> list[dict[str, Any]]:
+    """What each layer's experts tell. Raises NotMeasurable for a domain of which too little was read."""
+    _check_halves(layers[0])
+    takes = 1 / layers[0].loads.shape[1]
+    return [_told(layer, takes, seed) for layer in layers]
+
+
+def _check_halves(layer: Layer) -> None:
+    """Raises NotMeasurable where a half of a domain's text is too little for an interval."""
+    for number in (0, 1):
+        half = layer.half(number)
+        for domain in half.windows:
+            if (count := len(set(half.units(domain).tolist()))) < LEAST:
+                held_out = f"{len(layer.windows[domain])} windows of held-out text"
+                raise NotMeasurable(f"{domain}: too little text: of {held_out} a half has {count}, {LEAST} are needed")
 
 
 def _told(layer: Layer, takes: float, seed: int) -> dict[str, Any]:
@@ -98,4 +119,6 @@ def _first_control(layer: Layer) -> Layer:
 
 
 def _specialist(found: Specialist | None) -> dict[str, Any] | None:
-    return None if found is None else {"expert": found.expert, "share": list(found.share), "takes": found.takes}
+    if found is None:
+        return None
+    return {"expert": found.expert, "share": list(found.share), "takes": found.takes, "chosen by": found.chosen_by}

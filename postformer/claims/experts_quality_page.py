@@ -69,7 +69,8 @@ def limits(e: Evidence, about: Mapping[str, Any], run: Run, seeds: int) -> tuple
     return (
         f"Models of width {run.model['dim']} and two layers after {e['tokens']:,} tokens ({about['train']['bytes']:,} bytes of text are "
         "there): what experts are worth grows with what there is to learn, and these learn spelling and grammar.",
-        "One learning rate, schedule and number of steps for all, found with dense models and Mamba.",
+        "One learning rate, schedule and number of steps for all, found with dense models and Mamba; a router learns at a tenth of it, "
+        "since at all of it most tokens went to two experts.",
         "Equal operations are not equal time: what a step takes stands in the table.",
         f"{seeds} seed{'s' * (seeds > 1)}; "
         + ("the interval is over documents alone." if seeds == 1 else "Student's interval over so few is wide."),

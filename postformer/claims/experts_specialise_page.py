@@ -17,9 +17,10 @@ def percent(interval: Sequence[Real], seed: str) -> Number:
 
 
 def specialist(layers: Sequence[Mapping[str, Any]], which: str) -> dict[str, Any] | None:
-    """Over all layers the expert that is most code of those that take enough of it, and its layer's name."""
+    """Over all layers the expert that is most code of those that take enough of it, by the half of the text that it is not measured on;
+    and its layer's name."""
     found = [{**layer[which], "layer": layer["name"]} for layer in layers if layer[which]]
-    return max(found, key=lambda one: one["share"][0], default=None)
+    return max(found, key=lambda one: one["chosen by"], default=None)
 
 
 def headline(e: Evidence) -> Headline | None:

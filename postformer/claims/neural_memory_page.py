@@ -216,12 +216,14 @@ def limits(e: Evidence, ctx: Context) -> tuple[str, ...]:
     return (
         f"Models of {_counted(e['depth'], 'layer')} of width {e['width']} that learned one task; nothing is said of a large model or of "
         "another text than these diaries.",
-        "The facts are names of people's dogs and nothing else, told in wordings in which at most three words stand between person and "
-        "name, and the tokenizer has a piece for every name: of more topics in all wordings these small models learned too little.",
+        "The facts are names of people's dogs and nothing else, told in three wordings and changed in one, in which at most three words "
+        "stand between person and name, and the tokenizer has a piece for every name: of more topics in all wordings these small models "
+        "learned too little.",
         "Batch, rate, schedule and the price of writing were sought with the neural memory, and the others were given the same.",
         f"The longest diary rests on {few}; {_counted(seeds, 'seed')}. All models took {e['taken']}: the same number of steps is not the "
         "same time.",
-        "Small talk shares every word with the facts, which is harder than a real diary for BM25 and for a memory alike."
+        "Small talk is made of the same few templates as in training and shares every word with the facts, which is hard for BM25; how a "
+        "memory keeps apart what it never saw from what it was told is another question (--text)."
         if ctx.text is None
         else f"What stands between the facts is {ctx.text}.",
         *late,

@@ -89,7 +89,7 @@ def _text(ctx: Context) -> str | None:
 
 
 def _whole(seed: int, text: str | None = None) -> str:
-    diary = Diary(words=WORDS, facts=FACTS, seed=seed, text=text)
+    diary = Diary(words=WORDS, facts=FACTS, seed=seed, text=text, split="train")
     questions = "".join(f"{asking(q.text)} {q.answer}" for q in diary.questions())
     return "".join(f"\n\n{entry.text}" for entry in diary.entries()) + questions
 
@@ -137,7 +137,7 @@ class Readers:
         facts = min(TRIED_FACTS, max(2, words // WORDS_A_FACT))
         told = {"facts": facts, "kinds": (kind,), "span": span, **world(self.run(method))}
         first = TRAINING + MADE_OF + MADE_OF_TEXT
-        diaries = [Diary(words=words, seed=first + i, **told) for i in range(TRIED_DIARIES)]
+        diaries = [Diary(words=words, seed=first + i, split="valid", **told) for i in range(TRIED_DIARIES)]
         tried = []
         with process.threads(self.ctx.threads):
             for size in SIZES:
@@ -206,7 +206,8 @@ def recall(
         for seed in ctx.seeds:
             own = list[Counter[str]]()
             for number in range(diaries):
-                diary = Diary(words=words, seed=ASKED_FROM + APART * seed + _place(words, facts, kind) + number, **told)
+                at = ASKED_FROM + APART * seed + _place(words, facts, kind) + number
+                diary = Diary(words=words, seed=at, split="test", **told)
                 kept = readers.new(method, seed, words, kind)
                 try:
                     early = _read(ctx, kept, diary, f"{method}: diary of {words:,} words", until)
@@ -257,7 +258,8 @@ def written(ctx: Context, run: Run, facts: int, diaries: int) -> list[dict[str, 
             tokens = tokens_of(model)
             for number in range(diaries):
                 told, rng = Diary(words=length, seed=ASKED_FROM + number, **about).plan, random.Random(number)
-                pieces = list(pieces_of(told, sentences(about["text"], rng, told.people), tokens.encode, length, 10.0, rng))
+                talk = sentences(about["text"], rng, told.people, "test")
+                pieces = list(pieces_of(told, talk, tokens.encode, length, 10.0, rng))
                 fact = torch.tensor([label not in rest for piece, label in pieces for _ in piece])
                 with observed(model) as found:
                     model.hidden(torch.tensor([[i for piece, _ in pieces for i in piece]]))

@@ -29,6 +29,7 @@ from postformer.data.reading import FILLER, Passage, Piece, Reading, asking, wea
 from postformer.data.smalltalk import smalltalk
 from postformer.data.sources import DataError
 from postformer.data.statements import KINDS, MOST_FACTS, Asked, Kind, Plan, Question, plan
+from postformer.data.task import SPLITS
 from postformer.data.world import FAMILY, GIVEN, MONTHS, places
 
 PEPYS = "pepys"
@@ -57,7 +58,8 @@ class Entry:
 class Diary:
     """A diary of `words` words over so many years, with `facts` statements planted in it. The same for the same values.
 
-    `text` is what stands between them: small talk by default, "pepys" for Pepys' diary in POSTFORMER_DATA, else the path of a text.
+    `text` is what stands between them: small talk by default, "pepys" for Pepys' diary in POSTFORMER_DATA, else the path of a text, of
+    which `split` is drawn ("train", "valid" or "test" as `Prose` says; None: all of it).
     The statements are told at places drawn evenly from `span`, shares of the diary: (0, 0.1) for the first year of ten. No more than
     `facts` are told, one less where the last question would need two. `topics` are what they are about; with a `reach` they are told in
     wordings in which the value follows the person after at most so many words, or in those in which it does so soonest.
@@ -68,6 +70,7 @@ class Diary:
     years: float = 10.0
     seed: int = 0
     text: str | None = None
+    split: str | None = None
     kinds: tuple[Kind, ...] = KINDS
     topics: tuple[str, ...] = TOPICS
     reach: int | None = None
@@ -75,6 +78,8 @@ class Diary:
 
     def __post_init__(self) -> None:
         check(self.facts, self.years, self.kinds, self.span, self.topics, self.reach)
+        if self.split not in (None, *SPLITS):
+            raise ValueError(f"split: unknown {self.split!r}; choose from {', '.join(SPLITS)}")
         if (least := 8 + sum(len(text.split()) for _, text in self.plan.told)) > self.words:
             raise ValueError(f"words: {self.facts:,} facts need {least:,} words, got {self.words:,}")
 
@@ -86,7 +91,7 @@ class Diary:
     def entries(self) -> Iterator[Entry]:
         """The entries in order, written as they are asked for."""
         rng = random.Random(f"{self.seed} entries")
-        talk = sentences(self.text, rng, self.plan.people)
+        talk = sentences(self.text, rng, self.plan.people, self.split)
         ends = [(0, 0)] * len(self.plan.told)
         held: list[str] = []
         told: list[int] = []

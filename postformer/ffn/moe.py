@@ -10,7 +10,7 @@ one choice.
 | qwen2 | softmax | as scored | 60, 4 | gated | balance 1e-3 | Qwen team 2024, arXiv 2407.10671 |
 | qwen3 | softmax | sum to 1 | 128, 8 | - | balance 1e-3 | Qwen team 2025, arXiv 2505.09388 |
 | olmoe | softmax | as scored | 64, 8 | - | balance 1e-2, z 1e-3 | Muennighoff et al. 2024, arXiv 2409.02060 |
-| deepseek-v2 | softmax | as scored, times 16 | 160, 6 of 3 of 8 groups | 2 | balance 3e-3 | DeepSeek-AI 2024, arXiv 2405.04434 |
+| deepseek-v2 | softmax | as scored, times 16 | 160, 6 of 3 of 8 groups | 2 | sequence_balance 3e-3 | DeepSeek-AI 2024, arXiv 2405.04434 |
 | deepseek-v3 | sigmoid | sum to 2.5 | 256, 8 of 4 of 8 groups | 1 | correction 1e-3, sequences 1e-4 | DeepSeek-AI 2024, arXiv 2412.19437 |
 | gpt-oss | softmax over the chosen | sum to 1 | 32, 4, with biases | - | balance 1e-2 | OpenAI 2025, arXiv 2508.10925 |
 """
@@ -73,7 +73,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scale": 16.0,
         "top_groups": 3,
         "shared": 2,
-        "balance": 3e-3,
+        "balance": 0.0,
+        "sequence_balance": 3e-3,
     },
     "deepseek-v3": {
         **_GROUPS,
@@ -118,7 +119,7 @@ class MoE(nn.Module):
     step of training. `capacity` above 0 drops, in training, pairs beyond that many times an expert's even share; `jitter` multiplies what
     the router sees in training with 1 - jitter to 1 + jitter (Switch, section 2.4).
 
-    Router logits and weights are computed in fp32 or wider whatever the dtype of the tokens.
+    Router logits and weights are computed, and the correction is kept, in fp32 or wider whatever the dtype of the tokens and matrices.
     """
 
     correction: Tensor | None
@@ -172,6 +173,7 @@ class MoE(nn.Module):
         self.shared = Shared(dim, width, self.activation, choice["shared_gate"]) if width else None
         corrects = self.rate or self.router_kind == "sigmoid"
         self.register_buffer("correction", torch.zeros(choice["experts"]) if corrects else None)
+        self.register_load_state_dict_post_hook(_loaded)
         self.register_buffer("loads", torch.zeros(choice["experts"], dtype=torch.long), persistent=False)
         self.observers: list[list[Routed]] = []
         self.group: Group = None
@@ -185,18 +187,35 @@ class MoE(nn.Module):
         logits = self._logits(tokens)
         experts, weights, scores = self.route(logits)
         weights = weights * self.scale
+        kept = None
         if self.training and self.capacity:
-            weights = weights * within_capacity(experts, len(self.loads), self.capacity, self.group)
+            kept = within_capacity(experts, len(self.loads), self.capacity, self.group)
+            weights = weights.where(kept, 0.0)
         if self.training and self.rate:
             self.loads += load(experts, len(self.loads))
         rows = x.shape[:2]
         for seen_by in self.observers:
             seen_by.append(Routed(*(part.unflatten(0, rows) for part in (logits, scores, experts, weights))))
-        if self.elsewhere is not None:
-            y = self.elsewhere(tokens, experts, weights).view_as(x)
-        else:
-            y = mixed(tokens, experts, weights, self.networks, self.group).view_as(x)
+        y = self._answers(tokens, experts, weights, kept).view_as(x)
         return y if self.shared is None else y + self.shared(x)
+
+    def _answers(
+        self, tokens: Float[Tensor, "n d"], experts: Int[Tensor, "n k"], weights: Float[Tensor, "n k"], kept: Tensor | None
+    ) -> Float[Tensor, "n d"]:
+        """Of all pairs, or of those that are `kept`: an infinite answer times 0 would be NaN."""
+        of = self.elsewhere or (lambda x, experts, weights: mixed(x, experts, weights, self.networks, self.group))
+        if kept is None:
+            return of(tokens, experts, weights)
+        token, place = kept.nonzero(as_tuple=True)
+        answers = of(tokens[token], experts[token, place, None], weights[token, place, None])
+        return torch.zeros_like(tokens).index_add(0, token, answers)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MoE":
+        """The correction stays in fp32 or wider: in bf16 its steps would be lost beside what it has grown to."""
+        before = self.correction
+        super()._apply(fn, recurse)
+        _widen(self, before)
+        return self
 
     @property
     def networks(self) -> Networks:
@@ -319,6 +338,16 @@ class Shared(nn.Module):
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         y = self.out(activated(self.up(x), self.activation))
         return y if self.gate is None else y * torch.sigmoid(self.gate(x))
+
+
+def _widen(m: MoE, correction: Tensor | None) -> None:
+    """Have a narrower correction be this one in fp32."""
+    if correction is not None and m.correction is not None and m.correction.dtype.itemsize < 4:
+        m.correction = correction.to(m.correction.device, torch.float32)
+
+
+def _loaded(m: MoE, _: object) -> None:
+    _widen(m, m.correction)
 
 
 def _check(choice: dict[str, Any], hidden: int, capacity: float, jitter: float) -> None:

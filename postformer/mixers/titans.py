@@ -58,8 +58,9 @@ class LMM(Writer):
     norm over sqrt(variance + `damping`). `chunk` tokens share the weights at which their gradients are taken, and `window` tokens take
     part in each step. theta is 1 - eta times at most `rate` (default: 0.5 / chunk), which bounds the step instead where that is Muon's.
     Without `momentum` eta is 0, without `forgetting` alpha is 0. A token of which theta's share is at most `threshold` is not written:
-    theta, alpha and Muon's step are 0, and above it they grow from 0, so that what was read of no use neither changes nor wears out the
-    memory. `gates` are read off the `token`, or off what the convolution made of it and of those before it."""
+    theta, alpha and Muon's step are 0, and above it they grow from 0, so that what was read of no use adds nothing of its own to the
+    memory and wears nothing out; with `momentum` the surprise of before still changes it. `gates` are read off the `token`, or off what
+    the convolution made of it and of those before it."""
 
     def __init__(
         self,

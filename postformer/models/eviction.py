@@ -12,7 +12,7 @@ A policy sees every visit and names what to evict; it holds no weights, so a tra
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -135,7 +135,8 @@ class Belady(Policy):
 
 
 class Cache:
-    """Which key lies in which of `slots` slots. Whoever holds weights reads and writes them as it says."""
+    """Which key lies in which of `slots` slots. Whoever holds weights reads and writes them as it says: into the slots that `admit` gives,
+    and then the keys are `filled`."""
 
     def __init__(self, policy: Policy, slots: int):
         self.policy, self.slots = policy, slots
@@ -143,21 +144,29 @@ class Cache:
         self.free = list(range(slots))[::-1]
 
     def held(self, keys: Keys) -> Marks:
-        """Which of the keys have a slot."""
+        """Which of the keys lie in a slot."""
         return self.slot_of[keys] >= 0
 
     def admit(self, keys: Keys, busy: Keys) -> list[tuple[int, int]]:
-        """A slot for each of the keys, which have none yet, as far as there are any besides those of `busy` keys: (key, slot)."""
+        """A slot for each of the keys, which have none yet, as far as there are any besides those of `busy` keys: (key, slot). A key is
+        held once it is `filled`."""
         if (short := len(keys) - len(self.free)) > 0:
             evictable = self.slot_of >= 0
             evictable[busy] = False
             for key in self.policy.worst(evictable, short):
-                self.free.append(int(self.slot_of[key]))
-                self.slot_of[key] = -1
-        admitted = [(int(key), self.free.pop()) for key in keys[: len(self.free)]]
+                slot, self.slot_of[key] = int(self.slot_of[key]), -1
+                self.free.append(slot)
+        return [(int(key), self.free.pop()) for key in keys[: len(self.free)]]
+
+    def filled(self, admitted: Iterable[tuple[int, int]]) -> None:
+        """These keys lie in the slots that they were given."""
         for key, slot in admitted:
             self.slot_of[key] = slot
-        return admitted
+
+    def forget_admitted(self) -> None:
+        """Take back every slot in which no key lies."""
+        taken = set(self.slot_of.tolist())
+        self.free = [slot for slot in reversed(range(self.slots)) if slot not in taken]
 
     def groups(self, keys: Keys, least: int) -> list[Keys]:
         """The keys of a visit in groups that fit at once: all, or else those that are held and then the rest, `least` at a time."""
@@ -190,5 +199,5 @@ def replay(trace: Sequence[Visit], policy: Policy, slots: int, least: int) -> Co
             held = cache.held(group)
             count.asked += len(group)
             count.hits += int(held.sum())
-            cache.admit(group[~held], group)
+            cache.filled(cache.admit(group[~held], group))
     return count

@@ -10,8 +10,10 @@ layer computes; such a guess never takes the slot of an expert that this layer u
 
 import dataclasses
 import math
+import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from postformer.ffn.moe import MoE
-from postformer.models.eviction import LRU, Cache, Count, Keys, LeastStale, NextUse, Visit
+from postformer.models.eviction import LRU, Cache, Count, Keys, LeastStale, Marks, NextUse, Visit
 from postformer.models.expert_file import ExpertFile, ExpertsError
 from postformer.models.expert_slots import DTYPES, PARTS, Shape, Slots
 from postformer.models.routing import mixtures
@@ -79,8 +81,10 @@ class Pool:
         self.slots: Slots
         self.cache: Cache
         self.begins: list[int] = []
-        self.pending: dict[int, Future[None]] = {}
-        """Keys whose slots are being filled."""
+        self.pending: dict[int, tuple[Future[None], int]] = {}
+        """Keys whose slots are being filled, and these."""
+        self.torn = False
+        """Whether a change was begun and not ended."""
 
     @property
     def least(self) -> int:
@@ -92,11 +96,38 @@ class Pool:
         """Slots for all experts."""
         return sum(len(m.loads) for _, m in self.mixtures)
 
+    def known(self, keys: Keys) -> Marks:
+        """Which of the keys lie in a slot or are on their way."""
+        return self.cache.held(keys) | np.isin(keys, list(self.pending))
+
     def settle(self) -> None:
         """Wait for what is being filled."""
-        for future in set(self.pending.values()):
+        for future in {future for future, _ in self.pending.values()}:
             future.result()
+        self.cache.filled((key, slot) for key, (_, slot) in self.pending.items())
         self.pending.clear()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Whatever fails or is interrupted in this, keys that are held lie in their slots, and slots in which none lies are free."""
+        if self.torn:
+            self._mend()
+        self.torn = True
+        try:
+            yield
+        except BaseException:
+            self._mend()
+            raise
+        self.torn = False
+
+    def _mend(self) -> None:
+        futures = {future for future, _ in self.pending.values()}
+        for future in futures:
+            future.cancel()
+        wait(futures)
+        self.pending.clear()
+        self.cache.forget_admitted()
+        self.torn = False
 
     def open(self, slots: int) -> None:
         """Take the memory for so many slots, or for all experts where these are fewer."""
@@ -111,15 +142,15 @@ class Pool:
 class ExpertStore:
     """The experts of a model, in its file and in memory.
 
-    `told` counts what it does, `trace` the visits of each pool where it is a list. Raises ExpertsError for a file without the experts, and
-    where the cap is below what one token needs.
+    `told` counts what it does, `trace` the visits of each pool where it is a list. Threads take turns, a layer at a time. Raises
+    ExpertsError for a file without the experts, and where the cap is below what one token needs.
     """
 
     def __init__(self, model: nn.Module, path: str | Path, memory: ExpertMemory):
         found = mixtures(model)
         if not found:
             raise ExpertsError(f"{path}: the model has no experts that could stay on disk")
-        self.memory, self.told = memory, Told()
+        self.memory, self.told, self.lock = memory, Told(), threading.Lock()
         self.file = ExpertFile(path, expert_names(model), memory.drop)
         self.trace: list[Visit] | None = None
         self.pools: dict[Shape, Pool] = {}
@@ -175,7 +206,8 @@ class Layer:
         """Each token through its experts. Raises RuntimeError where gradients are asked for."""
         if torch.is_grad_enabled() and (x.requires_grad or weights.requires_grad):
             raise RuntimeError("experts on disk have no gradients: load the model into memory to train it")
-        return by_parts(x, experts, weights, self._groups(x, experts))
+        with self.store.lock:
+            return by_parts(x, experts, weights, self._groups(x, experts))
 
     @property
     def begin(self) -> int:
@@ -195,6 +227,9 @@ class Layer:
             told.guessed_right += len(np.intersect1d(keys, self.guessed))
             self.predicted = self.guessed = keys[:0]
         pool.cache.policy.visited(visit)
+        if len(keys) > pool.cache.slots:
+            with pool.changing():
+                pool.settle()
         groups = pool.cache.groups(keys, pool.least)
         for i, group in enumerate(groups):
             self._bring(group)
@@ -207,40 +242,44 @@ class Layer:
     def _bring(self, keys: Keys) -> None:
         """Have these in memory."""
         pool, told = self.pool, self.store.told
-        held = pool.cache.held(keys)
-        told.count.asked += len(keys)
-        told.count.hits += int(held.sum())
-        busy = np.union1d(keys, list(pool.pending)).astype(np.int64)
-        if len(busy) > pool.cache.slots:
+        with pool.changing():
+            known = pool.known(keys)
+            told.count.asked += len(keys)
+            told.count.hits += int(known.sum())
+            if len(np.union1d(keys, list(pool.pending))) > pool.cache.slots:
+                pool.settle()
+            read = self._admitted(keys[~known], keys)
+            half = 0 if pool.pending else len(read) // 2
+            self._behind(read[:half])
+            self._fill(read[half:])
+            pool.cache.filled(read[half:])
             pool.settle()
-            busy = keys
-        read = self._admitted(keys[~held], busy)
-        half = 0 if pool.pending else len(read) // 2
-        pool.pending |= self._behind(read[:half])
-        pool.slots.fill_all(self.store.file, self.files, read[half:])
-        pool.settle()
 
     def _ahead(self, keys: Keys, busy: Keys) -> Keys:
         """Begin to read what is not there of these, as far as there are slots besides those of `busy` keys: which are read."""
         pool = self.pool
-        taken = np.concatenate([busy, np.array(list(pool.pending), np.int64), keys[pool.cache.held(keys)]])
-        read = self._admitted(keys[~pool.cache.held(keys)], taken)
-        pool.pending |= self._behind(read)
-        return np.array([expert for expert, _ in read], np.int64) + self.begin
+        with pool.changing():
+            known = pool.known(keys)
+            read = self._admitted(keys[~known], np.concatenate([busy, keys[known]]))
+            self._behind(read)
+        return np.array([key for key, _ in read], np.int64)
 
     def _admitted(self, keys: Keys, busy: Keys) -> list[tuple[int, int]]:
-        """The experts that get slots, and these: all of the keys, or as many as there are slots besides those of `busy` ones."""
-        found = [(key - self.begin, slot) for key, slot in self.pool.cache.admit(keys, busy)]
+        """The keys that get slots, and these: all of them, or as many as there are slots besides those of `busy` ones."""
+        found = self.pool.cache.admit(keys, busy)
         self.store.told.read += len(found)
         self.store.told.read_bytes += len(found) * Slots.slot_bytes(self.pool.shape)
         return found
 
-    def _behind(self, read: list[tuple[int, int]]) -> dict[int, Future[None]]:
-        """What the thread behind fills, by key."""
-        if not read:
-            return {}
-        future = self.store.readers.submit(self.pool.slots.fill_all, self.store.file, self.files, read)
-        return {expert + self.begin: future for expert, _ in read}
+    def _fill(self, read: list[tuple[int, int]]) -> None:
+        experts = [(key - self.begin, slot) for key, slot in read]
+        self.pool.slots.fill_all(self.store.file, self.files, experts)
+
+    def _behind(self, read: list[tuple[int, int]]) -> None:
+        """Have the other thread fill these slots."""
+        if read:
+            future = self.store.readers.submit(self._fill, read)
+            self.pool.pending |= {key: (future, slot) for key, slot in read}
 
     def guess(self, x: Float[Tensor, "n d"], pool_in_use: Pool, busy: Keys) -> None:
         """Read ahead what this layer's router says of tokens that are not its own yet, while `busy` keys of a pool are in use."""

@@ -43,13 +43,14 @@ class Layer:
     """The pairs that each expert of one mixture had, of every domain's every window [w, e]; `control` of untrained routers [c, w, e].
 
     Intervals are the bootstrap's over documents, whose numbers `documents` tells for every window, and over windows of a domain with fewer
-    than DOCUMENTS of them; and over the untrained routers.
+    than DOCUMENTS of them; and over the untrained routers. `resampled` tells it where another layer's windows decide: of a half the whole.
     """
 
     name: str
     windows: Mapping[str, Int[np.ndarray, "w e"]]
     control: Mapping[str, Int[np.ndarray, "c w e"]]
     documents: Mapping[str, Int[np.ndarray, " w"]] = dataclasses.field(default_factory=dict)
+    resampled: Mapping[str, Int[np.ndarray, " w"]] = dataclasses.field(default_factory=dict)
 
     @property
     def loads(self) -> Int[np.ndarray, "d e"]:
@@ -78,10 +79,15 @@ class Layer:
 
     def units(self, domain: str) -> Int[np.ndarray, " w"]:
         """The number of the unit that is resampled, for each window of a domain."""
-        numbers = self.documents.get(domain)
-        if numbers is None or len(np.unique(numbers)) < DOCUMENTS:
-            return np.arange(len(self.windows[domain]))
+        numbers = self.resampled.get(domain)
+        if numbers is None:
+            numbers = self._documents(domain)
+            numbers = numbers if len(np.unique(numbers)) >= DOCUMENTS else np.arange(len(numbers))
         return np.unique(numbers, return_inverse=True)[1]
+
+    def _documents(self, domain: str) -> Int[np.ndarray, " w"]:
+        """Each window's document, by its place among them; where none are told a window is one."""
+        return np.unique(self.documents.get(domain, np.arange(len(self.windows[domain]))), return_inverse=True)[1]
 
     def _drawn(self, seed: int) -> tuple[list[float], list[float]]:
         """Purities of resampled texts: the model's, and on the same texts those of an untrained router that is drawn with them."""
@@ -102,13 +108,14 @@ class Layer:
         return np.stack([np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(RESAMPLED)])[:, unit]
 
     def half(self, number: int) -> "Layer":
-        """Every other document, or window, of each domain: the even ones (0) or the odd (1)."""
-        kept = {domain: self.units(domain) % 2 == number for domain in self.windows}
+        """Every other document of each domain, or window where no documents are told: the even ones (0) or the odd (1)."""
+        kept = {domain: self._documents(domain) % 2 == number for domain in self.windows}
         return Layer(
             self.name,
             {d: of[kept[d]] for d, of in self.windows.items()},
             {d: of[:, kept[d]] for d, of in self.control.items()},
             {d: of[kept[d]] for d, of in self.documents.items()},
+            {d: self.units(d)[kept[d]] for d in self.windows},
         )
 
     def specialist(self, domain: str, takes: float, seed: int = 0) -> "Specialist | None":
@@ -124,7 +131,8 @@ class Layer:
             return None
         expert = int(share.argmax())
         found = rest.loads
-        return Specialist(expert, rest._share(number, expert, seed), float(found[number, expert] / found[number].sum()))
+        takes = float(found[number, expert] / found[number].sum())
+        return Specialist(expert, rest._share(number, expert, seed), takes, float(share[expert]))
 
     def _share(self, number: int, expert: int, seed: int) -> Interval:
         """P(domain | expert)."""
@@ -142,6 +150,8 @@ class Specialist(NamedTuple):
     """P(domain | expert) of equally many tokens of each domain."""
     takes: float
     """Of the domain's pairs."""
+    chosen_by: float
+    """The share on the half of the text by which it was chosen."""
 
 
 @dataclasses.dataclass(frozen=True)

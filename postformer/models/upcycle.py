@@ -39,8 +39,8 @@ def upcycle(
     """One model whose every per-token network holds `experts` networks, copies of those of `models` in turn (default: 8 copies of a single
     one, each of several once), of which a token goes to `top`; times `split` where each network is split.
 
-    `texts`: token ids for each model, from which the router's rows are made. Raises UserError where the models have not one shape, a
-    network is no `mlp`, or a number does not fit.
+    `texts`: token ids for each model, from which the router's rows are made. It is made in fp32 or wider and then of the first one's dtype.
+    Raises UserError where the models have not one shape, a network is no `mlp`, or a number does not fit.
     """
     first = models[0]
     experts = (8 if len(models) == 1 else len(models)) if experts is None else experts
@@ -50,15 +50,21 @@ def upcycle(
     config["ffns"] = tuple(
         _spec(block.ffn, hidden.get(i, 0), experts, top, split) for i, block in enumerate(first.backbone.blocks)
     )
-    made: LanguageModel = build(config, {"language": LanguageModel}, "model").to(first.embed.weight.dtype)
+    wide = at_least_fp32(first)
+    made: LanguageModel = build(config, {"language": LanguageModel}, "model").to(wide)
     made.tokens = first.tokens
     with torch.no_grad():
-        common = {name: torch.stack([m.state_dict()[name] for m in models]).mean(0) for name in _outside(first)}
+        common = {name: torch.stack([m.state_dict()[name].to(wide) for m in models]).mean(0) for name in _outside(first)}
         made.load_state_dict(common, strict=False)
         rows = _router_rows(models, texts, experts, seed)
         for i in hidden:
             _fill(made.backbone.blocks[i].ffn, [m.backbone.blocks[i].ffn for m in models], rows[i], split)
-    return made.eval()
+    return made.eval().to(first.embed.weight.dtype)
+
+
+def at_least_fp32(model: LanguageModel) -> torch.dtype:
+    """The model's dtype, or fp32 where that is narrower."""
+    return torch.promote_types(model.embed.weight.dtype, torch.float32)
 
 
 def furthest(one: LanguageModel, other: LanguageModel, seed: int = 0, length: int = 64) -> float:

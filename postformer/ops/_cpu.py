@@ -59,7 +59,7 @@ def load(level: str) -> Any:
     return library
 
 
-VERSION = 29
+VERSION = 30
 """Of csrc/version.cpp."""
 SIGNATURES = {
     "block_steps": (2, 6),

@@ -71,6 +71,8 @@ TENSORS, REALS = (10, 12), (3, 2)
 BlockParts = tuple[AttentionPart, NetworkPart | None]
 ATTENTION_MATRICES = {"q", "k", "v", "out"}
 NETWORK_MATRICES = {"router", "gate", "up", "down", "shared_up", "shared_down", "shared_gate"}
+CORRECTION = "correction"
+"""It is fp32 whatever the rest is."""
 
 
 class Plan(NamedTuple):
@@ -98,14 +100,16 @@ def tensors_of(blocks: Sequence[BlockParts]) -> list[Tensor]:
 
 def plan(blocks: Sequence[BlockParts], tensors: Sequence[Tensor]) -> Plan | None:
     """None where the kernel cannot read the weights as they lie. Raises ValueError for shapes that do not belong together."""
-    matrices, small = set(), set()
+    matrices, small, wide = set(), set(), {torch.float32}
     for attention, network in blocks:
         for part, named in ((attention, ATTENTION_MATRICES), (network, NETWORK_MATRICES)):
             for name, t in () if part is None else part._asdict().items():
                 if isinstance(t, Tensor):
-                    (matrices if name in named else small).add(t.dtype)
+                    (wide if name == CORRECTION else matrices if name in named else small).add(t.dtype)
     readable = all(type(t) in (Tensor, nn.Parameter) and t.is_contiguous() and t.is_cpu for t in tensors)
-    if not (_cpu.BUILT and readable and len(matrices) == len(small) == 1 and matrices | small <= _cpu.HALF_OR_SINGLE):
+    if not (
+        _cpu.BUILT and readable and len(matrices) == len(small) == len(wide) == 1 and matrices | small <= _cpu.HALF_OR_SINGLE
+    ):
         return None
     d = len(blocks[0][0].norm)
     table = array("q")

@@ -234,6 +234,8 @@ MOST_PAIRS = 8
 KINDS: dict[Activation, int] = {"swiglu": 0, "relu": 1, "gpt-oss": 2, "gelu": 3}
 """Activations by the kernels' numbers."""
 GATED = {number for kind, number in KINDS.items() if gated(kind)}
+ODD = 2
+"""What the kernel answers where a token is sent to no expert that there is."""
 
 
 def kernel_takes(x: Tensor, experts: Tensor, weights: Tensor, networks: Networks, count: int) -> bool:
@@ -284,7 +286,12 @@ def _experts_cpu(
     _cpu.check("experts", torch.int64, chosen=(chosen, (n, k)))
     y = torch.empty_like(x)
     words = _cpu.contiguous(x, chosen, weights, up, out, up_bias, out_bias)
-    _cpu.call("experts_forward", *words, y, up.dtype == torch.bfloat16, n, k, e, d, f, activation)
+    addresses = [None if t is None else t.data_ptr() for t in (*words, y)]
+    said = _cpu.asked("experts_forward", *addresses, up.dtype == torch.bfloat16, n, k, e, d, f, activation)
+    if said == ODD:
+        raise ValueError(f"experts: {chosen.min()} to {chosen.max()} are chosen of 0 to {e - 1}")
+    if said:
+        raise MemoryError("the kernel experts_forward ran out of memory")
     return y
 
 

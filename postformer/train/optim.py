@@ -64,7 +64,7 @@ class Optimizer:
             part.zero_grad(set_to_none=True)
 
     def step(self, lr: float) -> None:
-        """One update at the given learning rate, of which Muon's matrices take their share."""
+        """One update at the given learning rate, of which Muon's matrices and routers take their share."""
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = lr * group.get("share", 1.0)
@@ -163,4 +163,9 @@ def _group(name: str, p: nn.Parameter, kind: str) -> str:
     at_an_end = not ENDS.isdisjoint(modules)
     if p.ndim < 2 or at_an_end or getattr(p, "no_weight_decay", False):
         return "plain"
-    return "muon" if kind == "muon" and own == "weight" and (p.ndim == 2 or getattr(p, "matrices", False)) else "decay"
+    return "muon" if kind == "muon" and own == "weight" and (_is_matrix(p) or getattr(p, "matrices", False)) else "decay"
+
+
+def _is_matrix(p: nn.Parameter) -> bool:
+    """A single row or column, such as a gate's, is none: Muon would make it of length 1."""
+    return p.ndim == 2 and min(p.shape) > 1

@@ -13,6 +13,7 @@ from types import FrameType
 import torch
 
 from postformer.config import UserError
+from postformer.ops.pages import BLOCKS
 
 
 class TrainingError(UserError):
@@ -61,7 +62,8 @@ _keeping = 0
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Let the C library keep what one step frees for the next one, for the whole process until the last such block is left.
+    """Let the C library keep what one step frees for the next one, for the whole process until the last such block is left: then it
+    goes back to the system, and what `postformer.ops.pages` keeps.
 
     Else the system maps and zeroes the same pages again at every step: thousands of page faults for a small model. Only glibc is told.
     """
@@ -81,9 +83,11 @@ def freed_memory_kept() -> Iterator[None]:
         yield
     finally:
         _keeping -= 1
-        if known and not _keeping:
-            tell(USUAL)
-            libc.malloc_trim(0)
+        if not _keeping:
+            BLOCKS.release()
+            if known:
+                tell(USUAL)
+                libc.malloc_trim(0)
 
 
 @contextmanager

@@ -40,6 +40,26 @@ def test_a_study_from_training_to_the_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [*command, "--text", str(tmp_path), "--out", str(tmp_path / "out")])
     with pytest.raises(UserError, match=r"--out: .*out holds a study of .*text.jsonl, not of"):
         ablation.main()
+    monkeypatch.setattr(sys, "argv", [*command, "--text", str(text), "--out", str(tmp_path / "out")])
+    first_line, rest = text.read_text().split("\n", 1)
+    text.write_text(json.dumps({"text": json.loads(first_line)["text"].upper()}) + "\n" + rest)
+    with pytest.raises(UserError, match=r"--out: .*out holds a study of .*text.jsonl, not of .*text.jsonl as it is now; give"):
+        ablation.main()
+
+
+def test_a_result_is_told_apart_by_the_whole_text():
+    """Also by what is learned of it, and by where its documents end."""
+    text = ablation.streams.Text("t", [b"one", b"two"], [b"three"])
+    others = [text._replace(learned=[b"one", b"too"]), text._replace(learned=[b"onet", b"wo"]), text._replace(read=[b"4"])]
+    assert len({ablation.content(t) for t in (text, *others)}) == 4
+    assert ablation.content(text._replace(name="u")) == ablation.content(text)
+
+
+def test_out_is_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["ablation", "--out", str(tmp_path / "file")])
+    with pytest.raises(UserError, match=r"--out .*file: is a file; name a folder"):
+        ablation.main()
 
 
 def test_a_variant_is_paired_with_the_whole_memory_of_its_seed(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from postformer.claims import domains, load_claim
 from postformer.claims import experts_specialise as E
 from postformer.claims import experts_specialise_page as page
+from postformer.claims.ledger import NotMeasurable
 from postformer.claims.report import run_report
 from postformer.models.telemetry import Layer
 from postformer.recipes.language import text_experts
@@ -24,7 +25,7 @@ def around(value: float, by: float = 0.02) -> list[float]:
 
 
 def layer(excess: float = 0.2, code: float | None = 0.95, **words: Any) -> dict[str, Any]:
-    expert = None if code is None else {"expert": 3, "share": around(code), "takes": 0.3}
+    expert = None if code is None else {"expert": 3, "share": around(code), "takes": 0.3, "chosen by": code}
     return {
         "name": "layer 1",
         "loads": [[8, 2], [1, 9], [5, 5]],
@@ -37,7 +38,7 @@ def layer(excess: float = 0.2, code: float | None = 0.95, **words: Any) -> dict[
         "max_violation": 0.2,
         "idle": 0,
         "specialist": expert,
-        "untrained specialist": {"expert": 0, "share": around(0.4), "takes": 0.2},
+        "untrained specialist": {"expert": 0, "share": around(0.4), "takes": 0.2, "chosen by": 0.4},
         **words,
     }
 
@@ -73,9 +74,43 @@ def test_the_expert_is_measured_apart():
     layer = Layer("1", windows, {d: of[None] for d, of in windows.items()})
     one = layer.specialist("code", 0.1)
     assert one is not None and one.expert == 0
-    assert one.share.value == 1.0 and one.takes == pytest.approx(1 / 8)
+    assert one.share.value == 1.0 and one.takes == pytest.approx(1 / 8) and one.chosen_by == 1.0
     assert layer.specialist("code", 0.9) is None
     assert domains._first_control(layer).specialist("code", 0.1) == one
+
+
+def test_the_layer_is_chosen_by_the_half_that_is_not_told():
+    """Of two layers whose halves disagree, the one that is best where it is chosen is told, as it is in the other half."""
+    lucky = {"expert": 1, "share": around(0.97), "takes": 0.2, "chosen by": 0.6}
+    steady = {"expert": 2, "share": around(0.8), "takes": 0.2, "chosen by": 0.9}
+    two = [layer(name="layer 0", specialist=lucky), layer(name="layer 1", specialist=steady)]
+    e = {**evidence(), "layers": {"0": two}}
+    found = page.specialist(two, "specialist")
+    assert found is not None and (found["layer"], found["expert"]) == ("layer 1", 2)
+    head = page.headline(e)
+    assert head is not None and head.number.value == pytest.approx(80)
+    assert verdicts(e)[1] == "contradicted"
+
+
+def sparse(windows: int, documents: int) -> Layer:
+    """A layer of so many windows of so many documents in each domain."""
+    rng = np.random.default_rng(0)
+    own = {d: rng.multinomial(64, [0.5, 0.5], windows) for d in ("code", "prose")}
+    numbers = {d: np.arange(windows) * documents // windows for d in own}
+    return Layer("1", own, {d: of[None] for d, of in own.items()}, numbers)
+
+
+@pytest.mark.parametrize(("windows", "documents"), [(1, 1), (9, 1), (2, 2), (3, 3)])
+def test_a_half_that_is_too_little_is_said(windows, documents):
+    with pytest.raises(NotMeasurable, match=r"^code: too little text: of \d windows .* a half has [01], 2 are needed$"):
+        domains.told([sparse(windows, documents)], 0)
+
+
+@pytest.mark.parametrize(("windows", "documents"), [(4, 2), (7, 3), (9, 9)])
+def test_a_few_documents_are_measured(windows, documents):
+    (one,) = domains.told([sparse(windows, documents)], 0)
+    assert one["documents"] == {"code": documents, "prose": documents}
+    assert set(one["specialist"]) == {"expert", "share", "takes", "chosen by"}
 
 
 def test_without_such_an_expert_the_page_stands():

@@ -344,6 +344,34 @@ def test_reading_ends_when_its_time_is_over(tmp_path):
     assert remembering.recall(readers, "lmm", words=100, facts=2, within_s=-1) is None
 
 
+def test_diaries_that_are_asked_hold_no_text_of_training(tmp_path, monkeypatch):
+    """What is asked, tried and watched draws from the user's text what training leaves out, the tokenizer what it does not."""
+    text, parts = tmp_path / "mine.txt", []
+    text.write_text("The heron stood in the reeds. Nobody had seen it come. " * 400)
+    ctx = Context(folder=tmp_path, settings="0" * 64, budget_s=1, text=text)
+
+    def drawn(of, rng, people, split=None):
+        parts.append(split)
+        raise InterruptedError
+
+    run = remembering.runs(ctx, diaries(), ("lmm",))["lmm"]
+    model = LanguageModel(16, dim=16, depth=1)
+    model.tokens = load_tokens(run.data["tokenizer"])
+    readers = remembering.Readers(ctx, {"lmm": run, "attention": run})
+    monkeypatch.setattr(remembering, "open_model", lambda folder: model)
+    for place in ("postformer.data.diary", "postformer.claims.remembering"):
+        monkeypatch.setattr(f"{place}.sentences", drawn)
+    for ask in (
+        lambda: remembering.recall(readers, "lmm", words=300, facts=2),
+        lambda: readers.choose("bm25", 600),
+        lambda: remembering.written(ctx, run, 2, 1),
+        lambda: remembering._whole(0, str(text)),
+    ):
+        with pytest.raises(InterruptedError):
+            ask()
+    assert parts == ["test", "valid", "test", "train"]
+
+
 def test_a_diary_streams_in_chunks(tmp_path):
     ctx = Context(folder=tmp_path, settings="0" * 64, budget_s=1)
     run = remembering.runs(ctx, diaries(), ("lmm",))["lmm"]

@@ -194,6 +194,29 @@ def test_the_users_own_text(tmp_path: Path):
         text_of(Diary(text="none"))
 
 
+def test_what_is_tested_holds_no_sentence_of_training(tmp_path: Path):
+    """Of one text: training diaries, the tokenizer's and tests' draw from parts of their own; without a split a diary draws from all."""
+    path = tmp_path / "mine.txt"
+    path.write_text(" ".join(f"Mark {i:05} stands at this place of the whole text." for i in range(5000)))
+
+    def marks(text: str) -> set[int]:
+        return {int(found) for found in re.findall(r"Mark (\d{5}) stands", text)}
+
+    def of(split: str | None) -> set[int]:
+        diaries = (Diary(words=3000, facts=10, seed=seed, text=str(path), split=split) for seed in range(60))
+        return set().union(*(marks(text_of(diary)) for diary in diaries))
+
+    task, trained = Diaries(length=1500, facts=4, text=str(path)), set[int]()
+    for i in range(60):
+        trained |= marks(task.tokens.decode([i for piece in task.passage(i, split="train").pieces for i in piece]))
+    tested, whole = of("test"), of(None)
+    assert max(trained | of("train")) < 4500 <= min(tested | of("valid"))
+    assert min(whole) < 4500 <= max(whole)
+    assert text_of(Diary(words=3000, facts=10, split="test")) == text_of(Diary(words=3000, facts=10))
+    with pytest.raises(ValueError, match="split: unknown 'tests'; choose from train, valid, test"):
+        Diary(split="tests")
+
+
 def test_pepys(data_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("POSTFORMER_DATA", str(data_folder))
     diary = Diary(words=20_000, facts=20, text="pepys")

@@ -160,6 +160,45 @@ def test_capacity_drops_in_training_alone():
     assert bool((evaluating.weights > 0).all())
 
 
+@pytest.mark.parametrize("top", [1, 2])
+def test_what_was_dropped_answers_with_nothing(top):
+    """Not even where its answer would be infinite."""
+    m, x = make(experts=4, top=top, capacity=0.5).double(), torch.randn(1, 16, DIM, dtype=torch.double)
+    with routed(m) as routing:
+        y = m(x)
+    (call,) = routing.calls[""]
+    words = (call.experts[0], call.weights[0], m.networks)
+    torch.testing.assert_close(y[0], reference(x[0], *words), rtol=1e-12, atol=1e-12)
+    y.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in m.parameters())
+    dropped = (call.weights[0] == 0).all(-1).nonzero()[0, 0]
+    x[0, dropped] *= 1e300
+    with torch.no_grad():
+        again = m(x)
+    assert again.isfinite().all()
+    assert again[0, dropped].abs().max() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_correction_stays_wide(dtype):
+    m = make(preset="deepseek-v3", experts=16, top=2)
+    m.correction.normal_()
+    m.correction -= m.correction.mean()
+    before = m.correction.clone()
+    m.to(dtype)
+    assert (m.router.weight.dtype, m.correction.dtype) == (dtype, torch.float32)
+    assert torch.equal(m.correction, before)
+    for _ in range(2):
+        m(torch.randn(1, 10, DIM, dtype=dtype))
+        m.after_step()
+    assert 0 < (m.correction - before).abs().max() < 5e-3
+    assert m.double().correction.dtype == torch.double
+    narrow = {name: t.to(dtype) for name, t in m.state_dict().items()}
+    m.load_state_dict(narrow, assign=True)
+    assert m.correction.dtype == torch.float32
+    assert make(preset="deepseek-v3", experts=16, top=2).to("meta").to(dtype).correction.dtype == torch.float32
+
+
 def test_jitter_is_of_training_alone():
     m, x = make(jitter=0.5), torch.randn(1, 16, DIM)
     with routed(m) as routing:

@@ -34,7 +34,12 @@ def test_slots_are_never_shared_and_what_is_used_stays(name, slots, rows, seed):
         seen = []
         for group in cache.groups(visit.keys, TOP):
             assert len(group) <= slots
-            cache.admit(group[~cache.held(group)], group)
+            there, admitted = cache.held(group), cache.admit(group[~cache.held(group)], group)
+            assert (cache.held(group) == there).all(), "held is what is filled"
+            if rows == 1:
+                cache.forget_admitted()
+                admitted = cache.admit(group[~there], group)
+            cache.filled(admitted)
             assert cache.held(group).all()
             taken = cache.slot_of[cache.slot_of >= 0]
             assert len(set(taken)) == len(taken) <= slots
@@ -45,8 +50,9 @@ def test_slots_are_never_shared_and_what_is_used_stays(name, slots, rows, seed):
 
 def test_busy_slots_are_not_given_away():
     cache = Cache(LRU(LAYER_OF), 4)
-    cache.admit(np.array([0, 1]), np.array([0, 1]))
-    assert [key for key, _ in cache.admit(np.array([8, 9, 10]), np.array([0, 1]))] == [8, 9]
+    cache.filled(cache.admit(np.array([0, 1]), np.array([0, 1])))
+    cache.filled(given := cache.admit(np.array([8, 9, 10]), np.array([0, 1])))
+    assert [key for key, _ in given] == [8, 9]
     assert cache.held(np.array([0, 1, 8, 9])).all()
     assert cache.admit(np.array([16]), np.array([0, 1, 8, 9])) == []
 

@@ -3,6 +3,7 @@
 import math
 import os
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -240,6 +241,44 @@ def test_a_file_that_is_cut(folder, tmp_path):
             expert_file.ExpertFile(file, names)
     with pytest.raises(ExpertsError, match="nothing: No such file"):
         expert_file.ExpertFile(tmp_path / "nothing", names)
+
+
+@pytest.mark.parametrize("at", [0, 1, 5, 20, 41])
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()], ids=["error", "interrupt"])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_after_a_read_that_fails_the_same_bits(ahead, error, at, folder, monkeypatch):
+    """In either thread, of what is asked for or of a guess: it is told once, and then read."""
+    here, there = in_memory(folder), load_model(folder, experts=ExpertMemory(cap=100_000, ahead=ahead))
+    reads, whole = iter(range(1000)), os.preadv
+
+    def fails_once(*words):
+        if next(reads) == at:
+            raise error
+        return whole(*words)
+
+    monkeypatch.setattr(os, "preadv", fails_once)
+    told = 0
+    with torch.inference_mode():
+        for ids in torch.arange(12).split(3):
+            try:
+                there(ids[None])
+            except (ExpertsError, KeyboardInterrupt):
+                told += 1
+            assert torch.equal(here(ids[None])[0], there(ids[None])[0])
+    (pool,) = there.experts.pools.values()
+    held = pool.cache.slot_of[pool.cache.slot_of >= 0].tolist()
+    pending = [slot for _, slot in pool.pending.values()]
+    assert sorted([*held, *pending, *pool.cache.free]) == list(range(pool.cache.slots))
+    assert told == 1
+
+
+def test_threads_take_turns(folder):
+    here, there = in_memory(folder), load_model(folder, experts=ExpertMemory(cap=100_000, ahead=True))
+    texts = torch.randint(257, (12, 1, 5), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), ThreadPoolExecutor(4) as threads:
+        expected = [here(ids)[0] for ids in texts]
+        found = list(threads.map(torch.no_grad()(lambda ids: there(ids)[0]), texts))
+    assert all(map(torch.equal, found, expected))
 
 
 def test_reads_that_give_little_at_once(folder, monkeypatch):

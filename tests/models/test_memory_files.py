@@ -1,5 +1,7 @@
 """A memory reads files of any length, in any sittings, and is the same as after reading all at once; over every mixer."""
 
+import dataclasses
+import hashlib
 import os
 import signal
 import stat
@@ -123,6 +125,155 @@ def test_only_what_is_new_is_read(text, tmp_path):
     read_file(m, memory, text, again=True)
     assert memory.tokens == len(TEXT) + 18 + len(TEXT)
     assert [s.size for s in memory.sources] == [len(TEXT), len(TEXT) + 18, len(TEXT)]
+
+
+def test_a_text_that_begins_with_an_older_one_is_read_whole(tmp_path):
+    """Only what was read last, and a file's own text, is passed over."""
+    m, texts = (
+        small.model(),
+        ("Dear diary, ", "Other text. ", "Dear diary, today Ada got a dog.", "Dear diary, today Ada got a dog. Good."),
+    )
+    memory, files = Memory.fresh(m), [tmp_path / f"p{i}" for i in range(len(texts))]
+    for path, text in zip(files, texts, strict=True):
+        path.write_text(text)
+    for path in files[:3]:
+        read_file(m, memory, path)
+    assert memory.tokens == sum(map(len, texts[:3]))
+    read_file(m, memory, files[3])
+    assert memory.tokens == sum(map(len, texts[:2])) + len(texts[3]), "of the newest, only what is new"
+    files[0].write_text("Dear diary, all is well.")
+    read_file(m, memory, files[0])
+    assert memory.tokens == sum(map(len, texts[:2])) + len(texts[3]) + 12, "of its own, only what is new"
+    for path in files:
+        read_file(m, memory, path)
+    assert memory.tokens == sum(map(len, texts[:2])) + len(texts[3]) + 12 and len(memory.sources) == 4
+    assert memory.sources[-1].name == str(files[0]), "what was read last stands last"
+
+
+def test_texts_of_one_name_in_two_folders(tmp_path, monkeypatch):
+    m = small.model()
+    memory = Memory.fresh(m)
+    for name, text in (("a", "Ada got a dog."), ("b", "Bob got a cat."), ("a", "Ada got a dog. It is brown.")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / name)
+        Path("diary.txt").write_text(text)
+        read_file(m, memory, "diary.txt")
+    assert memory.tokens == 14 + 14 + 13
+    assert [(s.name, s.path) for s in memory.sources] == [("diary.txt", str(tmp_path / name / "diary.txt")) for name in "ba"]
+
+
+def test_a_record_without_paths_is_known_by_names(text):
+    m = small.model()
+    memory = Memory.fresh(m)
+    read_file(m, memory, text)
+    memory.sources = [dataclasses.replace(source, path="") for source in memory.sources]
+    memory.sources.append(Source("newer", 3, "x"))
+    text.write_text(TEXT + "more")
+    read_file(m, memory, text)
+    assert memory.tokens == len(TEXT) + 4 and [source.path for source in memory.sources] == ["", str(text)]
+
+
+@pytest.mark.parametrize("chunk", [64, 100, 1 << 16])
+def test_reading_again_goes_on_too(text, tmp_path, monkeypatch, chunk):
+    """Several texts, with a kill after every chunk, also where a piece or a text ends: each is read once more and no more."""
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr("postformer.tokens.text.CHUNK", 100)
+    m, path = small.model(), tmp_path / "m"
+    (other := tmp_path / "other").write_text(small.text(4, seed=1))
+    (empty := tmp_path / "empty").write_text("")
+    texts, whole = [text, empty, other], len(TEXT) + len(small.text(4, seed=1))
+    memory = Memory.fresh(m)
+    for one in texts:
+        read_file(m, memory, one)
+    memory.save(path, m)
+    going, sittings = texts, 0
+    while going:
+        killed = Memory.load(path, m)
+        going = module.begin_again(killed, texts)
+        if sittings and not any(module.half_read(Memory.load(path, m), one) for one in texts):
+            break
+        sittings += 1
+        for one in going:
+            if not read_file(m, killed, one, after_chunk=lambda n: True):
+                break
+        killed.save(path, m)
+    killed = Memory.load(path, m)
+    assert sittings >= 2 and killed.tokens == 2 * whole
+    assert [s.size for s in killed.sources if s.size] == [len(TEXT), whole - len(TEXT)] * 2
+    assert not any(s.goes_on for s in killed.sources)
+    read_file(m, killed, other, again=True)
+    assert killed.tokens == 2 * whole + whole - len(TEXT)
+
+
+def test_again_reads_what_has_changed_since_it_was_half_read(text):
+    m = small.model()
+    memory = Memory.fresh(m)
+    assert not read_file(m, memory, text, after_chunk=lambda n: True)
+    text.write_text("X" + TEXT[1:])
+    with pytest.raises(MemoryFileError, match="has changed where it was read"):
+        read_file(m, memory, text)
+    read_file(m, memory, text, again=True)
+    assert memory.tokens == 64 + len(TEXT)
+    read_file(m, memory, text)
+    assert memory.tokens == 64 + len(TEXT), "and then it is known"
+
+
+def test_nothing_is_written_over_what_others_wrote(text, tmp_path):
+    """Two readers of one file, also of one that was not there yet; a rollback meanwhile; one reader's own saves go on."""
+    m, path = small.model(), tmp_path / "m"
+    first, second = Memory.fresh(m), Memory.fresh(m)
+    for one in (first, second):
+        one.expect(path)
+        read_file(m, one, text)
+    first.save(path, m)
+    with pytest.raises(
+        MemoryFileError, match=r"m: not written: it was changed by another command meanwhile, .* the same command again"
+    ):
+        second.save(path, m)
+    first, second = (Memory.load(path, m) for _ in range(2))
+    snapshots.snapshot(path)
+    for _ in range(2):
+        first.read(m, [65])
+        first.save(path, m)
+    kept = path.read_bytes()
+    with pytest.raises(MemoryFileError, match="changed by another command"):
+        second.save(path, m)
+    second.save(tmp_path / "elsewhere", m)
+    assert path.read_bytes() == kept
+    snapshots.rollback(path)
+    with pytest.raises(MemoryFileError, match="changed by another command"):
+        first.save(path, m)
+    path.unlink()
+    first.save(path, m)
+    (tmp_path / "link").symlink_to(path)
+    again = Memory.load(tmp_path / "link", m)
+    first.save(path, m)
+    again.save(tmp_path / "link", m)
+    first.read(m, [66])
+    first.save(path, m)
+    with pytest.raises(MemoryFileError, match="link: not written"):
+        again.save(tmp_path / "link", m)
+
+
+def test_another_tokenizer_is_refused(text, tmp_path):
+    """One of the same size; a file from before tokenizers were told stays readable."""
+    one, other = (BPE.train([t], 280) for t in (TEXT, TEXT.upper()))
+    m = LanguageModel(280, dim=16, depth=1)
+    m.tokens = one
+    memory = Memory.fresh(m)
+    read_file(m, memory, text)
+    memory.save(path := tmp_path / "m", m)
+    note = states.header(path).note
+    one.save(tmp_path)
+    assert note["tokenizer"] == hashlib.sha256((tmp_path / "tokenizer.json").read_bytes()).hexdigest()
+    m.tokens = other
+    with pytest.raises(states.StateError, match="m: was read with another tokenizer") as error:
+        Memory.load(path, m)
+    assert "\n" not in str(error.value)
+    states.rewrite(path, tmp_path / "old", {name: value for name, value in note.items() if name != "tokenizer"})
+    assert Memory.load(tmp_path / "old", m).tokens == memory.tokens
+    m.tokens = BPE.load(tmp_path)
+    assert Memory.load(path, m).tokens == memory.tokens
 
 
 def test_a_state_that_is_not_finite_is_not_written(text, tmp_path):

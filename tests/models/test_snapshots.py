@@ -44,6 +44,14 @@ def test_a_fork_writes_over_nothing(kept):
         fork(path, path.with_name("no") / "a")
 
 
+def test_a_fork_is_named_once(kept):
+    _, _, path = kept
+    for names in (("a", "a"), ("a", "b", "./a")):
+        with pytest.raises(MemoryFileError, match="a: is named twice; name a file of its own for each copy"):
+            fork(path, *(f"{path.parent}/{name}" for name in names))
+    assert not path.with_name("a").exists() and not path.with_name("b").exists()
+
+
 def test_a_rollback_is_exact(kept):
     model, memory, path = kept
     states = []
@@ -70,6 +78,19 @@ def test_the_oldest_snapshots_go(kept):
     assert [s.number for s in snapshots(path)] == [4, 5]
     snapshot(path)
     assert [s.number for s in snapshots(path)] == [4, 5, 6]
+
+
+def test_what_was_taken_by_hand_stays(kept):
+    """Older snapshots, of which it is not known, too."""
+    _, _, path = kept
+    assert not snapshot(path).automatic
+    for _ in range(3):
+        assert snapshot(path, keep=2).automatic
+    snapshot(path)
+    for _ in range(3):
+        snapshot(path, keep=2)
+    assert [(s.number, s.automatic) for s in snapshots(path)] == [(1, False), (5, False), (7, True), (8, True)]
+    assert rollback(path, 1).number == 1 and rollback(path).number == 8
 
 
 def test_none_goes_before_there_are_as_many_as_are_kept(kept):

@@ -9,14 +9,15 @@ from postformer.models.hub import load_model, save_model
 from postformer.models.language import LanguageModel
 from postformer.models.routing import mixtures, routed
 from postformer.models.upcycle import furthest, upcycle
+from postformer.tokens.text import Bytes
 
 
-def dense(seed=0, dim=16, **words):
+def dense(seed=0, dim=16, vocab=61, **words):
     torch.manual_seed(seed)
     ffns = words.pop(
         "ffns", ({"kind": "mlp", "hidden": 24}, {"kind": "none"}, {"kind": "mlp", "hidden": 36, "activation": "gelu"})
     )
-    return LanguageModel(61, dim=dim, depth=4, mixers=({"kind": "attention", "heads": 2},), ffns=ffns, **words).eval()
+    return LanguageModel(vocab, dim=dim, depth=4, mixers=({"kind": "attention", "heads": 2},), ffns=ffns, **words).eval()
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -105,6 +106,25 @@ def test_what_is_refused(models, words, says):
     assert says in str(e.value)
 
 
+def test_a_dense_model_in_bf16(tmp_path, capsys):
+    """It is compared as it is before it is rounded."""
+    model = dense(vocab=257).bfloat16()
+    model.tokens = Bytes()
+    save_model(model, tmp_path / "bf16")
+    made = upcycle([model], experts=4, split=2)
+    assert {p.dtype for p in made.parameters()} == {torch.bfloat16}
+    (tmp_path / "a.txt").write_text("a text " * 40)
+    with pytest.raises(SystemExit) as end:
+        main(["upcycle", *map(str, (tmp_path / "bf16", "--out", tmp_path / "new", "--split", 2, "--text", tmp_path / "a.txt"))])
+    said = capsys.readouterr()
+    assert end.value.code == 0, said.err
+    assert "answers as before" in said.out
+    new, old = load_model(tmp_path / "new"), load_model(tmp_path / "bf16")
+    assert {p.dtype for p in new.parameters()} == {torch.bfloat16}
+    assert torch.equal(new.embed.weight, old.embed.weight)
+    assert furthest(old.float(), new.float()) < 0.02
+
+
 def test_the_command(tmp_path, capsys):
     def run(*words):
         with pytest.raises(SystemExit) as end:
@@ -122,7 +142,17 @@ def test_the_command(tmp_path, capsys):
     code, said = run(tmp_path / "a", tmp_path / "b", "--out", tmp_path / "both")
     assert code == 0
     assert len(mixtures(load_model(tmp_path / "both"))["backbone.blocks.0.ffn"].loads) == 2
+    model = dense(vocab=257)
+    model.tokens = Bytes()
+    for name in "cd":
+        save_model(model, tmp_path / name)
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "b.txt").write_text("b" * 99)
     for words, says in (
+        (
+            (tmp_path / "c", tmp_path / "d", "--out", tmp_path / "x", "--text", tmp_path / "empty.txt", tmp_path / "b.txt"),
+            "empty.txt: is empty",
+        ),
         ((tmp_path / "a", "--out", tmp_path / "new"), "is there already; name a new folder"),
         ((tmp_path / "nowhere", "--out", tmp_path / "x"), "nowhere"),
         ((tmp_path / "a", "--out", tmp_path / "x", "--top", 9), "top=9 must be at least 1"),

@@ -171,6 +171,19 @@ def test_bf16_between_blocks_is_rounded_once(weights: torch.dtype, network: Any)
         torch.testing.assert_close(y.double(), true_y, rtol=3e-2, atol=3e-2)
 
 
+def test_a_correction_is_wider_than_what_is_bf16():
+    """All blocks go in one call, whatever else is bf16."""
+    words = {**MOE, "preset": "deepseek-v3", "experts": 16, "top": 2}
+    half = stack(ffns=(words,)).bfloat16()
+    assert {block.ffn.correction.dtype for block in half.blocks} == {torch.float32}
+    same_as_block_by_block(half, rtol=0.2, atol=0.2)
+    matrices = stack(ffns=(words,))
+    for block in matrices.blocks:
+        for p in [*block.mixer.parameters(), *block.ffn.parameters()]:
+            p.data = p.data.bfloat16()
+    same_as_block_by_block(matrices)
+
+
 @pytest.mark.parametrize(
     ("mixers", "ffns", "runs"),
     [

@@ -164,6 +164,17 @@ def test_the_kernel_is_taken_for_a_few_tokens_that_teach_nothing(monkeypatch):
 
 
 @pytest.mark.skipif(not _cpu.BUILT, reason="no CPU kernels here")
+@pytest.mark.parametrize("chosen", [[2, 4], [2, -1], [1 << 40, 0]])
+def test_experts_that_there_are_not(chosen):
+    x, _, weights, *networks = (
+        w.float() if isinstance(w, torch.Tensor) and w.is_floating_point() else w for w in case(3, 2, 4, "swiglu", False)
+    )
+    experts = torch.tensor([[0, 1], chosen, [3, 2]])
+    with torch.no_grad(), pytest.raises(ValueError, match=f"{min(0, *chosen)} to {max(3, *chosen)} are chosen of 0 to 3"):
+        mixed(x, experts, weights, Networks(*networks))
+
+
+@pytest.mark.skipif(not _cpu.BUILT, reason="no CPU kernels here")
 def test_nan_reaches_the_answer_of_its_token_alone():
     x, experts, weights, up, out, activation, *_ = (
         w.float() if isinstance(w, torch.Tensor) and w.is_floating_point() else w for w in case(3, 2, 4, "gpt-oss", False)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from postformer.config import ConfigError, OptimConfig
-from postformer.train.muon import orthogonalize
+from postformer.train.muon import Muon, orthogonalize
 from postformer.train.optim import Optimizer, StateMismatch, learning_rate, make_optimizer
 
 
@@ -223,3 +223,10 @@ def test_a_router_learns_by_adamw_at_the_rate_of_the_matrices(kind, share):
     router.grad = torch.randn(4, 4)
     optimizer.step(0.1)
     torch.testing.assert_close(router.detach(), 1 - 0.1 * share * router.grad.sign())
+
+
+def test_a_single_row_is_no_matrix_to_muon():
+    gate, matrix = nn.Parameter(torch.ones(1, 4)), nn.Parameter(torch.ones(4, 4))
+    optimizer = make_optimizer({"gate.weight": gate, "up.weight": matrix}, OptimConfig(kind="muon"))
+    muon = next(part for part in optimizer.parts if isinstance(part, Muon))
+    assert [p is matrix for group in muon.param_groups for p in group["params"]] == [True]
