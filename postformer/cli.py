@@ -342,7 +342,9 @@ def _seconds(text: str) -> float:
 def _size(text: str) -> int:
     match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?) ?([kMGT]i?)?B", text)
     if not match or float(match[1]) <= 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 200MB, 1.5GB or 300MiB")
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a size such as 200MB or 300MiB (B, kB, MB, GB, TB, kiB, MiB, GiB, TiB)"
+        )
     prefix = match[2] or ""
     return int(float(match[1]) * (1024 if prefix.endswith("i") else 1000) ** " kMGT".index(prefix[:1] or " "))
 

@@ -45,6 +45,8 @@ def cost(args: argparse.Namespace) -> int:
         raise UserError(
             f"{args.recipe}: a published model's shape is fixed; leave out {args.overrides[0] if args.overrides else '--vocab'}"
         )
+    if args.device:
+        device(args.device)
     name, model = (args.recipe, None) if args.recipe in PUBLISHED else _model(args.recipe, args.overrides, args.vocab)
     shape: Any = PUBLISHED[name] if model is None else model
     first = shape if model is None else model.cost(args.length[0])

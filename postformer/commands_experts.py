@@ -16,11 +16,15 @@ MOST_APART = 1e-5
 def experts(args: argparse.Namespace) -> int:
     from postformer.claims.experts_page import listed, page
     from postformer.files import write_durably
-    from postformer.models.telemetry import telemetry
+    from postformer.models.telemetry import WINDOW, telemetry
     from postformer.train.session import open_model
 
     if args.out and not args.out.absolute().parent.is_dir():
         raise UserError(f"--out {args.out}: the folder {args.out.parent} does not exist")
+    if args.out and args.out.is_dir():
+        raise UserError(f"--out {args.out}: is a folder; name a file such as {args.out}/experts.html")
+    if args.tokens < WINDOW:
+        raise UserError(f"--tokens {args.tokens}: must be at least {WINDOW}, a window")
     domains = _domains(args.text)
     model = open_model(args.checkpoint)
     with progress_bars() as show:
@@ -48,6 +52,8 @@ def upcycle(args: argparse.Namespace) -> int:
 
     if args.out.exists():
         raise UserError(f"--out {args.out}: is there already; name a new folder")
+    if args.text and len(args.models) == 1:
+        raise UserError("--text: is for several models, whose experts take a text each first; leave it out with one")
     if args.text and len(args.text) != len(args.models):
         raise UserError(f"--text: give one file for each of the {len(args.models)} models, got {len(args.text)}")
     models = [open_model(name) for name in args.models]
@@ -98,6 +104,12 @@ def _domains(words: list[str]) -> dict[str, Path]:
 def _documents(name: str, path: Path) -> Iterator[bytes]:
     from postformer.data.sources import Document, Source
 
+    refused, some = None, False
     for row in Source(path, domain=name, split=False).read():
         if isinstance(row, Document):
+            some = True
             yield row.text
+        else:
+            refused = row
+    if refused is not None and not some:
+        raise UserError(f"--text {name}={path}: nothing that can be read: {refused.reason}")

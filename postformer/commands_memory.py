@@ -138,7 +138,12 @@ def _rate(rates: Any, kind: str, tokens: int) -> str:
 def _questions(args: argparse.Namespace) -> list[tuple[str, str]]:
     """Each question with the place that an error names."""
     if (args.question is None) == (args.questions is None):
-        raise UserError("ask: give a question, or --questions FILE with one a line")
+        given = (
+            "both a question and --questions are given"
+            if args.questions
+            else "give a question, or --questions FILE with one a line"
+        )
+        raise UserError(f"ask: {given}")
     if args.questions is None:
         return [("ask", args.question)]
     try:

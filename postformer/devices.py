@@ -1,6 +1,7 @@
 """Machines by their data sheets, and how long a step of decoding takes at least there: the time to read what it touches, or to multiply."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from postformer.config import UserError
@@ -61,6 +62,6 @@ def device(name: str) -> Device:
         raise UserError(
             f"--device {name}: choose from {', '.join(DEVICES)}, or give GB/s:TFLOP/s:GB such as 50:1.5:32"
         ) from None
-    if not min(bandwidth, operations, memory) > 0:
-        raise UserError(f"--device {name}: expected three numbers above 0")
+    if not 0 < min(bandwidth, operations, memory) <= max(bandwidth, operations, memory) < math.inf:
+        raise UserError(f"--device {name}: expected three finite numbers above 0")
     return Device(bandwidth * 1e9, operations * 1e12, memory * 1e9, "as given")

@@ -1,6 +1,7 @@
 """Durable files: what is written is on disk and whole, or not there at all."""
 
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -43,6 +44,7 @@ def durable_file(path: str | Path, like: str | Path | None = None) -> Iterator[P
     if path.exists() and not path.is_file():
         raise OSError(errno.EEXIST, "is there and no regular file", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _clear_left(path)
     model = path if path.exists() else like
     try:
         if model is not None:
@@ -58,6 +60,24 @@ def durable_file(path: str | Path, like: str | Path | None = None) -> Iterator[P
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _clear_left(path: Path) -> None:
+    """Remove what a killed process was writing to."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        process = left.name.removesuffix(".tmp").rpartition(".")[2]
+        if left.is_file() and process.isdecimal() and not _runs(int(process)):
+            left.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def write_durably(path: str | Path, data: bytes | str, like: str | Path | None = None) -> None:

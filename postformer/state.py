@@ -236,8 +236,10 @@ class Header(NamedTuple):
 def header(path: str | Path) -> Header:
     """Of a state's file, without its model. Raises StateError when the file cannot be read or is damaged."""
     tensors, meta, note = _checked(Path(path))
+    if "model" not in meta:
+        raise StateError(f"{path}: damaged: its header names no model")
     count = next((leaf.shape[0] for leaf in tensors.values() if leaf.ndim), None)
-    return Header(meta.get("model", "?"), note, nbytes(tuple(tensors.values())), count, meta["sha256"])
+    return Header(meta["model"], note, nbytes(tuple(tensors.values())), count, meta["sha256"])
 
 
 def rewrite(path: str | Path, new: str | Path, note: dict[str, Any]) -> None:

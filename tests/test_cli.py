@@ -183,7 +183,7 @@ def test_generate_with_experts_on_disk(tmp_path, capsys):
     assert say(capsys, "generate", tmp_path / "m", "--load-state", tmp_path / "s", "--max-tokens", 2)
     wrong = {
         f"one token needs in a layer take {2 * one:,}": ["--expert-memory", "6kB"],
-        "'12' is not a size such as 200MB, 1.5GB or 300MiB": ["--expert-memory", "12"],
+        "'12' is not a size such as 200MB or 300MiB (B, kB": ["--expert-memory", "12"],
         "'0MB' is not a size": ["--expert-memory", "0MB"],
         "--expert-dtype: belongs to --expert-memory": ["--expert-dtype", "int8"],
         "--read-ahead: belongs to --expert-memory": ["--read-ahead"],

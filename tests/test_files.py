@@ -3,6 +3,8 @@
 import hashlib
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,15 @@ def test_digests(tmp_path):
     assert (
         sha256_file(tmp_path / "f") == sha256_bytes(data) == sha256_bytes(memoryview(data)) == hashlib.sha256(data).hexdigest()
     )
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_writing(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = tmp_path / f".a.txt.{gone.pid}.tmp"
+    others = [tmp_path / f".a.txt.{os.getppid()}.tmp", tmp_path / ".b.txt.1.tmp", tmp_path / ".a.txt.mine.tmp"]
+    for path in (left, *others):
+        path.write_text("x")
+    write_durably(tmp_path / "a.txt", "new")
+    assert not left.exists()
+    assert all(path.exists() for path in others)

@@ -32,6 +32,7 @@ LAYERS = {
     "commands_judged": 11,
     "commands_pictures": 11,
     "cli": 13,
+    "__main__": 14,
 }
 """A part imports parts of lower layers, and itself. `postformer/__init__.py` stands above all and imports lazily."""
 BESIDE = {("recipes", "train"), ("data", "state"), ("data", "ops"), ("tokens", "state"), ("serve", "objectives")}

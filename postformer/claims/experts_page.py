@@ -49,7 +49,7 @@ def listed(found: Telemetry) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     for number, domain in enumerate(found.domains):
         best = [_best(layer, number) for layer in found.layers]
-        lines += ["", f"{domain}: experts of which most is {domain}", *(f"  {name}: {text}" for name, text in best)]
+        lines += ["", f"{domain}: experts that have most of {domain}", *(f"  {name}: {text}" for name, text in best)]
     return "\n".join(lines)
 
 

@@ -112,7 +112,8 @@ class Reading(Task):
         if unknown:
             near = difflib.get_close_matches(unknown[0], self.words, 1)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise DataError(f"the question's {', '.join(map(repr, unknown))} stands in no question of {self.kind}{hint}")
+            asked = f"; one of them is '{self.passage(0, seed=0).question}'"
+            raise DataError(f"the question's {', '.join(map(repr, unknown))} stands in no question of {self.kind}{hint}{asked}")
         return " ".join(question.split())
 
     @property
@@ -183,7 +184,7 @@ class Reading(Task):
         for _ in range(TRIES):
             if passage := self.compose(rng, length, split):
                 return passage
-        raise DataError(f"data.length: {length:,} {self.tokens.kind} tokens are too few for what must stand in them")
+        raise DataError(f"data.length: {length:,} tokens ({self.tokens.kind}) are too few for what must stand in them")
 
     def _answer(self, answer: str) -> Taught:
         return Taught([*self.tokens.encode(f" {answer}"), self.tokens.end])

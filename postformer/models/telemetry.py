@@ -239,7 +239,7 @@ def telemetry(
             if read[domain] >= tokens:
                 break
         if read[domain] < WINDOW:
-            raise UserError(f"{domain}: holds less than a window of {WINDOW} tokens")
+            raise UserError(f"--text {domain}: holds less than a window of {WINDOW} tokens")
     documents_of = {d: np.array(of) for d, of in numbers.items()}
     layers = (
         Layer(

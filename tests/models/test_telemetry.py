@@ -147,7 +147,7 @@ def test_the_control_is_a_router_that_begins_and_leaves_the_model_as_it_was():
     [
         (lambda: model({"kind": "mlp"}), texts(), "no mixture of experts"),
         (model, {"a": [b"a" * 999]}, "at least two"),
-        (model, {"a": [b"a" * 999], "b": [b"b"]}, f"b: holds less than a window of {WINDOW} tokens"),
+        (model, {"a": [b"a" * 999], "b": [b"b"]}, f"--text b: holds less than a window of {WINDOW} tokens"),
     ],
 )
 def test_what_is_refused(make, given, says):
@@ -166,7 +166,7 @@ def test_the_command_lists_layers_and_writes_a_page(tmp_path, capsys):
     said = capsys.readouterr().out
     assert end.value.code == 0
     assert re.search(r"backbone\.blocks\.0\.ffn +4 +\d\.\d\d", said)
-    assert "code: experts of which most is code" in said
+    assert "code: experts that have most of code" in said
     html = (tmp_path / "page.html").read_text()
     assert html.count('class="tokens"') == 2 * 2
     assert "&lt;" in html
