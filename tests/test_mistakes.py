@@ -442,7 +442,7 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         "no snapshot": Mistake("memory rollback state", "state: has no snapshot"),
         "odd snapshot": Mistake("memory rollback state first", "NUMBER: 'first' is not a whole number above 0"),
         "no question": Mistake("ask model --memory state", "ask: give a question, or --questions FILE"),
-        "two questions": Mistake("ask model why --memory state --questions text.txt", "ask: give a question, or --questions"),
+        "two questions": Mistake("ask model why --memory state --questions text.txt", "ask: both a question and --questions"),
         "no questions": Mistake("ask model --memory state --questions no", "no: No such file"),
         "empty questions": Mistake(
             "ask model --memory state --questions q", "--questions q: holds no question", write("q", "\n")
@@ -474,7 +474,7 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         ),
         "too short to measure": Mistake(
             "evaluate model --questions 3 --length 20",
-            "20 bytes tokens are too few",
+            "20 tokens (bytes) are too few",
             write("model/run.json", '{"data": {"kind": "diary"}}'),
         ),
     },

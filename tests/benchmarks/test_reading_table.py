@@ -115,5 +115,5 @@ def test_an_unknown_method(tmp_path, monkeypatch):
 def test_a_question_that_fits_no_text_is_told_before_anything_is_trained(tmp_path, monkeypatch):
     small(monkeypatch, tmp_path, "--lengths", "160,8")
     monkeypatch.setattr(reading, "train_run", None)
-    with pytest.raises(UserError, match=r"data\.length: 8 bpe tokens are too few"):
+    with pytest.raises(UserError, match=r"data\.length: 8 tokens .bpe. are too few"):
         reading.main()

@@ -134,9 +134,9 @@ def test_a_run_names_its_texts(texts: Path, kind: str):
 
 @pytest.mark.parametrize("kind", READINGS)
 def test_too_short_a_length_is_named_before_training(texts: Path, kind: str):
-    with pytest.raises(DataError, match=r"data.length: 30 bytes tokens are too few"):
+    with pytest.raises(DataError, match=r"data.length: 30 tokens .bytes. are too few"):
         make(kind, length=30).batches(1, 0)
-    with pytest.raises(DataError, match=r"data.length: 40 bytes"):
+    with pytest.raises(DataError, match=r"data.length: 40 tokens"):
         make(kind, length=900, shortest=40).batches(1, 0)
 
 

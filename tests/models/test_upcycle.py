@@ -113,9 +113,8 @@ def test_a_dense_model_in_bf16(tmp_path, capsys):
     save_model(model, tmp_path / "bf16")
     made = upcycle([model], experts=4, split=2)
     assert {p.dtype for p in made.parameters()} == {torch.bfloat16}
-    (tmp_path / "a.txt").write_text("a text " * 40)
     with pytest.raises(SystemExit) as end:
-        main(["upcycle", *map(str, (tmp_path / "bf16", "--out", tmp_path / "new", "--split", 2, "--text", tmp_path / "a.txt"))])
+        main(["upcycle", *map(str, (tmp_path / "bf16", "--out", tmp_path / "new", "--split", 2))])
     said = capsys.readouterr()
     assert end.value.code == 0, said.err
     assert "answers as before" in said.out
@@ -156,10 +155,14 @@ def test_the_command(tmp_path, capsys):
         ((tmp_path / "a", "--out", tmp_path / "new"), "is there already; name a new folder"),
         ((tmp_path / "nowhere", "--out", tmp_path / "x"), "nowhere"),
         ((tmp_path / "a", "--out", tmp_path / "x", "--top", 9), "top=9 must be at least 1"),
-        ((tmp_path / "a", "--out", tmp_path / "x", "--text", tmp_path / "no.txt"), "saved without a tokenizer"),
+        ((tmp_path / "a", "--out", tmp_path / "x", "--text", tmp_path / "no.txt"), "--text: is for several models"),
         (
-            (tmp_path / "a", "--out", tmp_path / "x", "--text", "one", "two"),
-            "--text: give one file for each of the 1 models, got 2",
+            (tmp_path / "a", tmp_path / "b", "--out", tmp_path / "x", "--text", tmp_path / "no.txt", tmp_path / "no.txt"),
+            "saved without a tokenizer",
+        ),
+        (
+            (tmp_path / "a", tmp_path / "b", "--out", tmp_path / "x", "--text", "one"),
+            "--text: give one file for each of the 2 models, got 1",
         ),
     ):
         code, said = run(*words)

@@ -144,7 +144,12 @@ def test_a_recipe_of_pictures_goes_on_where_it_stopped(name, tmp_path):
             assert torch.equal(value, parts[place]), place
 
 
-def test_rivals_on_physics_are_of_one_size():
-    """Within 15%: the transformer over spacetime patches, the factorised one, and the U-Net."""
-    sizes = {name: parameters(name) for name in ("physics-dit", "physics-frames", "physics-unet")}
-    assert max(sizes.values()) / min(sizes.values()) < 1.15, sizes
+def test_rivals_on_physics_take_equal_operations():
+    """A clip, within 15%: the transformer over spacetime patches, the factorised one, and the U-Net."""
+    flops = {}
+    for name in ("physics-dit", "physics-frames", "physics-unet"):
+        run = RECIPES[name]()
+        data = build(run.data, DATA, "data")
+        with torch.device("meta"):
+            flops[name] = build(run.model, MODELS, "model", **sizes_of(run, data)).flops(data.clip_size)
+    assert max(flops.values()) / min(flops.values()) < 1.15, flops
