@@ -193,16 +193,11 @@ def main() -> int:
     parser.add_argument("--render", type=Path, metavar="FOLDER", help="print a study's table, and measure nothing")
     args = parser.parse_args()
     if args.render:
-        if not (args.render / "ablation.jsonl").exists():
-            raise UserError(f"--render: {args.render} holds no ablation.jsonl; give the --out of a study")
+        results.of_study(args.render, "ablation.jsonl")
         print(render(args.render))
         return 0
-    args.variants = args.variants.split(",")
-    if unknown := [v for v in args.variants if v not in VARIANTS]:
-        raise UserError(f"--variants: unknown '{unknown[0]}'; choose from {', '.join(VARIANTS)}")
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"--out {args.out}: is a file; name a folder")
-    args.out.mkdir(parents=True, exist_ok=True)
+    args.variants = results.chosen("variants", args.variants, VARIANTS)
+    results.folder(args.out)
     study(args)
     print(render(args.out))
     return 0

@@ -17,25 +17,23 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import study_results as results
-import torch
 from study_results import Line
 
 from postformer.claims.stats import mean_interval, wilson
 from postformer.cli import positive, seed_list
 from postformer.config import Run, UserError, override, parse, plain
 from postformer.data.images import NAMED
-from postformer.objectives.drawn import Judged, halves, judged
+from postformer.models.sampling import Sampling
 from postformer.recipes import RECIPES
 from postformer.train.painter import Painter
 from postformer.train.process import threads
 from postformer.train.session import open_model, train_run
 
 MODELS, CLASSIFIER = ("draw-dit", "draw-unet"), "see-vit"
-SETS, AT_ONCE = 3, 250
-"""Sets of images that each model draws, and images that are drawn at once."""
+SETS = 3
+"""Sets of images that each model draws, each beside halves of the real ones of its own."""
 
 
 def run_of(recipe: str, data: str, seed: int, args: argparse.Namespace) -> Run:
@@ -83,24 +81,14 @@ def _judged(run: Run, judge: Run, model: str, wanted: dict[int, str], path: Path
     for steps, of in wanted.items():
         began = results.about(run)
         with threads(args.threads):
-            sets = [_set(painter, classifier, steps, i, args) for i in range(SETS)]
-        how = {"steps": steps, "method": args.method, "guidance": args.guidance}
-        results.add(path, of, {**about, **how, "sets": [dataclasses.asdict(one) for one in sets]}, began)
+            how = painter.sampling(steps=steps, method=args.method, guidance=args.guidance)
+            sets = [painter.judged_by(classifier, how, seed=i) for i in range(SETS)]
+        told = {"steps": steps, "method": args.method, "guidance": args.guidance}
+        results.add(path, of, {**about, **told, "sets": [dataclasses.asdict(one) for one in sets]}, began)
         told = ", ".join(f"{one.right} of {one.asked}, {one.distance:.3g}" for one in sets)
         print(
             f"{about['data']}, {about['model']}, seed {run.seed}, {steps} steps: {told} (real {sets[0].real:.3g})", flush=True
         )
-
-
-def _set(painter: Painter, classifier: Any, steps: int, number: int, args: argparse.Namespace) -> Judged:
-    """One set of drawn images, beside halves of the real ones of its own."""
-    real = painter.data.part("test")
-    to, _ = halves(len(real.labels), number)
-    label = torch.from_numpy(real.labels[to])
-    how = painter.sampling(steps=steps, method=args.method, guidance=args.guidance)
-    drawn = [painter.draw(len(own), how, frames=1, size=None, label=own)[:, :, 0] for own in label.split(AT_ONCE)]
-    pixels, labels = torch.from_numpy(real.pixels).float() / 127.5 - 1, torch.from_numpy(real.labels)
-    return judged(classifier, torch.cat(drawn), label, pixels, labels, seed=number)
 
 
 def _label(model: str, run: Run, args: argparse.Namespace) -> str:
@@ -144,6 +132,15 @@ def _rows(lines: Sequence[Line]) -> list[str]:
     return out
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Raise UserError for a way to draw that there is not, before anything is trained."""
+    try:
+        for steps in args.sampled:
+            Sampling(steps=steps, method=args.method, guidance=args.guidance)
+    except ValueError as e:
+        raise UserError(f"--sampled, --guidance: {e}") from e
+
+
 def main() -> int:
     """Train, judge, and print the tables. Raises UserError."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -163,16 +160,11 @@ def main() -> int:
     parser.add_argument("--render", type=Path, metavar="FOLDER", help="print a study's tables, and measure nothing")
     args = parser.parse_args()
     if args.render:
-        if not (args.render / "draw.jsonl").exists():
-            raise UserError(f"--render: {args.render} holds no draw.jsonl; give the --out of a study")
-        print(render(args.render / "draw.jsonl"))
+        print(render(results.of_study(args.render, "draw.jsonl")))
         return 0
-    args.data, args.models = args.data.split(","), args.models.split(",")
-    if unknown := [name for name in args.models if name not in MODELS]:
-        raise UserError(f"--models: unknown '{unknown[0]}'; choose from {', '.join(MODELS)}")
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"--out {args.out}: is a file; name a folder")
-    args.out.mkdir(parents=True, exist_ok=True)
+    args.data, args.models = args.data.split(","), results.chosen("models", args.models, MODELS)
+    _check(args)
+    results.folder(args.out)
     study(args)
     print(render(args.out / "draw.jsonl"))
     return 0

@@ -55,9 +55,7 @@ def main() -> None:
     if unknown := [name for name in recipes if name not in RECIPES or RECIPES[name]().data["kind"] != "series"]:
         choices = ", ".join(name for name in RECIPES if RECIPES[name]().data["kind"] == "series")
         raise UserError(f"--recipes: unknown '{unknown[0]}'; choose from {choices}")
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"--out {args.out}: is a file; name a folder")
-    args.out.mkdir(parents=True, exist_ok=True)
+    results.folder(args.out)
     lines, began = [], time.monotonic()
     for seed in args.seeds:
         for name in series:

@@ -17,7 +17,6 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import study_results as results
 from study_results import Line
@@ -27,7 +26,6 @@ from postformer.cli import positive, seed_list
 from postformer.config import Run, UserError, build, override, parse, plain
 from postformer.data import DATA
 from postformer.data.physics import COUNTS, SPLITS
-from postformer.models.sampling import Sampling
 from postformer.objectives.continued import FIGURES, UNITS, Continued, by_model, continued, rivals
 from postformer.recipes import RECIPES
 from postformer.train.painter import Painter
@@ -73,7 +71,7 @@ def _measured(run: Run, model: str, path: Path, args: argparse.Namespace) -> Non
     if summary.stopped:
         sys.exit(130)
     painter = Painter.of(folder)
-    how = Sampling(path=painter.path, predict=painter.predict, steps=args.sampled)
+    how = painter.sampling(steps=args.sampled)
     about = {"model": label(model, run, args), "scene": run.data["scene"], "seed": run.seed, "steps": run.train.steps}
     about |= {"parameters": sum(p.numel() for p in painter.model.parameters())}
     about |= {"flops": painter.model.flops(painter.data.clip_size), "trained_s": summary.seconds}
@@ -161,18 +159,11 @@ def main() -> int:
     parser.add_argument("--render", type=Path, metavar="FOLDER", help="print a study's tables, and measure nothing")
     args = parser.parse_args()
     if args.render:
-        if not (args.render / "physics.jsonl").exists():
-            raise UserError(f"--render: {args.render} holds no physics.jsonl; give the --out of a study")
-        print(render(args.render / "physics.jsonl"))
+        print(render(results.of_study(args.render, "physics.jsonl")))
         return 0
     for word, choices in (("scenes", COUNTS), ("models", MODELS), ("splits", SPLITS)):
-        asked: Any = getattr(args, word).split(",")
-        if unknown := [name for name in asked if name not in choices]:
-            raise UserError(f"--{word}: unknown '{unknown[0]}'; choose from {', '.join(choices)}")
-        setattr(args, word, asked)
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"--out {args.out}: is a file; name a folder")
-    args.out.mkdir(parents=True, exist_ok=True)
+        setattr(args, word, results.chosen(word, getattr(args, word), choices))
+    results.folder(args.out)
     study(args)
     print(render(args.out / "physics.jsonl"))
     return 0

@@ -271,16 +271,11 @@ def main() -> int:
     parser.add_argument("--render", type=Path, metavar="FOLDER", help="print a study's tables, and measure nothing")
     args = parser.parse_args()
     if args.render:
-        if not (args.render / f"{args.name}.jsonl").exists():
-            raise UserError(f"--render: {args.render} holds no {args.name}.jsonl; give the --out of a study")
+        results.of_study(args.render, f"{args.name}.jsonl")
         print(render(args.name, args.render))
         return 0
-    args.methods = args.methods.split(",")
-    if unknown := [m for m in args.methods if m not in METHODS]:
-        raise UserError(f"--methods: unknown '{unknown[0]}'; choose from {', '.join(METHODS)}")
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"--out {args.out}: is a file; name a folder")
-    args.out.mkdir(parents=True, exist_ok=True)
+    args.methods = results.chosen("methods", args.methods, METHODS)
+    results.folder(args.out)
     (timings if args.time else study)(args)
     print(render(args.name, args.out))
     return 0

@@ -4,12 +4,12 @@ was changed is measured anew."""
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from postformer.claims.stamp import closed, stamp
-from postformer.config import Run, plain
+from postformer.config import Run, UserError, plain
 from postformer.files import sha256_bytes
 
 Line = dict[str, Any]
@@ -56,3 +56,28 @@ def about(run: Run) -> Line:
 def latest(lines: Sequence[Line], *names: str) -> list[Line]:
     """Of the lines that agree in all these the last: what was measured before a change is left out."""
     return list({tuple(str(line[name]) for name in names): line for line in lines}.values())
+
+
+# ---------------------------------------------------------------- a study's command line
+
+
+def chosen(option: str, names: str, choices: Iterable[str]) -> list[str]:
+    """Names with commas between. Raises UserError for one that is no choice."""
+    found = names.split(",")
+    if unknown := [name for name in found if name not in choices]:
+        raise UserError(f"--{option}: unknown '{unknown[0]}'; choose from {', '.join(choices)}")
+    return found
+
+
+def folder(out: Path) -> None:
+    """Have --out be a folder. Raises UserError where it is a file."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; name a folder")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def of_study(out: Path, name: str) -> Path:
+    """The file of a study's results that --render names. Raises UserError where it is not there."""
+    if not (out / name).exists():
+        raise UserError(f"--render: {out} holds no {name}; give the --out of a study")
+    return out / name

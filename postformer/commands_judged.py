@@ -7,8 +7,8 @@ from typing import Any
 from postformer.commands import progress_bars
 from postformer.config import UserError
 
-AT_ONCE, JUDGED = 250, 50
-"""Images that are drawn at once, and the steps in which they are."""
+JUDGED = 50
+"""Steps in which an image that is judged is drawn."""
 CLIPS, SAMPLED = 100, 10
 """Clips of a split that are scored, and the steps in which each is drawn."""
 
@@ -52,11 +52,8 @@ def evaluate_images(args: argparse.Namespace) -> int:
 
 def evaluate_drawn(args: argparse.Namespace) -> int:
     """How a classifier judges what a model draws, beside real images of its test part."""
-    import torch
-
     from postformer.data.images import Images
     from postformer.models import CLASSIFIERS
-    from postformer.objectives.drawn import halves, judged
     from postformer.train.painter import Painter
     from postformer.train.session import model_folder, open_model
 
@@ -76,23 +73,13 @@ def evaluate_drawn(args: argparse.Namespace) -> int:
         if sizes[name] != _listed(classifier.config[name])
     ]:
         raise UserError(f"--judge {args.judge}: it was taught other images than {args.checkpoint}: {'; '.join(differ)}")
-    to, _ = halves(len(real.labels), args.seed)
-    label = torch.from_numpy(real.labels[to]) if painter.model.classes else None
-    drawn = []
     with progress_bars() as show:
-        for first in range(0, len(to), AT_ONCE):
-            told = {} if label is None else {"label": label[first : first + AT_ONCE]}
-            count = min(AT_ONCE, len(to) - first)
-            drawn.append(painter.draw(count, painter.sampling(steps=JUDGED), frames=1, size=None, **told)[:, :, 0])
-            show("drawing", first + count, len(to))
-    found = judged(
-        classifier,
-        torch.cat(drawn),
-        label,
-        torch.from_numpy(real.pixels).float() / 127.5 - 1,
-        torch.from_numpy(real.labels),
-        seed=args.seed,
-    )
+        found = painter.judged_by(
+            classifier,
+            painter.sampling(steps=JUDGED),
+            seed=args.seed,
+            after_batch=lambda done, of: show("drawing", done, of),
+        )
     print(found.listed())
     return 0
 

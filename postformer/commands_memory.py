@@ -174,8 +174,10 @@ def evaluate(args: argparse.Namespace) -> int:
         raise UserError(f"--{'length' if args.length else 'seed'}: belongs to --questions, which was not given")
     if args.window and (args.images or args.physics or args.judge):
         raise UserError("--window: belongs to --text, which was not given")
-    if args.physics or args.judge:
-        return evaluate_physics(args) if args.physics else evaluate_drawn(args)
+    if args.physics:
+        return evaluate_physics(args)
+    if args.judge:
+        return evaluate_drawn(args)
     return evaluate_images(args) if args.images else commands.evaluate(args)
 
 

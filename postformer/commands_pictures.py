@@ -138,7 +138,6 @@ def dream(args: argparse.Namespace) -> int:
 
 def _pieces(args: argparse.Namespace, painter: Any, show: Callable[[str, int, int], object]) -> Iterator[Any]:
     """Clips [b, c, f, h, w] in the order of their frames, as they are drawn."""
-
     try:
         how = painter.sampling(steps=args.steps, method=args.method, guidance=args.guidance)
         told = painter.told(args.label, args.count if args.verb == "draw" else 1)

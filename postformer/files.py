@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,11 +63,16 @@ def durable_file(path: str | Path, like: str | Path | None = None) -> Iterator[P
         temporary.unlink(missing_ok=True)
 
 
+LEFT_S = 3600.0
+"""Seconds after which a file that no process here is writing to was left by one that was killed; a younger one may be another machine's."""
+
+
 def _clear_left(path: Path) -> None:
     """Remove what a killed process was writing to."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         process = left.name.removesuffix(".tmp").rpartition(".")[2]
-        if left.is_file() and process.isdecimal() and not _runs(int(process)):
+        old = left.is_file() and time.time() - left.stat().st_mtime > LEFT_S
+        if old and process.isdecimal() and not _runs(int(process)):
             left.unlink(missing_ok=True)
 
 

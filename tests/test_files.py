@@ -100,6 +100,9 @@ def test_what_a_killed_process_left_is_removed_by_the_next_writing(tmp_path):
     others = [tmp_path / f".a.txt.{os.getppid()}.tmp", tmp_path / ".b.txt.1.tmp", tmp_path / ".a.txt.mine.tmp"]
     for path in (left, *others):
         path.write_text("x")
+        os.utime(path, (1e9, 1e9))
+    young = tmp_path / f".a.txt.{gone.pid}0.tmp"
+    young.write_text("x")
     write_durably(tmp_path / "a.txt", "new")
     assert not left.exists()
-    assert all(path.exists() for path in others)
+    assert all(path.exists() for path in (young, *others))

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from postformer.data.prose import data_folder
 from postformer.data.sources import DataError, readable
@@ -36,6 +38,10 @@ class Labelled:
     pixels: np.ndarray
     labels: np.ndarray
     classes: list[str]
+
+    def values(self, numbers: Any = slice(None)) -> Float[Tensor, "n c h w"]:
+        """These images, or all, from -1 to 1."""
+        return torch.from_numpy(self.pixels[numbers]).float() / 127.5 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,9 +120,12 @@ class ImageBatches:
     def batch(self, step: int) -> dict[str, Any]:
         """`{"images": float32 [batch, c, h, w], "label": int64 [batch], "rows": names for errors}`."""
         own = [self._number(place) for place in range(step * self.size, (step + 1) * self.size)]
-        pixels = torch.from_numpy(self.part.pixels[own]).float() / 127.5 - 1
         labels = torch.from_numpy(self.part.labels[own]).long()
-        return {"images": pixels, "label": labels, "rows": [f"{Path(self.path).name} {self.split} {i}" for i in own]}
+        return {
+            "images": self.part.values(own),
+            "label": labels,
+            "rows": [f"{Path(self.path).name} {self.split} {i}" for i in own],
+        }
 
     def _number(self, place: int) -> int:
         epoch, at = divmod(place, self.count)

@@ -222,7 +222,7 @@ class UNet(nn.Module):
 
     def grid(self, size: Sequence[int]) -> Grid:
         """Frames, rows and columns of a clip at the lowest resolution. Raises ValueError with the nearest sizes where rows or columns
-        cannot be halved as often as there are widths."""
+        do not fill whole squares of `stem` pixels that can be halved as often as there are widths."""
         part = self.stem * 2 ** (len(self.widths) - 1)
         for name, n in zip(("rows", "columns"), size[1:], strict=True):
             if n % part or not n:

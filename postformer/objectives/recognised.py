@@ -37,8 +37,7 @@ def recognised(model: Any, images: Labelled, after_batch: Callable[[int], object
     n, k = len(images.labels), len(images.classes)
     table = np.zeros((k, k), np.int64)
     for i in range(0, n, BATCH):
-        pixels = torch.from_numpy(images.pixels[i : i + BATCH]).float() / 127.5 - 1
-        said = model(pixels).argmax(-1).numpy()
+        said = model(images.values(slice(i, i + BATCH))).argmax(-1).numpy()
         np.add.at(table, (images.labels[i : i + BATCH], said), 1)
         after_batch(min(i + BATCH, n))
     wrong = table - np.diag(np.diag(table))

@@ -100,16 +100,15 @@ def tensors_of(blocks: Sequence[BlockParts]) -> list[Tensor]:
 
 def plan(blocks: Sequence[BlockParts], tensors: Sequence[Tensor]) -> Plan | None:
     """None where the kernel cannot read the weights as they lie. Raises ValueError for shapes that do not belong together."""
-    matrices, small, wide = set(), set(), {torch.float32}
+    matrices, small, corrections = set(), set(), {torch.float32}
     for attention, network in blocks:
         for part, named in ((attention, ATTENTION_MATRICES), (network, NETWORK_MATRICES)):
             for name, t in () if part is None else part._asdict().items():
                 if isinstance(t, Tensor):
-                    (wide if name == CORRECTION else matrices if name in named else small).add(t.dtype)
+                    (corrections if name == CORRECTION else matrices if name in named else small).add(t.dtype)
     readable = all(type(t) in (Tensor, nn.Parameter) and t.is_contiguous() and t.is_cpu for t in tensors)
-    if not (
-        _cpu.BUILT and readable and len(matrices) == len(small) == len(wide) == 1 and matrices | small <= _cpu.HALF_OR_SINGLE
-    ):
+    alike = len(matrices) == len(small) == len(corrections) == 1 and matrices | small <= _cpu.HALF_OR_SINGLE
+    if not (_cpu.BUILT and readable and alike):
         return None
     d = len(blocks[0][0].norm)
     table = array("q")

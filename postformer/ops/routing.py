@@ -145,8 +145,9 @@ def balance_loss(scores: Float[Tensor, "*b e"], experts: Int[Tensor, "*b k"], gr
 def sequence_balance_loss(
     scores: Float[Tensor, "b t e"], experts: Int[Tensor, "b t k"], group: Group = None
 ) -> Float[Tensor, ""]:
-    """`balance_loss` of each row by itself, their mean (DeepSeek-V2, equations 23 to 25; DeepSeek-V3,
-    equations 17 to 20, where a token counts for the k largest of its scores before they are corrected: here for the experts it goes to)."""
+    """`balance_loss` of each row by itself, their mean (DeepSeek-V2, equations 23 to 25; DeepSeek-V3, equations 17 to 20).
+
+    A token counts for the experts that it goes to, in V3's equation 18 for the k largest of its scores before they are corrected."""
     count = scores.shape[-1]
     share = torch.zeros_like(scores[:, 0]).scatter_add_(
         1, experts.flatten(1), torch.ones_like(experts.flatten(1), dtype=scores.dtype)

@@ -108,9 +108,9 @@ def make_optimizer(named: Mapping[str, nn.Parameter], config: OptimConfig) -> Op
     """The optimizer of the parameters that require a gradient.
 
     Weight decay is for tensors of two and more dimensions; embeddings, heads, routers and parameters with an attribute
-    `no_weight_decay = True` go without. `muon` takes the 2-D tensors called `weight` that are not at the model's ends, and stacks of
-    matrices with an attribute `matrices = True`. Routers learn by AdamW at the rate of those: at that of embeddings they send all tokens
-    to two or three experts within fifty steps.
+    `no_weight_decay = True` go without. `muon` takes the 2-D tensors called `weight`, of more than one row and column, that are not at the
+    model's ends, and stacks of matrices with an attribute `matrices = True`. Routers learn by AdamW at the rate of those: at that of
+    embeddings they send all tokens to two or three experts within fifty steps.
     Raises ConfigError when a setting is out of its range.
     """
     _check(config)

@@ -1,7 +1,7 @@
 """A trained model that draws: its averaged weights, what it predicts, and what it learned from, as its run says."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from postformer.config import UserError, build, complete, read
 from postformer.data import DATA
+from postformer.data.images import Images
 from postformer.data.sources import DataError
 from postformer.data.video import from_pixels, read_video
 from postformer.models import DENOISERS
@@ -18,9 +19,12 @@ from postformer.models.dreaming import ahead, rolled, together
 from postformer.models.sampling import Sampling, sample
 from postformer.objectives import OBJECTIVES
 from postformer.objectives.continued import has_state
+from postformer.objectives.drawn import Judged, halves, judged
 from postformer.train.session import model_folder, open_model
 
 AVERAGE = "average."
+AT_ONCE = 250
+"""Images that are drawn at once to be judged."""
 
 
 class Painter:
@@ -72,6 +76,33 @@ class Painter:
         """Clips [count, c, f, h, w] from noise. Raises ValueError for sizes that the model cannot have."""
         shape = (count, self.model.channels, frames or self.frames, *(size or self.size))
         return sample(self.model, torch.randn(shape, generator=self.generator), how, generator=self.generator, **words)
+
+    def judged_by(
+        self,
+        classifier: Any,
+        how: Sampling,
+        *,
+        seed: int = 0,
+        after_batch: Callable[[int, int], object] = lambda done, of: None,
+    ) -> Judged:
+        """How a classifier judges as many images as half of the test part has, of its classes where the model knows any, drawn AT_ONCE at
+        a time; the seed deals the halves. Raises UserError for a test part that is too small, or that is of no images."""
+        if not isinstance(self.data, Images):
+            raise UserError(
+                "a model that did not learn from images (data.kind images) draws nothing that a classifier could judge"
+            )
+        real = self.data.part("test")
+        to, _ = halves(len(real.labels), seed)
+        if len(to) < 2:
+            raise UserError(f"a test part of {len(real.labels)} images is too small to judge by; 4 are needed")
+        label = torch.from_numpy(real.labels[to]) if self.model.classes else None
+        drawn = []
+        for first in range(0, len(to), AT_ONCE):
+            told = {} if label is None else {"label": label[first : first + AT_ONCE]}
+            count = min(AT_ONCE, len(to) - first)
+            drawn.append(self.draw(count, how, frames=1, size=None, **told)[:, :, 0])
+            after_batch(first + count, len(to))
+        return judged(classifier, torch.cat(drawn), label, real.values(), torch.from_numpy(real.labels), seed=seed)
 
     def sampling(self, **words: Any) -> Sampling:
         """How this model is sampled: by what it was taught to predict, on its path."""
