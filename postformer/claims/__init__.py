@@ -17,6 +17,8 @@ SENTENCES = {
     "sparse_cost": "Sparse experts: 80 billion parameters in all and 10 billion active are an eighth of the cost.",
     "experts_specialise": "Experts specialise: code goes to the Python expert.",
     "experts_quality": "Experts make a model better at the same operations a token, nearly as good as a dense one of all its parameters.",
+    "spacetime_patches": "A U-Net lets legs melt; a transformer over spacetime patches keeps the physics of a video continuous.",
+    "patches_see": "Cut into patches, an image is a text: a Transformer sees as well as a convolutional net.",
 }
 """Each claim as the field says it, by its name: that of its file, which is not imported before it is run."""
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from postformer.claims.film import Film
 from postformer.claims.journal import Context, Real
 from postformer.config import parse, plain
 from postformer.files import sha256_bytes
@@ -261,6 +262,7 @@ class Result:
     tables: tuple[Table, ...] = ()
     charts: tuple[Chart, ...] = ()
     heats: tuple[Heat, ...] = ()
+    films: tuple[Film, ...] = ()
     limits: tuple[str, ...] = ()
     """Why this scale may mislead."""
     consequences: tuple[str, ...] = ()
@@ -307,6 +309,7 @@ def conclude(
     tables: Sequence[Table] = (),
     charts: Sequence[Chart] = (),
     heats: Sequence[Heat] = (),
+    films: Sequence[Film] = (),
     limits: Sequence[str] = (),
     consequences: Sequence[str] = (),
     data: Data | None = None,
@@ -326,6 +329,7 @@ def conclude(
         tables=tuple(tables),
         charts=tuple(charts),
         heats=tuple(heats),
+        films=tuple(films),
         limits=tuple(limits),
         consequences=tuple(consequences),
         data=data,

@@ -9,6 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from postformer.claims.draw import MARKERS, draw
+from postformer.claims.film import draw_film
 from postformer.claims.heat import draw_heat
 from postformer.claims.ledger import Chart, Heat, Number, Result, Series, Table
 from postformer.claims.words import EN_DASH, amount, clean, interval, span, value
@@ -61,6 +62,7 @@ def _environment() -> jinja2.Environment:
         "is_number": lambda cell: isinstance(cell, Number),
         "picture": lambda chart, name: Markup(draw(chart, name)),
         "map": lambda heat, name: Markup(draw_heat(heat, name)),
+        "frames": lambda film, name: Markup(draw_film(film, name)),
         "figures": _figures,
         "grid": _grid,
         "shape": lambda i: MARKERS[i % len(MARKERS)],

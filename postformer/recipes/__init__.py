@@ -21,6 +21,7 @@ from postformer.recipes.pictures import (
     physics_dit,
     physics_frames,
     physics_unet,
+    physics_unet_wide,
     see_vit,
 )
 from postformer.recipes.tasks import induction, modular_arithmetic, parity, parity_real, selective_copying
@@ -52,4 +53,5 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "physics-frames": physics_frames,
     "physics-causal": physics_causal,
     "physics-unet": physics_unet,
+    "physics-unet-wide": physics_unet_wide,
 }

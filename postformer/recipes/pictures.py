@@ -73,3 +73,8 @@ def physics_causal() -> Run:
 def physics_unet() -> Run:
     """A U-Net over the same clips, at physics-dit's operations a clip."""
     return _physics("physics-unet", {"kind": "unet", "widths": [8, 16, 32], "stem": 2})
+
+
+def physics_unet_wide() -> Run:
+    """A U-Net of physics-dit's parameters too: most of them at low resolution, where they cost least."""
+    return _physics("physics-unet-wide", {"kind": "unet", "widths": [16, 32, 48, 72], "stem": 4})

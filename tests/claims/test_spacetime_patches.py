@@ -1,0 +1,120 @@
+"""The rule of `spacetime_patches` on made-up evidence, and the claim, small, from end to end."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from postformer.claims import load_claim
+from postformer.claims import spacetime_patches as S
+from postformer.claims import spacetime_patches_page as page
+from postformer.claims.page import render
+from postformer.claims.report import run_report
+from postformer.objectives.continued import FIGURES
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "postformer/claims/report.schema.json").read_text())
+GOOD = {"dit": 0.05, "frames": 0.2, "unet": 0.3, "wide": 0.4}
+
+
+def evidence(
+    errors: dict[str, float] = GOOD,
+    there: dict[str, float] | None = None,
+    seeds: int = 3,
+    share: float = 1.0,
+    apart: float = 0.0,
+) -> dict[str, Any]:
+    there = {"dit": 1.0, "frames": 1.0, "unet": 0.9, "wide": 0.8} if there is None else there
+    clips = np.linspace(-0.01, 0.01, 20)
+
+    def figures(error: float, kept: float) -> dict[str, Any]:
+        told = {name: [None] * 20 for name in FIGURES}
+        many = {"place": 0.1, "radius": 0.1, "there": kept, "whole": 1.0}
+        return {**told, **{k: [v] * 20 for k, v in many.items()}, "velocity": (error + clips).tolist()}
+
+    own = {
+        name: {str(s): figures(error + apart * (s - 1) * (name != "dit"), there[name]) for s in range(seeds)}
+        for name, error in errors.items()
+    }
+    own |= {name: {"": figures(0.01, 1.0)} for name in page.ANYONE}
+    return {
+        "figures": {"test": own, "slow": own},
+        "clips": 20,
+        "sizes": {name: {"parameters": 100, "flops": 200.0} for name in errors},
+        "step_s": dict.fromkeys(page.NAMES, 0.1),
+        "steps": dict.fromkeys(page.NAMES, 10),
+        "seeds": list(range(seeds)),
+        "batch": 16,
+        "taken": "10 of the recipe's 10 steps",
+        "taken_share": share,
+    }
+
+
+ALL = dict.fromkeys(("dit", "frames", "unet", "wide"), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ({}, ["supported"] * 4),
+        ({"seeds": 1}, ["inconclusive"] * 4),
+        ({"share": 0.5}, ["inconclusive"] * 4),
+        ({"errors": {**GOOD, "dit": 0.35}}, ["contradicted", "contradicted", "supported", "contradicted"]),
+        ({"errors": {**GOOD, "wide": 0.01}}, ["supported", "contradicted", "supported", "supported"]),
+        ({"errors": {**GOOD, "unet": 0.05}}, ["supported", "inconclusive", "supported", "supported"]),
+        ({"there": ALL}, ["supported", "supported", "contradicted", "supported"]),
+        ({"there": {**ALL, "wide": 0.9}}, ["supported", "supported", "inconclusive", "supported"]),
+        ({"there": {**ALL, "dit": 0.9}}, ["supported", "supported", "contradicted", "supported"]),
+        ({"apart": 0.5}, ["supported", "inconclusive", "supported", "inconclusive"]),
+    ],
+)
+def test_the_rule(words, found):
+    assert [finding.verdict for finding in S.RULE.judge(evidence(**words))] == found
+
+
+def test_clips_that_lose_their_disc_are_left_out_of_pairs():
+    e = evidence()
+    e["figures"]["test"]["unet"]["0"]["velocity"][3] = None
+    more = page.more(e, "unet", "velocity")
+    assert more.value == pytest.approx(0.25)
+    assert page.figure(e, "unet", "velocity").n == 20
+    e["figures"]["test"]["unet"]["0"] = {name: [None] * 20 for name in FIGURES}
+    assert page.kept(e, "unet").n == 20 and page.figure(e, "unet", "velocity").value == pytest.approx(0.3)
+
+
+def test_equal_time_is_a_run_of_its_own_where_steps_differ():
+    whole = S._recipes()
+    assert "timed" not in S._as_long(whole, {"dit": 1.0, "unet": 1.05})
+    runs = S._as_long(whole, {"dit": 1.0, "unet": 2.0})
+    assert runs["timed"].train.steps == whole["unet"].train.steps // 2
+    assert runs["timed"].model == whole["unet"].model
+
+
+def test_the_claim_small(tmp_path, monkeypatch):
+    whole = S._recipes
+
+    def small(run: Any) -> Any:
+        model = {**run.model, "dim": 24, "depth": 2} if run.model["kind"] == "dit" else {**run.model, "widths": [8, 8]}
+        return dataclasses.replace(run, model=model, train=dataclasses.replace(run.train, batch=2))
+
+    monkeypatch.setattr(S, "_recipes", lambda: {name: small(run) for name, run in whole().items()})
+    monkeypatch.setattr(S, "SPLITS", ("test", "fast"))
+    monkeypatch.setattr(S, "FEW", 3)
+    out = tmp_path / "out"
+    assert run_report([load_claim("spacetime_patches")], out, budget_s=15, threads=1).exit_code == 0
+    report = json.loads((out / "report.json").read_text())
+    jsonschema.validate(report, SCHEMA)
+    (claim,) = report["claims"]
+    result = claim["result"]
+    assert result["verdict"] == "inconclusive"
+    names = [row[0] for row in result["tables"][0]["rows"]]
+    assert set(names) <= {*page.NAMES.values(), *page.ANYONE} and names[-1] == "true clips"
+    floor = result["tables"][0]["rows"][-1][1]["value"]
+    assert 0 < floor < 0.05
+    assert [film["known"] for film in result["films"]] == [4, 4]
+    assert all(len(one["tracks"]) == 2 for film in result["films"] for one in film["strips"])
+    html = render(report)
+    assert html.count('class="plot film"') == 2 and "<image" in html
