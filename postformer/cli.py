@@ -97,6 +97,11 @@ def _report_arguments(p: Parser) -> None:
         metavar="N",
         help="let neural_memory read a diary of so many words too, such as 50000000",
     )
+    p.add_argument(
+        "--images",
+        metavar="PATH",
+        help="your pictures for patches_see: a folder of classes, an .npz or IDX file (default: digits)",
+    )
     p.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="where the page goes (default: report)")
     p.add_argument("--render", type=Path, metavar="REPORT.JSON", help="only write the page of an existing report.json anew")
 

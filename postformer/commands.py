@@ -50,6 +50,13 @@ def report(args: argparse.Namespace) -> int:
         if CLAIM not in claims:
             raise UserError("--diary-words: is for neural_memory, which --claims leaves out")
         claims[claims.index(CLAIM)] = NeuralMemory(args.diary_words)
+    if args.images is not None:
+        from postformer.claims.patches_see import CLAIM as SEEING
+        from postformer.claims.patches_see import PatchesSee
+
+        if SEEING not in claims:
+            raise UserError("--images: is for patches_see, which --claims leaves out")
+        claims[claims.index(SEEING)] = PatchesSee(args.images)
     outcome = run_report(
         claims,
         args.out,

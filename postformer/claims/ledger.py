@@ -243,6 +243,8 @@ class Data:
     sha256: str = ""
     size: int | None = None
     """Bytes."""
+    option: str = "--text"
+    """The option of `postformer report` that names the user's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

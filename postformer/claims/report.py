@@ -71,7 +71,9 @@ def run_report(
     }
     weights = [getattr(claim, "weight", 1.0) for claim in claims]
     shares = [budget_s * weight / sum(weights) for weight in weights]
-    asked = digest({**settings, "claims": [(claim.id, claim.rule.sha256) for claim in claims]})
+    asked = digest(
+        {**settings, "claims": [(claim.id, claim.rule.sha256, *getattr(claim, "given", {}).values()) for claim in claims]}
+    )
     report: dict[str, Any] = {
         "schema": SCHEMA,
         "complete": False,
@@ -187,7 +189,8 @@ def fingerprint(path: Path) -> str:
 
 
 def _context(claim: Claim, out: Path, settings: dict[str, Any], text: Path | None, show: Reporter) -> Context:
-    own = digest({**settings, "claim": claim.id, "rule_sha256": claim.rule.sha256})
+    given = getattr(claim, "given", {})  # what this claim alone was given, such as other images than the default's
+    own = digest({**settings, **given, "claim": claim.id, "rule_sha256": claim.rule.sha256})
     return Context(
         folder=out / "work" / claim.id,
         settings=own,

@@ -7,7 +7,7 @@ import numpy as np
 
 from postformer.claims.film import Film, Strip, Track, strip
 from postformer.claims.ledger import Number, Table
-from postformer.claims.stats import mean_interval
+from postformer.claims.stats import mean_over
 from postformer.config import Run, parse
 
 NAMES = {
@@ -68,19 +68,10 @@ def kept(e: Evidence, model: str) -> Number:
 
 
 def _mean(seeds: Sequence[Sequence[float | None]], unit: str, numbers: Sequence[int]) -> Number:
-    """Over clips and seeds: the interval over clips, each a mean of its seeds, or Student's over the seeds where that is wider."""
-    table = np.array(seeds, float)
-    told = ~np.isnan(table)
-    if not told.any():
+    found = mean_over(seeds)
+    if found is None:
         return Number(None, unit, "measured", note="not told by any clip")
-    value = float(np.nanmean(table))
-    some = told.any(0)
-    clips = mean_interval(np.nanmean(table[:, some], 0))
-    means = mean_interval(np.nanmean(table[told.any(1)], 1))
-    low, high = clips.low, clips.high
-    if low is not None and high is not None and means.low is not None and means.high is not None:
-        low, high = min(low, means.low), max(high, means.high)
-    return Number(value, unit, "measured", low, high, int(some.sum()), tuple(numbers) if len(seeds) > 1 else ())
+    return found.number(unit, seeds=numbers if len(seeds) > 1 else ())
 
 
 def said(number: Number) -> str:

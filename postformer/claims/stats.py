@@ -167,6 +167,21 @@ def share_over(counts: Sequence[tuple[int, int]], level: float = 0.95) -> Estima
     return pooled._replace(low=max(0.0, min(pooled.low, between.low)), high=min(1.0, max(pooled.high, between.high)))
 
 
+def mean_over(seeds: Sequence[Sequence[Real | None]], level: float = 0.95) -> Estimate | None:
+    """Mean over seeds and items, the same items for each seed, of which None tells nothing: the interval over items, each the mean of its
+    seeds, or Student's over the seeds' means where that is wider. None where nothing is told."""
+    table = np.array(seeds, float)
+    told = ~np.isnan(table)
+    if not told.any():
+        return None
+    items = mean_interval(np.nanmean(table[:, told.any(0)], 0), level)
+    between = mean_interval(np.nanmean(table[told.any(1)], 1), level)
+    low, high = items.low, items.high
+    if low is not None and high is not None and between.low is not None and between.high is not None:
+        low, high = min(low, between.low), max(high, between.high)
+    return Estimate(float(np.nanmean(table)), low, high, items.n)
+
+
 def student_quantile(p: float, df: int) -> float:
     """Quantile p > 1/2 of Student's t, from the finite series of its distribution (Abramowitz & Stegun 26.7.3-4)."""
 

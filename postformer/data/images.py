@@ -50,14 +50,20 @@ class Images:
     `labels`, an IDX file of images beside which its labels lie, or a folder with one folder of pictures for each class.
 
     `size` is (rows, columns): smaller images get a margin of the darkest value, larger ones are shrunk; without it all must have one size.
-    Transparency falls on black. Of all images 20% are for tests and 5% for validation, whatever the seed.
+    Transparency falls on black. Of all images 20% are for tests and 5% for validation, whatever the seed; with `most` no more of the rest
+    are for training, the same ones each time.
     """
 
     path: str
     size: tuple[int, int] | None = None
+    most: int | None = None
     sha256: str | None = None
     tokens: None = dataclasses.field(default=None, init=False, repr=False)
     """There is no tokenizer."""
+
+    def __post_init__(self) -> None:
+        if self.most is not None and self.most < 1:
+            raise ValueError(f"most={self.most} must be at least 1")
 
     @functools.cached_property
     def all(self) -> Labelled:
@@ -91,7 +97,7 @@ class Images:
         order = np.random.default_rng(0).permutation(n)
         test, valid = int(n * TEST), int(n * VALID)
         parts = np.split(order, [test, test + valid])
-        return {"test": np.sort(parts[0]), "valid": np.sort(parts[1]), "train": np.sort(parts[2])}
+        return {"test": np.sort(parts[0]), "valid": np.sort(parts[1]), "train": np.sort(parts[2][: self.most])}
 
     def part(self, split: str) -> Labelled:
         """The images of a split. Raises ValueError for another split."""

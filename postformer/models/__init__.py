@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from postformer.models.convnet import ConvNet
 from postformer.models.diffusion import DiT
 from postformer.models.forecast import DLinear, Forecaster
 from postformer.models.language import LanguageModel
@@ -10,7 +11,7 @@ from postformer.models.vision import ViT
 
 FORECASTERS: dict[str, Any] = {"forecast": Forecaster, "dlinear": DLinear}
 """Models of series, which the objective `forecast` takes."""
-CLASSIFIERS: dict[str, Any] = {"vit": ViT}
+CLASSIFIERS: dict[str, Any] = {"vit": ViT, "convnet": ConvNet}
 """Models of images, which the objective `classify` takes."""
 DENOISERS: dict[str, Any] = {"dit": DiT, "unet": UNet}
 """Models that draw images and videos, which the objective `denoise` takes."""

@@ -7,7 +7,6 @@ by time and class, attention at low resolutions, zero last convolutions); over t
 b clips, c channels, f frames, h rows and w columns.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -16,19 +15,16 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from postformer.config import Spec
 from postformer.mixers.spacetime import SpacetimeAttention
 from postformer.models.backbone import Cost
 from postformer.models.conditioned import TimeEmbedding, told_of
+from postformer.models.convolutions import dry_flops, groups
 from postformer.ops.layers import Embedding, Linear
 from postformer.ops.packing import Packing
 from postformer.ops.spacetime import grid_places
 from postformer.tokens.patches import Grid
-
-GROUP = 8
-"""Channels that are normalised together, at least."""
 
 
 class Conv(nn.Conv3d):
@@ -52,7 +48,7 @@ class GroupNorm(nn.GroupNorm):
     length."""
 
     def __init__(self, channels: int):
-        super().__init__(math.gcd(32, max(channels // GROUP, 1)) if channels % GROUP == 0 else 1, channels, eps=1e-6)
+        super().__init__(groups(channels), channels, eps=1e-6)
 
     def forward(self, input: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
         b, _, f, _, _ = input.shape
@@ -235,11 +231,7 @@ class UNet(nn.Module):
     def flops(self, size: tuple[int, int, int]) -> int:
         """Floating-point operations of a clip of (frames, rows, columns): convolutions, attention and what is told, by a dry run on no
         memory."""
-        dry = copy.deepcopy(self).to("meta")
-        clip, time = torch.zeros(1, self.channels, *size, device="meta"), torch.zeros(1, device="meta")
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            dry(clip, time)
-        return counter.get_total_flops()
+        return dry_flops(self, (1, self.channels, *size), (1,))
 
     def cost(self, length: int) -> Cost:
         """Cost formulas of a square image of `length` pixels, for each pixel."""

@@ -168,6 +168,11 @@ class ViT(nn.Module):
         if images.shape[1] != self.channels:
             raise ValueError(f"images: they have {images.shape[1]} channels, and the model takes {self.channels}")
 
+    def flops(self, size: tuple[int, int]) -> int:
+        """Floating-point operations of an image of (rows, columns)."""
+        length = math.prod(grid_of((1, *size), self.patch))
+        return round(self.cost(length).prefill_flops * (length + self.prefix))
+
     def cost(self, length: int) -> Cost:
         """Cost formulas of an image of `length` patches, for each of its tokens; the head reads one vector an image."""
         parameters = sum(p.numel() for p in self.parameters())

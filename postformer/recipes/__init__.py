@@ -22,6 +22,7 @@ from postformer.recipes.pictures import (
     physics_frames,
     physics_unet,
     physics_unet_wide,
+    see_convnet,
     see_vit,
 )
 from postformer.recipes.tasks import induction, modular_arithmetic, parity, parity_real, selective_copying
@@ -47,6 +48,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "forecast-mamba2": forecast_mamba2,
     "forecast-dlinear": forecast_dlinear,
     "see-vit": see_vit,
+    "see-convnet": see_convnet,
     "draw-dit": draw_dit,
     "draw-unet": draw_unet,
     "physics-dit": physics_dit,

@@ -24,11 +24,19 @@ def _run(name: str, model: Spec, objective: Spec, data: Spec, *, lr: float, step
     )
 
 
+def _see(name: str, model: Spec) -> Run:
+    objective: Spec = {"kind": "classify", "smoothing": 0.1, "shift": 2}
+    return _run(name, model, objective, {"kind": "images", "path": "digits"}, lr=1e-3, steps=3000, batch=64)
+
+
 def see_vit() -> Run:
     """A ViT on digits."""
-    model: Spec = {"kind": "vit", "patch": [4, 4], "dim": 96, "depth": 4}
-    objective: Spec = {"kind": "classify", "smoothing": 0.1, "shift": 2}
-    return _run("see-vit", model, objective, {"kind": "images", "path": "digits"}, lr=1e-3, steps=3000, batch=64)
+    return _see("see-vit", {"kind": "vit", "patch": [4, 4], "dim": 96, "depth": 4})
+
+
+def see_convnet() -> Run:
+    """A residual convolutional net, at see-vit's operations an image."""
+    return _see("see-convnet", {"kind": "convnet", "widths": [16, 40, 64]})
 
 
 def _draw(name: str, model: Spec, *, lr: float, batch: int) -> Run:

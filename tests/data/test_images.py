@@ -53,6 +53,17 @@ def test_the_parts_are_apart_and_all(numbers):
     assert np.array_equal(test.batch(0)["label"], labels[parts["test"]])
 
 
+def test_fewer_to_learn_from_are_of_the_same(numbers):
+    folder, pixels, labels = numbers
+    np.savez(folder / "a.npz", images=pixels, labels=labels)
+    whole, some, few = (Images(path=str(folder / "a.npz"), most=most) for most in (None, 30, 10))
+    assert set(few.numbers["train"]) < set(some.numbers["train"]) < set(whole.numbers["train"])
+    assert [len(images.numbers["train"]) for images in (some, few)] == [30, 10]
+    assert np.array_equal(few.numbers["test"], whole.numbers["test"])
+    with pytest.raises(ValueError, match="most=0 must be at least 1"):
+        Images(path=str(folder / "a.npz"), most=0)
+
+
 def test_transparency_falls_on_black_and_sizes_are_fitted(tmp_path):
     pixels = np.full((4, 6, 6, 4), 200, np.uint8)
     pixels[..., 3] = [[[0]], [[255]], [[128]], [[255]]]

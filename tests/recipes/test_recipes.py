@@ -156,3 +156,17 @@ def test_rivals_on_physics_take_equal_operations():
     assert max(flops.values()) / min(flops.values()) < 1.15, flops
     assert parameters["physics-unet-wide"] == pytest.approx(parameters["physics-dit"], rel=0.1)
     assert parameters["physics-unet"] < parameters["physics-dit"] / 4
+
+
+def test_rivals_on_images_take_equal_operations():
+    """An image, within 5%."""
+    flops = []
+    for name in ("see-vit", "see-convnet"):
+        with torch.device("meta"):
+            flops.append(build(RECIPES[name]().model, MODELS, "model", **_known_sizes(name)).flops((28, 28)))
+    assert flops[0] == pytest.approx(flops[1], rel=0.05)
+
+
+def _known_sizes(name: str) -> dict:
+    sizes = {"channels": 1, "classes": 10}
+    return {**sizes, "size": (28, 28)} if name == "see-vit" else sizes
