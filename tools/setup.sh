@@ -29,3 +29,6 @@ if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
 fi
 echo "setup: installing postformer[$1]"
 install -e ".[$1]"
+case $1 in *peers*)  # it wants torchvision, which has no build beside a CPU torch: in a folder of its own, without it
+    install --no-deps --upgrade --target .venv/apart 'timm>=1.0.20,<2' ;;
+esac

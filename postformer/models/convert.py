@@ -62,7 +62,7 @@ def language_options(config: Mapping[str, Any]) -> Spec:
 def _language_options(config: Mapping[str, Any]) -> Spec:
     kind = config.get("model_type")
     if kind not in MIXERS_OF:
-        raise ConfigError(f"config.json: model_type '{kind}' cannot be converted; choose from {', '.join(MIXERS_OF)}")
+        raise ConfigError(f"config.json: model_type '{kind}' cannot be converted; choose from {', '.join(MIXERS_OF)}, vit")
     mamba = kind.startswith("mamba")
     return {
         "vocab": config["vocab_size"],

@@ -1,13 +1,15 @@
-"""Weights of ViT and DiT in the layouts of the transformers and diffusers libraries, as ours.
+"""Weights of ViT and DiT in the layouts of the transformers, timm and diffusers libraries, as ours.
 
 What differs: a convolution's weights are our linear layer's, the class token's position is added to it once and for all, and DiT's last
 layer has its channels last within a pixel where ours has them first.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from postformer.config import ConfigError, Spec
@@ -71,6 +73,52 @@ def vit_tensors(theirs: Tensors, grid: tuple[int, int]) -> dict[str, Tensor]:
             place = f"{ends[part]}.{leaf}" if part in ends else None
         if place is None:
             raise ConfigError(f"vit: '{name}' is no tensor of a ViT that is read")
+        found[place] = value
+    return found
+
+
+TIMM_NAMES = {
+    "norm1": "norm",
+    "norm2": "ffn_norm",
+    "attn.proj": "mixer.out",
+    "attn.q_norm": "mixer.q_norm",
+    "attn.k_norm": "mixer.k_norm",
+    "mlp.fc1": "ffn.up",
+    "mlp.fc2": "ffn.out",
+}
+"""Of a layer of timm's `VisionTransformer`, without its joint queries, keys and values."""
+TIMM_LAYER = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias|gamma)")
+
+
+def timm_tensors(theirs: Tensors, grid: tuple[int, int]) -> dict[str, Tensor]:
+    """Our tensors for those of timm's `VisionTransformer` with patches of this grid, with or without a class token, registers and scales
+    of layers. Raises ConfigError for a name that is none of its."""
+    named = dict(theirs)
+    positions = named.pop("pos_embed")[0]
+    first = [named.pop(name)[0] for name in ("cls_token", "reg_token") if name in named]
+    count = sum(map(len, first))
+    before = len(positions) - math.prod(grid)  # positions of tokens that come first: of all of them, or of none
+    found = {
+        "places": positions[before:].unflatten(0, grid),
+        "embed.weight": named.pop("patch_embed.proj.weight").flatten(1),
+        "embed.bias": named.pop("patch_embed.proj.bias"),
+    }
+    if first:
+        found["first"] = torch.cat(first) + (positions[:before] if before == count else 0)
+    for name, value in named.items():
+        if layer := TIMM_LAYER.fullmatch(name):
+            block, part, leaf = f"backbone.blocks.{layer[1]}", layer[2], layer[3]
+            if part == "attn.qkv":
+                found |= {f"{block}.mixer.{own}.{leaf}": piece for own, piece in zip("qkv", value.chunk(3), strict=True)}
+                continue
+            place = {"ls1": f"{block}.scale", "ls2": f"{block}.ffn_scale"}.get(part)
+            place = place or (f"{block}.{TIMM_NAMES[part]}.{leaf}" if part in TIMM_NAMES else None)
+        else:
+            ends = {"norm": "backbone.norm", "head": "head"}
+            part, _, leaf = name.rpartition(".")
+            place = f"{ends[part]}.{leaf}" if part in ends else None
+        if place is None:
+            raise ConfigError(f"vit: '{name}' is no tensor of a ViT of timm that is read")
         found[place] = value
     return found
 

@@ -1,13 +1,18 @@
-"""ViT and DiT beside transformers and diffusers: random configurations, the same weights; outputs and gradients to 1e-5 in fp32."""
+"""ViT and DiT beside transformers, timm and diffusers: random configurations, the same weights; outputs and gradients to 1e-5 in fp32."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from postformer.config import ConfigError
 from postformer.models.convert_pictures import dit_options, dit_tensors, vit_options, vit_tensors
 from postformer.models.diffusion import DiT
+from postformer.models.hub import load_model, save_model
 from postformer.models.vision import ViT
 
 transformers = pytest.importorskip("transformers")
@@ -65,6 +70,46 @@ def test_vit_reads_the_names_of_files():
             name = name.replace(new, old)
         renamed[f"vit.{name}"] = value
     assert vit_tensors(renamed, (2, 2)).keys() == vit_tensors(theirs, (2, 2)).keys()
+
+
+def test_a_folder_of_transformers_opens(tmp_path):
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=20,
+        image_size=(8, 12),
+        patch_size=4,
+        num_labels=3,
+    )
+    theirs = randomised(transformers.ViTForImageClassification(config), 0)
+    theirs.save_pretrained(tmp_path)
+    x = torch.randn(2, 3, 8, 12)
+    close(load_model(tmp_path)(x), theirs(x).logits)
+    save_model(load_model(tmp_path), tmp_path / "own")
+    close(load_model(tmp_path / "own")(x), theirs(x).logits)
+
+
+def test_a_folder_of_another_picture_model_says_what_is_read(tmp_path):
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=20, hidden_act="relu"
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="hidden_act='relu'"):
+        load_model(tmp_path)
+
+
+APART = Path(__file__).parents[2] / ".venv/apart"
+"""Where `tools/setup.sh` puts timm, which does not load without torchvision."""
+
+
+@pytest.mark.skipif(not (APART / "timm").exists(), reason="timm is not installed apart")
+def test_vit_is_that_of_timm():
+    """In a process of its own, with a stand-in for torchvision: beside it transformers would no longer load."""
+    script = Path(__file__).with_name("beside_timm.py")
+    done = subprocess.run([sys.executable, str(script), str(APART)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["same"] * 4
 
 
 @pytest.mark.parametrize("seed", range(3))
