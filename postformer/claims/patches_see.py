@@ -29,6 +29,8 @@ PARTS = (16, 4, 1)
 """Models learn from all training images, a quarter and a sixteenth of them."""
 FACTORS = (0.5, 0.75, 1, 1.25, 1.5, 2)
 """Sizes at which images are asked, of that which was learned."""
+FEW, SHORT_S = 300, 60
+"""Test images that are asked where the budget is shorter."""
 SIDE, PATCH = 32, 4
 """Of a user's pictures, in pixels; and what sides must be a multiple of."""
 Evidence = Mapping[str, Any]
@@ -134,7 +136,7 @@ class PatchesSee:
         runs = tasks.fitted(ctx, whole, LEARN * ctx.budget_s, SAMPLED)
         step_s = ctx.steps[-1]["result"]
         tasks.learn(ctx, runs.values())
-        side = about["size"][0]
+        side, asked = about["size"][0], min(about["test"], FEW) if ctx.budget_s < SHORT_S else about["test"]
         sides = sorted({max(round(side * factor / PATCH), 1) * PATCH for factor in FACTORS if factor != 1} | {side})
         steps = next(iter(runs.values())).train.steps
         all_steps = next(iter(whole.values())).train.steps
@@ -142,7 +144,7 @@ class PatchesSee:
             name: {
                 str(seed): ctx.step(
                     f"{run.name}, seed {seed}, names images",
-                    lambda r=run, s=seed: _named(ctx, r, s, images, sides if r.data["most"] == counts[-1] else [side]),
+                    lambda r=run, s=seed: _named(ctx, r, s, images, asked, sides if r.data["most"] == counts[-1] else [side]),
                 )
                 for seed in ctx.seeds
             }
@@ -156,7 +158,7 @@ class PatchesSee:
             "sizes": ctx.step(f"sizes of {about['sha256'][:6]}", lambda: _models(ctx, runs, side, counts[-1])),
             "step_s": {model: step_s[page.key(model, counts[-1])] for model in page.NAMES},
             "seeds": list(ctx.seeds),
-            "asked": about["test"],
+            "asked": asked,
             "classes": about["classes"],
             "taken": f"{steps:,} of the recipe's {all_steps:,} steps",
             "taken_share": steps / all_steps,
@@ -205,8 +207,8 @@ def _recipes(path: str, size: tuple[int, int] | None, counts: Sequence[int], sha
     return found
 
 
-def _named(ctx: Context, run: Run, seed: int, images: Any, sides: Sequence[int]) -> dict[str, str]:
-    """Of each size whether the class of each test image is named: a 1 or a 0 each."""
+def _named(ctx: Context, run: Run, seed: int, images: Any, count: int, sides: Sequence[int]) -> dict[str, str]:
+    """Of each size whether the class of each of the first test images is named: a 1 or a 0 each."""
     import torch
     import torch.nn.functional as F
 
@@ -219,10 +221,10 @@ def _named(ctx: Context, run: Run, seed: int, images: Any, sides: Sequence[int])
     found = {}
     with torch.inference_mode(), threads(ctx.threads), freed_memory_kept():
         for side in sides:
-            asked = part.values()
+            asked = part.values(slice(count))
             if side != asked.shape[2]:
                 asked = F.interpolate(asked, (side, side), mode="bilinear", antialias=True)
-            right = seen(model, asked).named == part.labels
+            right = seen(model, asked).named == part.labels[:count]
             found[str(side)] = "".join("01"[int(one)] for one in right)
     return found
 

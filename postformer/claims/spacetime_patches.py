@@ -2,7 +2,6 @@
 known."""
 
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +14,8 @@ from postformer.config import Run
 LEARN, SAMPLED = 0.8, 4
 """Training's share of the budget, and the steps of each model that are timed before."""
 SPLITS = ("test", "slow", "fast", "small", "large")
-CLIPS, FEW = 100, 24
-"""Clips of a split that are asked, and where time is short."""
+CLIPS = ((900, 100), (120, 24), (0, 8))
+"""From which budget on how many clips of a split are asked."""
 DRAWN, ASKED_SEED = 10, 1000
 """Euler steps in which a clip is drawn, and the seed of the clips that are asked: no run learns from these."""
 ALIKE = 0.1
@@ -196,24 +195,13 @@ def _as_long(runs: Mapping[str, Run], step_s: Mapping[str, Real]) -> dict[str, R
 
 def _asked(ctx: Context, runs: Mapping[str, Run]) -> tuple[dict[str, Any], int]:
     """The figures of every split and way, and how many clips of each: split by split while the next is expected to fit."""
-    clips = CLIPS
+    clips = next(count for least_s, count in CLIPS if ctx.budget_s >= least_s)
     figures: dict[str, Any] = {}
     for split in SPLITS:
         if figures and ctx.steps[-1]["seconds"] > ctx.left_s:
             break
-        if not figures:
-            speed = ctx.step("speed of drawing", lambda: _drawing_s(ctx, runs))
-            clips = CLIPS if CLIPS * speed < ctx.left_s else FEW
-        figures[split] = ctx.step(f"go on in {split}", lambda s=split, n=clips: _split(ctx, runs, s, n))
+        figures[split] = ctx.step(f"go on in {split}", lambda s=split: _split(ctx, runs, s, clips))
     return figures, clips
-
-
-def _drawing_s(ctx: Context, runs: Mapping[str, Run]) -> float:
-    """Seconds to go on from a clip by all models of all seeds, from one of each kind."""
-    began = time.perf_counter()
-    for run in runs.values():
-        _went_on(ctx, run, ctx.seeds[0], "test", 2)
-    return (time.perf_counter() - began) / 2 * len(ctx.seeds)
 
 
 def _went_on(ctx: Context, run: Run, seed: int, split: str, clips: int) -> dict[str, Any]:
@@ -264,18 +252,19 @@ def _strips(ctx: Context, runs: Mapping[str, Run]) -> dict[str, list[Strip]]:
     from postformer.claims import tasks
     from postformer.objectives.continued import by_model
     from postformer.train.painter import Painter
+    from postformer.train.process import freed_memory_kept, threads
 
-    found: dict[str, list[Strip]] = {}
-    for split in ("test", "fast"):
-        found[split] = []
+    found: dict[str, list[Strip]] = {"test": [], "fast": []}
+    with threads(ctx.threads), freed_memory_kept():
         for name, run in runs.items():
             painter = Painter.of(tasks.folder(ctx, run, ctx.seeds[0]))
-            true = torch.from_numpy(painter.data.clip(0, seed=ASKED_SEED, split=split))[None]
-            scenario = painter.data.scenario(0, seed=ASKED_SEED, split=split)
-            if not found[split]:
-                found[split].append(page.strip_of("true clip", true[0].numpy(), scenario))
-            made = by_model(painter.model, painter.sampling(steps=DRAWN))(true, 0)
-            found[split].append(page.strip_of(page.NAMES[name], made[0].numpy(), scenario))
+            goes_on = by_model(painter.model, painter.sampling(steps=DRAWN))
+            for split, strips in found.items():
+                true = torch.from_numpy(painter.data.clip(0, seed=ASKED_SEED, split=split))[None]
+                scenario = painter.data.scenario(0, seed=ASKED_SEED, split=split)
+                if not strips:
+                    strips.append(page.strip_of("true clip", true[0].numpy(), scenario))
+                strips.append(page.strip_of(page.NAMES[name], goes_on(true, 0)[0].numpy(), scenario))
     return found
 
 

@@ -180,9 +180,11 @@ def limits(e: Evidence, run: Run) -> tuple[str, ...]:
 
 
 def consequences(e: Evidence) -> tuple[str, ...]:
-    models = {name: figure(e, name, "velocity").value or 0.0 for name in measured(e)}
-    best = min(models, key=lambda name: models[name])
+    models = {name: v for name in measured(e) if (v := figure(e, name, "velocity").value) is not None}
     line = figure(e, "straight line", "velocity").value or 0.0
+    if not models:
+        return ("No model has learned enough to draw a disc at all: give more time.",)
+    best = min(models, key=lambda name: models[name])
     return (
         f"For videos like these at this budget take: {NAMES[best]} ({models[best]:.3g} units/s).",
         f"A straight line through the last two frames is off by {line:.3g} units/s: "

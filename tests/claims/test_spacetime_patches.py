@@ -85,6 +85,16 @@ def test_clips_that_lose_their_disc_are_left_out_of_pairs():
     assert page.kept(e, "unet").n == 20 and page.figure(e, "unet", "velocity").value == pytest.approx(0.3)
 
 
+def test_models_that_draw_no_disc_are_not_ranked():
+    e = evidence()
+    for name in ALL:
+        e["figures"]["test"][name]["0"]["velocity"] = [None] * 20
+        e["figures"]["test"][name] = {"0": e["figures"]["test"][name]["0"]}
+    assert page.figure(e, "dit", "velocity").value is None
+    assert [finding.verdict for finding in S.RULE.judge({**e, "seeds": [0]})] == ["inconclusive"] * 4
+    assert page.consequences(e) == ("No model has learned enough to draw a disc at all: give more time.",)
+
+
 def test_equal_time_is_a_run_of_its_own_where_steps_differ():
     whole = S._recipes()
     assert "timed" not in S._as_long(whole, {"dit": 1.0, "unet": 1.05})
@@ -102,7 +112,7 @@ def test_the_claim_small(tmp_path, monkeypatch):
 
     monkeypatch.setattr(S, "_recipes", lambda: {name: small(run) for name, run in whole().items()})
     monkeypatch.setattr(S, "SPLITS", ("test", "fast"))
-    monkeypatch.setattr(S, "FEW", 3)
+    monkeypatch.setattr(S, "CLIPS", ((0, 3),))
     out = tmp_path / "out"
     assert run_report([load_claim("spacetime_patches")], out, budget_s=15, threads=1).exit_code == 0
     report = json.loads((out / "report.json").read_text())
