@@ -108,7 +108,7 @@ def test_the_claim_small_on_own_images(tmp_path, archive, monkeypatch):
 
     monkeypatch.setattr(P, "_recipes", lambda *told: {name: small(run) for name, run in whole(*told).items()})
     out = tmp_path / "out"
-    assert run_report([P.PatchesSee(str(archive))], out, budget_s=12, threads=1).exit_code == 0
+    assert run_report([P.PatchesSee(str(archive))], out, budget_s=6, threads=1).exit_code == 0
     report = json.loads((out / "report.json").read_text())
     jsonschema.validate(report, SCHEMA)
     (claim,) = report["claims"]

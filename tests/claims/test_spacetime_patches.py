@@ -108,13 +108,14 @@ def test_the_claim_small(tmp_path, monkeypatch):
 
     def small(run: Any) -> Any:
         model = {**run.model, "dim": 24, "depth": 2} if run.model["kind"] == "dit" else {**run.model, "widths": [8, 8]}
-        return dataclasses.replace(run, model=model, train=dataclasses.replace(run.train, batch=2))
+        data = {**run.data, "frames": 8, "size": 16}
+        return dataclasses.replace(run, model=model, data=data, train=dataclasses.replace(run.train, batch=2))
 
     monkeypatch.setattr(S, "_recipes", lambda: {name: small(run) for name, run in whole().items()})
     monkeypatch.setattr(S, "SPLITS", ("test", "fast"))
     monkeypatch.setattr(S, "CLIPS", ((0, 3),))
     out = tmp_path / "out"
-    assert run_report([load_claim("spacetime_patches")], out, budget_s=15, threads=1).exit_code == 0
+    assert run_report([load_claim("spacetime_patches")], out, budget_s=8, threads=1).exit_code == 0
     report = json.loads((out / "report.json").read_text())
     jsonschema.validate(report, SCHEMA)
     (claim,) = report["claims"]
@@ -123,7 +124,7 @@ def test_the_claim_small(tmp_path, monkeypatch):
     names = [row[0] for row in result["tables"][0]["rows"]]
     assert set(names) <= {*page.NAMES.values(), *page.ANYONE} and names[-1] == "true clips"
     floor = result["tables"][0]["rows"][-1][1]["value"]
-    assert 0 < floor < 0.05
+    assert 0 < floor < 0.2
     assert [film["known"] for film in result["films"]] == [4, 4]
     assert all(len(one["tracks"]) == 2 for film in result["films"] for one in film["strips"])
     html = render(report)
