@@ -70,7 +70,8 @@ def draw_film(film: Film, name: str) -> str:
     squares = len(film.columns) + 1
     width, height = NAME + squares * FRAME + GAP, HEAD + len(film.strips) * (FRAME + GAP)
     parts = [
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-labelledby="{name}-title {name}-desc" class="plot film">',
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-labelledby="{name}-title {name}-desc" class="plot film" '
+        f'style="max-width:{1.4 * width:.0f}px">',
         f'<title id="{name}-title">{escape(film.title)}</title><desc id="{name}-desc">{escape(describe_film(film))}</desc>',
         *(_text(NAME + (i + 0.5) * FRAME, HEAD - 6, word, "middle") for i, word in enumerate(("all", *film.columns))),
     ]

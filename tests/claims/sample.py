@@ -3,6 +3,9 @@
 import json
 from typing import Any
 
+import numpy as np
+
+from postformer.claims.film import Film, Track, strip
 from postformer.claims.ledger import (
     Chart,
     Criterion,
@@ -87,6 +90,7 @@ class SampleClaim:
             ),
             charts=_charts(),
             tables=_tables(),
+            films=(_film(),),
             limits=(
                 "Models of 1.6M parameters: at this width the projections outweigh attention's quadratic part up to about "
                 "8,192 bytes, so the advantage begins later than at the published scale.",
@@ -152,6 +156,14 @@ def _charts() -> tuple[Chart, ...]:
             **axis,
         ),
     )
+
+
+def _film() -> Film:
+    clip = np.full((3, 4, 8, 8), -1.0)
+    clip[0, range(4), 4, range(4)] = 1.0
+    points = tuple((0.06 + 0.125 * f, 0.56) for f in range(4))
+    tracks = Track("true", points), Track("measured", (*points[:3], ()))
+    return Film(title="A disc that flies level", columns=("0", "1", "2", "3"), strips=(strip("U-Net", clip, tracks),), known=2)
 
 
 def _tables() -> tuple[Table, ...]:

@@ -85,7 +85,7 @@ def test_is_well_formed_and_accessible():
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
     charts = [a for a in page.all("svg") if a.get("role") == "img"]
-    assert len(charts) == 4 and all(set(str(a["aria-labelledby"]).split()) <= set(ids) for a in charts)
+    assert len(charts) == 4 + 1 and all(set(str(a["aria-labelledby"]).split()) <= set(ids) for a in charts)
     assert all("aria-hidden" in a for a in page.all("svg") if a.get("role") != "img")
     references = re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', render(many()))
     assert {a or b for a, b in references} <= set(ids)
@@ -116,6 +116,8 @@ def test_loads_nothing():
     assert len(policy) == 1 and str(policy[0]).startswith("default-src 'none';") and "script-src" not in str(policy[0])
     assert not any(page.all(tag) for tag in ("script", "img", "iframe", "object", "embed", "form", "base"))
     assert [a["href"] for a in page.all("link")] == ["data:,"]
+    (picture,) = page.all("image")
+    assert str(picture["href"]).startswith("data:image/png;base64,")
     outside = [a["href"] for a in page.all("a") if not str(a["href"]).startswith("#")]
     assert set(outside) == {"https://arxiv.org/abs/2312.00752"}
     rest = re.sub(r"<a [^>]*>[^<]*</a>", "", html)
@@ -199,13 +201,14 @@ def test_opens_without_a_request_or_an_error(chromium: str, tmp_path: Path, widt
     page.write_text(render(many()), encoding="utf-8")
     asks = """({
       wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-      charts: [...document.querySelectorAll('svg.plot')].filter(s => s.getBoundingClientRect().height > 150).length,
+      charts: [...document.querySelectorAll('svg.plot:not(.film)')].filter(s => s.getBoundingClientRect().height > 150).length,
+      films: [...document.querySelectorAll('svg.film')].filter(s => s.getBoundingClientRect().height > 40).length,
       ink: getComputedStyle(document.body).color, ground: getComputedStyle(document.body).backgroundColor,
       label: getComputedStyle(document.querySelector('svg.plot text')).fill,
       grid: getComputedStyle(document.querySelector('svg.plot path[style*="--grid"]')).stroke})"""
     seen = browser.visit(chromium, page, tmp_path / "profile", asks, width=width, dark=dark)
     assert seen.requests == [] and seen.errors == []
-    assert seen.value["wide"] <= 0 and seen.value["charts"] == 4
+    assert seen.value["wide"] <= 0 and seen.value["charts"] == 4 and seen.value["films"] == 1
     assert contrast(seen.value["ink"], seen.value["ground"]) > 7 and contrast(seen.value["label"], seen.value["ground"]) > 4.5
     assert contrast(seen.value["grid"], seen.value["ground"]) < 2
 
