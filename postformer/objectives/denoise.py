@@ -20,6 +20,7 @@ from postformer.ops.diffusion import FINEST, LEAST, Kind, Path, data_of, noise_o
 from postformer.ops.layers import checked_word
 
 Times = Literal["logit-normal", "uniform"]
+Ends = Literal["first", "last", "both", "any"]
 WARMING = 10
 """The average follows the model closely in the first steps: after n of them it keeps at most (1 + n) / (10 + n)."""
 
@@ -30,9 +31,9 @@ class Denoise(nn.Module):
     `spread`; what is divided by is at least `floor`.
 
     `label_dropout` of the labels (and texts) are not told, which guidance needs. Of clips of several frames a share `known` has some
-    whole frames without noise (the first, the last, both, or any), and a share `apart` a time of its own for each frame. A share
-    `shortcut` teaches a model with strides that one long step is two of half its length. `average` above 0 keeps a slow average of the
-    weights, by which samples are drawn.
+    whole frames without noise, at one of its `ends` (the first, the last, both, or any), and a share `apart` a time of its own for each
+    frame. A share `shortcut` teaches a model with strides that one long step is two of half its length. `average` above 0 keeps a slow
+    average of the weights, by which samples are drawn.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Denoise(nn.Module):
         floor: float = 0.05,
         label_dropout: float = 0.1,
         known: float = 0.0,
+        ends: tuple[Ends, ...] = ("first", "last", "both", "any"),
         apart: float = 0.0,
         shortcut: float = 0.0,
         average: float = 0.999,
@@ -60,6 +62,10 @@ class Denoise(nn.Module):
             ("times", times, Times),
         ):
             checked_word(name, word, choices)
+        for end in ends:
+            checked_word("ends", end, Ends)
+        if not ends:
+            raise ValueError("ends: name at least one of first, last, both, any")
         for name, share in (
             ("label_dropout", label_dropout),
             ("known", known),
@@ -82,6 +88,7 @@ class Denoise(nn.Module):
         if shortcut and (path != "linear" or not average or getattr(model, "stride", None) is None):
             raise ValueError(f"shortcut={shortcut} goes with path='linear', an average, and a model with strides=true")
         self.label_dropout, self.known, self.apart, self.decay = label_dropout, known, apart, average
+        self.ends: tuple[Ends, ...] = tuple(ends)
         self.shortcut = shortcut
         self.average = copy.deepcopy(model).requires_grad_(False) if average else None
         self.register_buffer("averaged", torch.zeros((), dtype=torch.long) if average else None)
@@ -156,7 +163,7 @@ class Denoise(nn.Module):
         times = torch.where((kind < self.apart)[:, None], times, times[:, :1])
         unknown = torch.ones(b, runs, dtype=torch.bool, device=x.device)
         if runs > 1:
-            pattern = _known_frames(b, runs, x.device)
+            pattern = _known_frames(b, runs, self.ends, x.device)
             unknown = torch.where((kind > 1 - self.known)[:, None], ~pattern, unknown)
         times = times.masked_fill(~unknown, 1.0)
         return times.repeat_interleave(together, 1), unknown.repeat_interleave(together, 1)
@@ -198,12 +205,15 @@ class Denoise(nn.Module):
                 mine.lerp_(theirs, 1 - keep)
 
 
-def _known_frames(b: int, runs: int, device: torch.device) -> Bool[Tensor, "b f"]:
+def _known_frames(b: int, runs: int, ends: tuple[Ends, ...], device: torch.device) -> Bool[Tensor, "b f"]:
     """For each clip the first frames, the last, both, or any: at least one, and not all."""
     place = torch.arange(runs, device=device)
     count = torch.randint(1, runs, (b, 1), device=device)
-    first, last = place < count, place >= runs - count
-    ends = (place < (count + 1) // 2) | (place >= runs - count // 2)
-    any_ = torch.rand(b, runs, device=device).argsort(1).argsort(1) < count
-    choice = torch.randint(4, (b, 1), device=device)
-    return torch.where(choice == 0, first, torch.where(choice == 1, last, torch.where(choice == 2, ends, any_)))
+    patterns: dict[Ends, Tensor] = {
+        "first": place < count,
+        "last": place >= runs - count,
+        "both": (place < (count + 1) // 2) | (place >= runs - count // 2),
+        "any": torch.rand(b, runs, device=device).argsort(1).argsort(1) < count,
+    }
+    choice = torch.randint(len(ends), (b, 1), device=device)
+    return torch.stack([patterns[end] for end in ends]).take_along_dim(choice[None], 0)[0]

@@ -29,6 +29,18 @@ class Said(nn.Module):
         return self.value.expand_as(clips), None
 
 
+@pytest.mark.parametrize("end", ["first", "last", "both"])
+def test_known_frames_lie_where_they_are_wanted(end):
+    times, unknown = Denoise(Said(), known=1.0, ends=(end,), average=0.0).drawn(torch.zeros(200, 1, 8, 1, 1))
+    assert torch.equal(~unknown, times == 1)
+    known = ~unknown[:, ::2]  # two frames of a patch go together
+    count, places = known.sum(1), torch.arange(4)
+    assert sorted(set(count.tolist())) == [1, 2, 3]
+    before = {"first": count, "last": 0 * count, "both": (count + 1) // 2}[end]
+    after = {"first": 0 * count, "last": count, "both": count // 2}[end]
+    assert torch.equal(known, (places < before[:, None]) | (places >= 4 - after[:, None]))
+
+
 def test_known_frames_are_shown_as_they_are_and_not_taught():
     torch.manual_seed(0)
     model = Said()
@@ -126,6 +138,8 @@ def test_every_kind_of_prediction_teaches_and_samples(path, predict, make):
     ("words", "says"),
     [
         ({"path": "straight"}, "objective.path: 'straight' is not a choice; choose from linear, cosine, ddpm"),
+        ({"known": 0.7, "ends": ()}, "ends: name at least one"),
+        ({"known": 0.7, "ends": ("middle",)}, "objective.ends\\[0\\]: 'middle' is not a choice; choose from first, last, both, any"),
         ({"known": 0.7, "apart": 0.7}, "known=0.7 and apart=0.7 must be 1 together"),
         ({"average": 1.5}, "average=1.5 must be from 0 to 1"),
     ],
