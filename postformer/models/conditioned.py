@@ -24,6 +24,8 @@ from postformer.ops.packing import Packing
 
 WAVES = 256
 """Sines and cosines of a time."""
+FAR = 8.0
+"""Frames that a distance in time is told in."""
 TIMES = 1000.0
 """A time from 0 to 1 is told to the network as one from 0 to this, as steps are."""
 
@@ -55,6 +57,25 @@ def told_of(
         label = torch.full((len(times),), model.classes, device=times.device) if label is None else label
         values = values + model.label(label)[:, None]
     return values
+
+
+def hinted(clips: Float[Tensor, "b c f h w"], time: Float[Tensor, "b *f2"], count: int) -> Float[Tensor, "b c2 f h w"]:
+    """Clips with more channels behind their own: for each frame those of the `count` frames nearest to it that are known, which is to be of
+    time 1, the earlier of two as near first, and after each a plane that says how many FAR frames later it lies. Zeros where fewer are
+    known. So are models of a video told its first frame (Blattmann et al. 2023, Stable Video Diffusion, arXiv 2311.15127)."""
+    b, c, f, h, w = clips.shape
+    extra = clips.new_zeros(b, count, c + 1, f, h, w)
+    if time.ndim > 1 and f > 0:
+        place = torch.arange(f, device=clips.device)
+        away = place - place[:, None]
+        order = (2 * away.abs() + (away > 0)).expand(b, -1, -1)
+        order, nearest = order.masked_fill(time[:, None] < 1, 4 * f).sort(-1)
+        for i in range(min(count, f)):
+            known = (order[:, :, i] < 4 * f)[:, None, :, None, None].to(clips.dtype)
+            at = nearest[:, :, i]
+            extra[:, i, :c] = known * clips.take_along_dim(at[:, None, :, None, None], 2)
+            extra[:, i, c] = (known * ((at - place) / FAR)[:, None, :, None, None].to(clips.dtype))[:, 0]
+    return torch.cat([clips, extra.flatten(1, 2)], 1)
 
 
 class Condition(NamedTuple):

@@ -23,7 +23,15 @@ from postformer.config import Spec
 from postformer.ffn import FFNS
 from postformer.mixers import PICTURES
 from postformer.models.backbone import Backbone, Cost, State, complete_pattern
-from postformer.models.conditioned import Condition, ConditionedBlock, Modulation, TimeEmbedding, modulated, told_of
+from postformer.models.conditioned import (
+    Condition,
+    ConditionedBlock,
+    Modulation,
+    TimeEmbedding,
+    hinted,
+    modulated,
+    told_of,
+)
 from postformer.models.pictures import sincos
 from postformer.ops.layers import Embedding, Linear, Norm, checked_word, norm_of
 from postformer.ops.packing import Packing
@@ -37,7 +45,8 @@ class DiT(nn.Module):
     `classes` above 0 takes labels, of which `classes` itself means none is told; `vocab` above 0 takes texts, whose tokens stand before
     the patches; a token of `vocab` says nothing. `positions` are added to the tokens ("sincos") or left to the mixers ("none"). With
     `bottleneck` above 0 a patch is first squeezed to so many numbers. With `strides` the model is told how far a step of sampling will
-    go, and can learn to take few of them (shortcut models: Frans et al. 2024, arXiv 2410.12557).
+    go, and can learn to take few of them (shortcut models: Frans et al. 2024, arXiv 2410.12557). With `hints` each frame is also shown so
+    many of the known frames nearest to it (`hinted`); there is no state then.
     """
 
     tokens: None = None
@@ -57,16 +66,17 @@ class DiT(nn.Module):
         outputs: int | None = None,
         bottleneck: int = 0,
         strides: bool = False,
+        hints: int = 0,
         positions: Literal["sincos", "none"] = "none",
         norm: Norm = "rms",
         norm_eps: float = 1e-6,
     ):
         super().__init__()
         outputs = channels if outputs is None else outputs
-        if min(channels, outputs, *patch) < 1 or min(classes, vocab, bottleneck) < 0:
+        if min(channels, outputs, *patch) < 1 or min(classes, vocab, bottleneck, hints) < 0:
             raise ValueError(
-                f"channels={channels}, outputs={outputs} and patch={patch} must be at least 1; classes={classes}, vocab={vocab} and "
-                f"bottleneck={bottleneck} at least 0"
+                f"channels={channels}, outputs={outputs} and patch={patch} must be at least 1; classes={classes}, vocab={vocab}, "
+                f"bottleneck={bottleneck} and hints={hints} at least 0"
             )
         self.positions = checked_word("positions", positions, Literal["sincos", "none"])
         self.config: Spec = {
@@ -82,15 +92,17 @@ class DiT(nn.Module):
             "outputs": outputs,
             "bottleneck": bottleneck,
             "strides": strides,
+            "hints": hints,
             "positions": positions,
             "norm": norm,
             "norm_eps": norm_eps,
         }
         self.channels, self.outputs, self.patch, self.dim = channels, outputs, patch, dim
-        self.classes, self.vocab = classes, vocab
+        self.classes, self.vocab, self.hints = classes, vocab, hints
         pixels = math.prod(patch)
-        self.squeeze = Linear(channels * pixels, bottleneck, bias=False) if bottleneck else None
-        self.embed = Linear(bottleneck or channels * pixels, dim)
+        inputs = pixels * (channels + hints * (channels + 1))
+        self.squeeze = Linear(inputs, bottleneck, bias=False) if bottleneck else None
+        self.embed = Linear(bottleneck or inputs, dim)
         self.time = TimeEmbedding(dim)
         self.stride = TimeEmbedding(dim) if strides else None
         self.label = Embedding(classes + 1, dim) if classes else None
@@ -104,7 +116,9 @@ class DiT(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def init_state(self, batch: int) -> State:
-        """Nothing seen yet. Raises ValueError where a mixer sees what comes later."""
+        """Nothing seen yet. Raises ValueError where a mixer sees what comes later, or known frames are shown beside others."""
+        if self.hints:
+            raise ValueError(f"hints={self.hints}: known frames may lie in earlier pieces of a clip, so there is no state")
         return self.backbone.init_state(batch)
 
     def forward(
@@ -126,7 +140,10 @@ class DiT(nn.Module):
         """
         grid = self._checked(clips, time, label, text)
         times = time[:, None] if time.ndim == 1 else time[:, :: self.patch[0]]
-        x, places = self._tokens(patchify(clips, self.patch)), grid_places(grid, clips)
+        if state is not None and self.hints:
+            raise ValueError(f"state: with hints={self.hints} there is none")
+        shown = hinted(clips, time, self.hints) if self.hints else clips
+        x, places = self._tokens(patchify(shown, self.patch)), grid_places(grid, clips)
         places[:, 0] += first / self.patch[0]
         values = told_of(self, times, label, stride).flatten(0, 1)
         packing, of = Packing(places=places[None], grid=grid), None
@@ -149,7 +166,11 @@ class DiT(nn.Module):
         length: int | None = None,
     ) -> list[Tensor]:
         """As `forward` for clips of any sizes, side by side in rows of `length` tokens; `times` are of a clip or of its frames."""
-        packed = pack(clips, self.patch, length)
+        shown = clips
+        if self.hints:
+            pairs = zip(clips, times, strict=True)
+            shown = [hinted(clip[None], t[None].expand(1, *t.shape), self.hints)[0] for clip, t in pairs]
+        packed = pack(shown, self.patch, length)
         frames = [at.grid[0] for at in packed.clips]
         own = [t.expand(f) if t.ndim == 0 else t[:: self.patch[0]] for t, f in zip(times, frames, strict=True)]
         told = None if labels is None else labels.repeat_interleave(torch.tensor(frames, device=labels.device))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from postformer.config import Spec
 from postformer.mixers.spacetime import SpacetimeAttention
 from postformer.models.backbone import Cost
-from postformer.models.conditioned import TimeEmbedding, told_of
+from postformer.models.conditioned import TimeEmbedding, hinted, told_of
 from postformer.models.convolutions import dry_flops, groups
 from postformer.ops.layers import Embedding, Linear
 from postformer.ops.packing import Packing
@@ -96,7 +96,7 @@ class UNet(nn.Module):
     """`widths` are the channels at full resolution, at half, and so on; `blocks` residual blocks at each on the way down, one more on
     the way up; attention, with heads about `head` wide, at the `attention` lowest of them. `frames` = 3 convolves over time, 1 sees
     each frame by itself. `stem` pixels by `stem` are one place of full resolution, which makes it `stem`² times as cheap. The interface is
-    that of `DiT`."""
+    that of `DiT`, `strides` and `hints` included."""
 
     tokens: None = None
     compute_dtype: torch.dtype | None = None
@@ -113,6 +113,7 @@ class UNet(nn.Module):
         stem: int = 1,
         classes: int = 0,
         strides: bool = False,
+        hints: int = 0,
         outputs: int | None = None,
     ):
         super().__init__()
@@ -120,12 +121,12 @@ class UNet(nn.Module):
         if (
             not widths
             or min(channels, outputs, blocks, head, stem, *widths) < 1
-            or classes < 0
+            or min(classes, hints) < 0
             or not 0 <= attention <= len(widths)
         ):
             raise ValueError(
                 f"widths={widths}, channels={channels}, outputs={outputs}, blocks={blocks}, head={head} and stem={stem} must be at least "
-                f"1, classes={classes} at least 0, and attention={attention} from 0 to {len(widths)}, the number of widths"
+                f"1, classes={classes} and hints={hints} at least 0, attention={attention} from 0 to {len(widths)}, the number of widths"
             )
         self.config: Spec = {
             "kind": "unet",
@@ -138,15 +139,16 @@ class UNet(nn.Module):
             "stem": stem,
             "classes": classes,
             "strides": strides,
+            "hints": hints,
             "outputs": outputs,
         }
         self.channels, self.outputs, self.classes, self.widths = channels, outputs, classes, widths
-        self.patch, self.stem = (1, 1, 1), stem
+        self.patch, self.stem, self.hints = (1, 1, 1), stem, hints
         told = 4 * widths[0]
         self.time = TimeEmbedding(told)
         self.stride = TimeEmbedding(told) if strides else None
         self.label = Embedding(classes + 1, told) if classes else None
-        self.first = Conv(channels * stem**2, widths[0], frames)
+        self.first = Conv((channels + hints * (channels + 1)) * stem**2, widths[0], frames)
 
         def level(inputs: int, width: int, attends: bool) -> Any:
             return nn.ModuleList([Residual(inputs, width, told, frames), *([Attending(width, head)] if attends else [])])
@@ -192,7 +194,8 @@ class UNet(nn.Module):
         Raises ValueError for sizes that cannot be halved as often as there are widths, and for what the model does not take.
         """
         self._check(clips, time, label, text, state)
-        x = clips if self.compute_dtype is None else clips.to(self.compute_dtype)
+        x = hinted(clips, time, self.hints) if self.hints else clips
+        x = x if self.compute_dtype is None else x.to(self.compute_dtype)
         condition = told_of(self, time[:, None] if time.ndim == 1 else time, label, stride).to(x.dtype)
         x = self.first(_gathered(x, self.stem))
         kept = [x]

@@ -4,6 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from postformer.config import build
+from postformer.models import MODELS
+from postformer.models.conditioned import hinted
 from postformer.models.diffusion import DiT
 from postformer.models.unet import UNet
 from postformer.models.vision import ViT
@@ -248,3 +251,59 @@ def test_a_step_that_is_not_told_is_none(make):
         )
     assert torch.equal(untold, none)
     assert (untold - long).abs().max() > 1e-3
+
+
+# ---------------------------------------------------------------- known frames beside others
+
+
+def test_each_frame_is_shown_the_known_ones_nearest_to_it():
+    clips = torch.arange(1.0, 6.0)[None, None, :, None, None].expand(2, 1, 5, 2, 2).contiguous()
+    time = torch.tensor([[1.0, 0.3, 0.3, 0.3, 1.0], [0.3, 0.3, 1.0, 0.3, 0.3]])
+    shown = hinted(clips, time, 2)
+    assert shown.shape == (2, 1 + 2 * 2, 5, 2, 2)
+    values = shown[..., 0, 0]
+    assert torch.equal(values[:, 0], clips[:, 0, :, 0, 0])
+    assert values[0, 1].tolist() == [1, 1, 1, 5, 5]  # the earlier of two as near
+    assert (8 * values[0, 2]).tolist() == [0, -1, -2, 1, 0]
+    assert values[0, 3].tolist() == [5, 5, 5, 1, 1]
+    assert (8 * values[0, 4]).tolist() == [4, 3, 2, -3, -4]
+    assert values[1, 1].tolist() == [3] * 5
+    assert (8 * values[1, 2]).tolist() == [2, 1, 0, -1, -2]
+    assert not values[1, 3:].any()
+    for none in (torch.tensor([0.5, 0.5]), torch.full((2, 5), 0.5)):
+        assert not hinted(clips, none, 2)[:, 1:].any()
+
+
+@pytest.mark.parametrize("make", [lambda: dit(hints=2), lambda: shaken(UNet(2, widths=(8, 8), stem=2, hints=2))])
+def test_what_is_known_is_seen_beside_what_is_not(make):
+    model = make()
+    clips, time = torch.randn(2, 2, 4, 8, 8), torch.tensor([[1.0, 1.0, 0.4, 0.4], [0.4, 0.4, 0.4, 0.4]])
+    made, _ = model(clips, time)
+    alone, _ = model(clips[1:], time[1:])
+    assert (made[1:] - alone).abs().max() < 1e-5
+    one, _ = model(clips[1:], torch.tensor([0.4]))
+    assert (one - alone).abs().max() < 1e-5  # one time a clip says that nothing is known
+    assert model.config["hints"] == 2
+    again = build(model.config, MODELS, "model")
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(clips, time)[0], made)
+
+
+def test_hints_in_one_row_are_as_alone_and_go_with_no_state():
+    model = dit(hints=1)
+    clips = [torch.randn(2, *size) for size in SIZES]
+    times = [
+        torch.tensor([1.0, 1.0, 0.2, 0.2]),
+        torch.tensor(0.3),
+        torch.ones(8).masked_fill(torch.arange(8) > 3, 0.1),
+        torch.tensor(0.5),
+    ]
+    with torch.no_grad():
+        for clip, time, mine in zip(clips, times, model.packed(clips, times), strict=True):
+            assert (model(clip[None], time[None])[0][0] - mine).abs().max() < 1e-5
+    causal = dit(mixers=(attention(reach="past"),), hints=1)
+    with pytest.raises(ValueError, match="hints=1: known frames may lie in earlier pieces"):
+        causal.init_state(1)
+    state = dit(mixers=(attention(reach="past"),)).init_state(1)
+    with pytest.raises(ValueError, match="state: with hints=1 there is none"):
+        causal(torch.zeros(1, 2, 2, 8, 8), torch.tensor([0.5]), state=state)

@@ -139,7 +139,10 @@ def test_every_kind_of_prediction_teaches_and_samples(path, predict, make):
     [
         ({"path": "straight"}, "objective.path: 'straight' is not a choice; choose from linear, cosine, ddpm"),
         ({"known": 0.7, "ends": ()}, "ends: name at least one"),
-        ({"known": 0.7, "ends": ("middle",)}, "objective.ends\\[0\\]: 'middle' is not a choice; choose from first, last, both, any"),
+        (
+            {"known": 0.7, "ends": ("middle",)},
+            "objective.ends\\[0\\]: 'middle' is not a choice; choose from first, last, both, any",
+        ),
         ({"known": 0.7, "apart": 0.7}, "known=0.7 and apart=0.7 must be 1 together"),
         ({"average": 1.5}, "average=1.5 must be from 0 to 1"),
     ],
