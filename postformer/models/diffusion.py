@@ -103,6 +103,9 @@ class DiT(nn.Module):
         inputs = pixels * (channels + hints * (channels + 1))
         self.squeeze = Linear(inputs, bottleneck, bias=False) if bottleneck else None
         self.embed = Linear(bottleneck or inputs, dim)
+        if hints:
+            with torch.no_grad():  # what is shown beside has no say at the start
+                (self.squeeze or self.embed).weight[:, channels * pixels :] = 0
         self.time = TimeEmbedding(dim)
         self.stride = TimeEmbedding(dim) if strides else None
         self.label = Embedding(classes + 1, dim) if classes else None

@@ -149,6 +149,9 @@ class UNet(nn.Module):
         self.stride = TimeEmbedding(told) if strides else None
         self.label = Embedding(classes + 1, told) if classes else None
         self.first = Conv((channels + hints * (channels + 1)) * stem**2, widths[0], frames)
+        if hints:
+            with torch.no_grad():  # what is shown beside has no say at the start
+                self.first.weight[:, channels * stem**2 :] = 0
 
         def level(inputs: int, width: int, attends: bool) -> Any:
             return nn.ModuleList([Residual(inputs, width, told, frames), *([Attending(width, head)] if attends else [])])
