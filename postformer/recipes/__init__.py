@@ -17,6 +17,7 @@ from postformer.recipes.memory import babilong, diaries, needles
 from postformer.recipes.pictures import (
     draw_dit,
     draw_unet,
+    dream_dit,
     physics_causal,
     physics_dit,
     physics_frames,
@@ -54,6 +55,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "physics-dit": physics_dit,
     "physics-frames": physics_frames,
     "physics-causal": physics_causal,
+    "dream-dit": dream_dit,
     "physics-unet": physics_unet,
     "physics-unet-wide": physics_unet_wide,
 }

@@ -4,12 +4,13 @@ two on videos of simulated physics.
 `data.path` is digits, tiles, or images of your own; `data.scene` one of uniform, collision, parabola, occlusion, several.
 """
 
+import dataclasses
 from typing import Any
 
 from postformer.config import OptimConfig, Run, Spec, TrainConfig
 
 CLIPS: Spec = {"kind": "physics", "scene": "uniform", "frames": 16, "size": 32}
-DEPTH = 8
+SPACETIME_PATCHES: Spec = {"kind": "dit", "patch": [2, 8, 8], "dim": 128, "depth": 8}
 SPACETIME: tuple[Spec, ...] = ({"kind": "spacetime", "heads": 4, "qk_norm": True},)
 
 
@@ -55,27 +56,43 @@ def draw_unet() -> Run:
     return _draw("draw-unet", {"kind": "unet", "widths": [24, 48, 96], "frames": 1}, lr=1e-3, batch=32)
 
 
+HINTS = 2
+"""Known frames that are shown beside each frame: where something was, and where just before."""
+
+
 def _physics(name: str, model: Spec, **objective: Any) -> Run:
-    words: Spec = {"kind": "denoise", "known": 0.7, "label_dropout": 0.0, **objective}
-    return _run(name, model, words, CLIPS, lr=1e-3, steps=6000, batch=16)
+    """Going on from the first frames of a clip."""
+    words: Spec = {"kind": "denoise", "known": 1.0, "ends": ["first"], "label_dropout": 0.0, **objective}
+    return _run(name, {"hints": HINTS, **model}, words, CLIPS, lr=1e-3, steps=6000, batch=16)
+
+
+def _by_muon(run: Run) -> Run:
+    return dataclasses.replace(run, optim=dataclasses.replace(run.optim, kind="muon", lr=5e-3, matrix_lr=0.5))
 
 
 def physics_dit() -> Run:
     """A diffusion transformer on spacetime patches: each sees the whole clip."""
-    return _physics("physics-dit", {"kind": "dit", "patch": [2, 8, 8], "dim": 128, "depth": DEPTH, "mixers": SPACETIME})
+    return _by_muon(_physics("physics-dit", {**SPACETIME_PATCHES, "mixers": SPACETIME}))
 
 
 def physics_frames() -> Run:
     """The same, factorised: a layer sees a frame, the next one place over time."""
     mixers = tuple({**SPACETIME[0], "reach": reach} for reach in ("frame", "place"))
-    return _physics("physics-frames", {"kind": "dit", "patch": [2, 8, 8], "dim": 128, "depth": DEPTH, "mixers": mixers})
+    return _by_muon(_physics("physics-frames", {**SPACETIME_PATCHES, "mixers": mixers}))
+
+
+def dream_dit() -> Run:
+    """physics-dit that also learns from clips without known frames, and with the last ones or any: all that `postformer dream` does."""
+    run = physics_dit()
+    words = {**run.objective, "known": 0.7, "ends": ["first", "last", "both", "any"]}
+    return dataclasses.replace(run, name="dream-dit", objective=words)
 
 
 def physics_causal() -> Run:
     """The same, causal over frames, each with a time of its own, so that it goes on for ever in constant memory."""
     mixers = ({**SPACETIME[0], "reach": "past", "window": 8},)
-    model: Spec = {"kind": "dit", "patch": [1, 8, 8], "dim": 128, "depth": 6, "mixers": mixers}
-    return _physics("physics-causal", model, known=0.0, apart=1.0)
+    model: Spec = {**SPACETIME_PATCHES, "patch": [1, 8, 8], "depth": 6, "mixers": mixers, "hints": 0}
+    return _by_muon(_physics("physics-causal", model, known=0.0, apart=1.0))
 
 
 def physics_unet() -> Run:
