@@ -53,9 +53,14 @@ def report(args: argparse.Namespace) -> int:
     if args.images is not None:
         from postformer.claims.patches_see import CLAIM as SEEING
         from postformer.claims.patches_see import PatchesSee
+        from postformer.data.images import NAMED
 
         if SEEING not in claims:
             raise UserError("--images: is for patches_see, which --claims leaves out")
+        if args.images not in NAMED:
+            if not Path(args.images).exists():
+                raise UserError(f"--images {args.images}: no such file or folder; give one, or {' or '.join(NAMED)}")
+            _refuse_inside(args.out, Path(args.images))
         claims[claims.index(SEEING)] = PatchesSee(args.images)
     outcome = run_report(
         claims,

@@ -508,6 +508,12 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         "threads beyond sense": Mistake("report --threads 100000 --out new", "--threads: 100000 must be at most 1024"),
         "odd threads": Mistake("report --threads ² --out new", "--threads: '²' is not a whole number above 0"),
         "ten years": Mistake("report --diary-words 1000000 --out new", "--diary-words: expected more than 1,000,000 words"),
+        "no images": Mistake(
+            "report --images none --out new", "--images none: no such file or folder; give one, or digits or tiles"
+        ),
+        "images for nobody": Mistake(
+            "report --claims selective --images digits --out new", "--images: is for patches_see, which --claims leaves out"
+        ),
         "odd words": Mistake("report --diary-words 50M --out new", "--diary-words: '50M' is not a whole number above 0"),
         "words of no diary": Mistake(
             "report --claims selective --diary-words 2000000 --out new",

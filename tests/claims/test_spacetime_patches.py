@@ -14,7 +14,9 @@ from postformer.claims import spacetime_patches as S
 from postformer.claims import spacetime_patches_page as page
 from postformer.claims.page import render
 from postformer.claims.report import run_report
-from postformer.objectives.continued import FIGURES
+from postformer.data.bodies import SIZE
+from postformer.data.physics import Physics
+from postformer.objectives.continued import FIGURES, KNOWN
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "postformer/claims/report.schema.json").read_text())
 GOOD = {"dit": 0.05, "frames": 0.2, "unet": 0.3, "wide": 0.4}
@@ -93,6 +95,10 @@ def test_models_that_draw_no_disc_are_not_ranked():
     assert page.figure(e, "dit", "velocity").value is None
     assert [finding.verdict for finding in S.RULE.judge({**e, "seeds": [0]})] == ["inconclusive"] * 4
     assert page.consequences(e) == ("No model has learned enough to draw a disc at all: give more time.",)
+
+
+def test_the_page_knows_the_world_that_is_drawn():
+    assert (KNOWN, SIZE, Physics().dt) == (page.KNOWN, page.SIZE, page.DT)
 
 
 def test_equal_time_is_a_run_of_its_own_where_steps_differ():

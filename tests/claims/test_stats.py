@@ -16,6 +16,7 @@ from postformer.claims.stats import (
     interleaved,
     local_exponent,
     mean_interval,
+    mean_over,
     median_interval,
     noise_floor,
     rank,
@@ -223,3 +224,14 @@ def test_same_samples_give_the_same_interval():
     samples = noisy([1.0])[0]
     assert len({median_interval(samples) for _ in range(3)}) == 1
     assert len({fit_exponent(LENGTHS, noisy(LENGTHS)).low for _ in itertools.repeat(None, 2)}) == 1
+
+
+def test_a_mean_over_items_and_seeds_has_the_wider_interval():
+    items = [1.0, 2.0, 3.0, 4.0]
+    alike = mean_over([items, items])
+    assert alike is not None and alike[:3] == mean_interval(items)[:3] and alike.n == 4
+    apart = mean_over([[1.0, 1.0], [3.0, 3.0]])
+    assert apart is not None and apart[:3] == mean_interval([1.0, 3.0])[:3]
+    some = mean_over([[1.0, None, 3.0], [None, None, 5.0]])
+    assert some is not None and some.value == 3.0 and some.n == 2
+    assert mean_over([[None, None]]) is None
