@@ -40,7 +40,7 @@ class ConfigError(UserError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """The optimizer and its schedule. `muon` takes the hidden matrices (Jordan et al. 2024) and leaves the rest to AdamW."""
+    """The optimizer and its schedule. `muon` takes the hidden matrices and filters (Jordan et al. 2024) and leaves the rest to AdamW."""
 
     kind: Literal["adamw", "muon"] = "adamw"
     lr: float = 2e-3

@@ -293,6 +293,10 @@ RUNS = [
         "data: 30 rows are no multiple of 8, as 3 widths and a stem of 2 want: crop to 24 or pad to 32",
     ),
     (
+        ["train", "physics-unet", "objective.known_frames=16"],
+        "objective.known_frames: 16 must be fewer than the 16 frames of a clip",
+    ),
+    (
         ["train", "physics-dit", "model.kind=vit"],
         "model.kind: 'vit' does not fit data.kind, which is 'physics'; choose from dit, unet",
     ),

@@ -31,8 +31,8 @@ class Denoise(nn.Module):
     `spread`; what is divided by is at least `floor`.
 
     `label_dropout` of the labels (and texts) are not told, which guidance needs. Of clips of several frames a share `known` has some
-    whole frames without noise, at one of its `ends` (the first, the last, both, or any), and a share `apart` a time of its own for each
-    frame. A share `shortcut` teaches a model with strides that one long step is two of half its length. `average` above 0 keeps a slow
+    whole frames without noise, at one of its `ends` (the first, the last, both, or any), so many as `known_frames` says or, where that is
+    0, any number; a share `apart` has a time of its own for each frame. A share `shortcut` teaches a model with strides that one long step is two of half its length. `average` above 0 keeps a slow
     average of the weights, by which samples are drawn.
     """
 
@@ -50,6 +50,7 @@ class Denoise(nn.Module):
         label_dropout: float = 0.1,
         known: float = 0.0,
         ends: tuple[Ends, ...] = ("first", "last", "both", "any"),
+        known_frames: int = 0,
         apart: float = 0.0,
         shortcut: float = 0.0,
         average: float = 0.999,
@@ -81,6 +82,11 @@ class Denoise(nn.Module):
                 f"average={average} below 1"
             )
         self.model = model
+        together = getattr(model, "patch", (1,))[0]
+        if known_frames < 0 or known_frames % together:
+            raise ValueError(f"known_frames={known_frames} must be a multiple of {together}, the frames of a patch, or 0 for any number")
+        if known_frames and not known:
+            raise ValueError(f"known_frames={known_frames} says how many frames clips know: give known above 0")
         self.path: Path = path
         self.predict: Kind = predict
         self.loss: Kind = loss
@@ -89,7 +95,7 @@ class Denoise(nn.Module):
             raise ValueError(f"shortcut={shortcut} goes with path='linear', an average, and a model with strides=true")
         self.label_dropout, self.known, self.apart, self.decay = label_dropout, known, apart, average
         self.ends: tuple[Ends, ...] = tuple(ends)
-        self.shortcut = shortcut
+        self.shortcut, self.known_frames = shortcut, known_frames
         self.average = copy.deepcopy(model).requires_grad_(False) if average else None
         self.register_buffer("averaged", torch.zeros((), dtype=torch.long) if average else None)
 
@@ -163,10 +169,16 @@ class Denoise(nn.Module):
         times = torch.where((kind < self.apart)[:, None], times, times[:, :1])
         unknown = torch.ones(b, runs, dtype=torch.bool, device=x.device)
         if runs > 1:
-            pattern = _known_frames(b, runs, self.ends, x.device)
+            pattern = _known_frames(b, runs, self._count(b, runs, together, x.device), self.ends)
             unknown = torch.where((kind > 1 - self.known)[:, None], ~pattern, unknown)
         times = times.masked_fill(~unknown, 1.0)
         return times.repeat_interleave(together, 1), unknown.repeat_interleave(together, 1)
+
+    def _count(self, b: int, runs: int, together: int, device: torch.device) -> Tensor:
+        """How many of its runs of frames each clip knows: at least one, and not all."""
+        if not self.known_frames:
+            return torch.randint(1, runs, (b, 1), device=device)
+        return torch.full((b, 1), self.known_frames // together, device=device)
 
     def _time(self, shape: tuple[int, int], device: torch.device) -> Tensor:
         if self.times == "uniform":
@@ -205,10 +217,10 @@ class Denoise(nn.Module):
                 mine.lerp_(theirs, 1 - keep)
 
 
-def _known_frames(b: int, runs: int, ends: tuple[Ends, ...], device: torch.device) -> Bool[Tensor, "b f"]:
-    """For each clip the first frames, the last, both, or any: at least one, and not all."""
+def _known_frames(b: int, runs: int, count: Tensor, ends: tuple[Ends, ...]) -> Bool[Tensor, "b f"]:
+    """For each clip `count` Int [b, 1] of its first frames, of the last, both, or any."""
+    device = count.device
     place = torch.arange(runs, device=device)
-    count = torch.randint(1, runs, (b, 1), device=device)
     patterns: dict[Ends, Tensor] = {
         "first": place < count,
         "last": place >= runs - count,

@@ -33,7 +33,8 @@ def orthogonalize(x: Float[Tensor, "*b m n"]) -> Float[Tensor, "*b m n"]:
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices and stacks of them; Nesterov momentum. Each step first shrinks a matrix by lr * weight_decay, as AdamW does."""
+    """For matrices, stacks of them (three dimensions), and the filters of convolutions over rows and columns and more (four or five), each
+    output's a row, as in Jordan et al.; Nesterov momentum. Each step first shrinks a matrix by lr * weight_decay, as AdamW does."""
 
     def __init__(self, params: Iterable[Any], lr: float, weight_decay: float = 0.0, momentum: float = 0.95):
         if not lr >= 0:
@@ -56,6 +57,7 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(p)
         buffer = state["momentum_buffer"].lerp_(grad, 1 - momentum)
-        update = orthogonalize(grad.lerp(buffer, momentum))
+        wanted = grad.lerp(buffer, momentum)
+        update = orthogonalize(wanted.flatten(1) if p.ndim > 3 else wanted)
         p.mul_(1 - lr * weight_decay)
-        p.add_(update, alpha=-lr * 0.2 * math.sqrt(max(p.shape[-2:])))
+        p.add_(update.view_as(p), alpha=-lr * 0.2 * math.sqrt(max(update.shape[-2:])))

@@ -44,7 +44,7 @@ def check(run: Run) -> None:
         model = build({k: v for k, v in run.model.items() if k not in sizes}, MODELS, "model", **sizes)
         objective = build(run.objective, OBJECTIVES, "objective", model=model)
         if run.data["kind"] == "physics":
-            _check_size(build(run.data, DATA, "data"), model)
+            _check_clips(build(run.data, DATA, "data"), model, objective)
     make_optimizer(dict(objective.named_parameters()), run.optim)
     loop.check_settings(run)
     loop.device(run.train.device)
@@ -65,8 +65,12 @@ def _check_kinds(run: Run) -> None:
             raise ConfigError(f"objective.kind: '{objective}' does not teach model.kind, which is '{model}'; choose {wanted}")
 
 
-def _check_size(data: Any, model: Any) -> None:
-    """Clips of the data are of a size that a model which draws can have. Raises ConfigError."""
+def _check_clips(data: Any, model: Any, objective: Any) -> None:
+    """Clips of the data are of a size that a model which draws can have, and longer than what they know. Raises ConfigError."""
+    if objective.known_frames >= data.clip_size[0]:
+        raise ConfigError(
+            f"objective.known_frames: {objective.known_frames} must be fewer than the {data.clip_size[0]} frames of a clip"
+        )
     try:
         model.grid(data.clip_size)
     except ValueError as e:
@@ -109,10 +113,10 @@ def prepare(run: Run) -> tuple[Run, nn.Module, Any]:
             raise ConfigError(f"model.{name}: {given!r}, but {has}; leave it out")
     torch.manual_seed(run.seed)
     model = build({k: v for k, v in run.model.items() if k not in sizes}, MODELS, "model", **sizes)
-    if run.model["kind"] in DENOISERS:
-        _check_size(data, model)
     model.tokens = data.tokens
     objective = build(run.objective, OBJECTIVES, "objective", model=model)
+    if run.model["kind"] in DENOISERS:
+        _check_clips(data, model, objective)
     return dataclasses.replace(run, model=model.config, data={**run.data, **data.identity}), objective, data
 
 

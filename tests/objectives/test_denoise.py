@@ -41,6 +41,30 @@ def test_known_frames_lie_where_they_are_wanted(end):
     assert torch.equal(known, (places < before[:, None]) | (places >= 4 - after[:, None]))
 
 
+def test_so_many_frames_are_known_as_the_run_says():
+    torch.manual_seed(0)
+    objective = Denoise(Said(), known=0.5, ends=("first", "last"), known_frames=6, average=0.0)
+    _, unknown = objective.drawn(torch.zeros(200, 1, 8, 1, 1))
+    known = ~unknown
+    assert sorted(set(known.sum(1).tolist())) == [0, 6]
+    some = known[known.any(1)]
+    assert 60 < len(some) < 140
+    assert bool((some[:, :6].all(1) | some[:, 2:].all(1)).all())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"known": 1.0, "known_frames": 3}, "multiple of 2"),
+        ({"known": 1.0, "known_frames": -2}, "multiple of 2"),
+        ({"known_frames": 4}, "known above 0"),
+    ],
+)
+def test_known_frames_that_cannot_be_are_refused(words, said):
+    with pytest.raises(ValueError, match=said):
+        Denoise(Said(), average=0.0, **words)
+
+
 def test_known_frames_are_shown_as_they_are_and_not_taught():
     torch.manual_seed(0)
     model = Said()

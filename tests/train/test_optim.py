@@ -225,6 +225,24 @@ def test_a_router_learns_by_adamw_at_the_rate_of_the_matrices(kind, share):
     torch.testing.assert_close(router.detach(), 1 - 0.1 * share * router.grad.sign())
 
 
+def test_muon_takes_filters_as_rows_of_a_matrix():
+    torch.manual_seed(0)
+    filters, matrix = nn.Parameter(torch.randn(6, 4, 3, 3, 3)), nn.Parameter(torch.empty(6, 108))
+    matrix.data.copy_(filters.detach().flatten(1))
+    optimizer = make_optimizer({"conv.weight": filters, "up.weight": matrix}, OptimConfig(kind="muon", weight_decay=0.1))
+    for _ in range(3):
+        filters.grad = torch.randn_like(filters)
+        matrix.grad = filters.grad.flatten(1)
+        optimizer.step(0.01)
+    torch.testing.assert_close(filters.flatten(1), matrix, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 3, 3), (1, 8, 3, 3), (8, 4, 3), (8, 1, 4)])
+def test_filters_of_one_channel_and_short_convolutions_are_no_matrices(shape):
+    optimizer = make_optimizer({"conv.weight": nn.Parameter(torch.ones(shape))}, OptimConfig(kind="muon"))
+    assert [type(part) for part in optimizer.parts] == [torch.optim.AdamW]
+
+
 def test_a_single_row_is_no_matrix_to_muon():
     gate, matrix = nn.Parameter(torch.ones(1, 4)), nn.Parameter(torch.ones(4, 4))
     optimizer = make_optimizer({"gate.weight": gate, "up.weight": matrix}, OptimConfig(kind="muon"))
