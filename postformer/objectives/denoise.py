@@ -31,8 +31,9 @@ class Denoise(nn.Module):
     `spread`; what is divided by is at least `floor`.
 
     `label_dropout` of the labels (and texts) are not told, which guidance needs. Of clips of several frames a share `known` has some
-    whole frames without noise, at one of its `ends` (the first, the last, both, or any), so many as `known_frames` says or, where that is
-    0, any number; a share `apart` has a time of its own for each frame. A share `shortcut` teaches a model with strides that one long step is two of half its length. `average` above 0 keeps a slow
+    whole frames without noise, at one of its `ends` (the first, the last, both, or any): `known_frames` of them or, where that is 0, any
+    number. A share `apart` has a time of its own for each frame. A share `shortcut` teaches a model with strides that one long step is two
+    of half its length. `average` above 0 keeps a slow
     average of the weights, by which samples are drawn.
     """
 
@@ -84,7 +85,9 @@ class Denoise(nn.Module):
         self.model = model
         together = getattr(model, "patch", (1,))[0]
         if known_frames < 0 or known_frames % together:
-            raise ValueError(f"known_frames={known_frames} must be a multiple of {together}, the frames of a patch, or 0 for any number")
+            raise ValueError(
+                f"known_frames={known_frames} must be a multiple of {together}, the frames of a patch, or 0 for any number"
+            )
         if known_frames and not known:
             raise ValueError(f"known_frames={known_frames} says how many frames clips know: give known above 0")
         self.path: Path = path
