@@ -12,7 +12,7 @@ import copy
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from postformer.models.routing import after_step, routed
@@ -31,10 +31,9 @@ class Denoise(nn.Module):
     `spread`; what is divided by is at least `floor`.
 
     `label_dropout` of the labels (and texts) are not told, which guidance needs. Of clips of several frames a share `known` has some
-    whole frames without noise, at one of its `ends` (the first, the last, both, or any): `known_frames` of them or, where that is 0, any
-    number. A share `apart` has a time of its own for each frame. A share `shortcut` teaches a model with strides that one long step is two
-    of half its length. `average` above 0 keeps a slow
-    average of the weights, by which samples are drawn.
+    whole frames without noise, at one of its `ends` (the first, the last, both, or any): `known_frames` of them, fewer than a clip has, or
+    any number where that is 0. A share `apart` has a time of its own for each frame. A share `shortcut` teaches a model with strides that
+    one long step is two of half its length. `average` above 0 keeps a slow average of the weights, by which samples are drawn.
     """
 
     def __init__(
@@ -82,7 +81,6 @@ class Denoise(nn.Module):
                 f"known={known} and apart={apart} must be 1 together at most, spread={spread} above 0, floor={floor} between 0 and 1, and "
                 f"average={average} below 1"
             )
-        self.model = model
         together = getattr(model, "patch", (1,))[0]
         if known_frames < 0 or known_frames % together:
             raise ValueError(
@@ -90,6 +88,7 @@ class Denoise(nn.Module):
             )
         if known_frames and not known:
             raise ValueError(f"known_frames={known_frames} says how many frames clips know: give known above 0")
+        self.model = model
         self.path: Path = path
         self.predict: Kind = predict
         self.loss: Kind = loss
@@ -172,16 +171,12 @@ class Denoise(nn.Module):
         times = torch.where((kind < self.apart)[:, None], times, times[:, :1])
         unknown = torch.ones(b, runs, dtype=torch.bool, device=x.device)
         if runs > 1:
-            pattern = _known_frames(b, runs, self._count(b, runs, together, x.device), self.ends)
+            given = self.known_frames // together
+            low, high = (given, given + 1) if given else (1, runs)
+            pattern = _lying(runs, torch.randint(low, high, (b, 1), device=x.device), self.ends)
             unknown = torch.where((kind > 1 - self.known)[:, None], ~pattern, unknown)
         times = times.masked_fill(~unknown, 1.0)
         return times.repeat_interleave(together, 1), unknown.repeat_interleave(together, 1)
-
-    def _count(self, b: int, runs: int, together: int, device: torch.device) -> Tensor:
-        """How many of its runs of frames each clip knows: at least one, and not all."""
-        if not self.known_frames:
-            return torch.randint(1, runs, (b, 1), device=device)
-        return torch.full((b, 1), self.known_frames // together, device=device)
 
     def _time(self, shape: tuple[int, int], device: torch.device) -> Tensor:
         if self.times == "uniform":
@@ -220,9 +215,9 @@ class Denoise(nn.Module):
                 mine.lerp_(theirs, 1 - keep)
 
 
-def _known_frames(b: int, runs: int, count: Tensor, ends: tuple[Ends, ...]) -> Bool[Tensor, "b f"]:
-    """For each clip `count` Int [b, 1] of its first frames, of the last, both, or any."""
-    device = count.device
+def _lying(runs: int, count: Int[Tensor, "b 1"], ends: tuple[Ends, ...]) -> Bool[Tensor, "b f"]:
+    """Where a clip's `count` known frames lie among its `runs`: at one of the ends, drawn for each clip."""
+    b, device = len(count), count.device
     place = torch.arange(runs, device=device)
     patterns: dict[Ends, Tensor] = {
         "first": place < count,

@@ -108,10 +108,9 @@ def make_optimizer(named: Mapping[str, nn.Parameter], config: OptimConfig) -> Op
     """The optimizer of the parameters that require a gradient.
 
     Weight decay is for tensors of two and more dimensions; embeddings, heads, routers and parameters with an attribute
-    `no_weight_decay = True` go without. `muon` takes the 2-D tensors called `weight`, of more than one row and column, that are not at the
-    model's ends, the filters of 2-D and 3-D convolutions of several channels there, and stacks of matrices with an attribute
-    `matrices = True`. Routers learn by AdamW at the rate of those: at that of
-    embeddings they send all tokens to two or three experts within fifty steps.
+    `no_weight_decay = True` go without. `muon` takes, away from the model's ends, the 2-D tensors called `weight` of more than one row and
+    column, the filters of 2-D and 3-D convolutions of several channels, and stacks of matrices with an attribute `matrices = True`.
+    Routers learn by AdamW at the rate of those: at that of embeddings they send all tokens to two or three experts within fifty steps.
     Raises ConfigError when a setting is out of its range.
     """
     _check(config)
@@ -168,5 +167,5 @@ def _group(name: str, p: nn.Parameter, kind: str) -> str:
 
 
 def _is_matrix(p: nn.Parameter) -> bool:
-    """A single row or column, such as a gate's, is none: Muon would make it of length 1. Filters are one where all see all channels."""
+    """A single row or column, such as a gate's, is none: Muon would make it of length 1. Filters over several channels are one."""
     return p.ndim in (2, 4, 5) and min(p.shape[:2]) > 1
