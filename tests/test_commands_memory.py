@@ -81,12 +81,11 @@ def test_a_reading_that_is_stopped_goes_on(here, monkeypatch, capsys):
     count, read = [], Memory.read
 
     def stopped(self, model, ids):
-        import os
         import signal
 
         count.append(1)
         if len(count) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return read(self, model, ids)
 
     with monkeypatch.context() as m:
@@ -114,10 +113,9 @@ def test_reading_again_is_stopped_and_goes_on(here, monkeypatch, capsys):
     before, read = states.header("m").note["tokens"], Memory.read
 
     def stopped(self, model, ids):
-        import os
         import signal
 
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         return read(self, model, ids)
 
     words = ("read", "run", "diary.txt", "more.txt", "--memory", "m", "--again")
