@@ -81,11 +81,12 @@ def test_a_reading_that_is_stopped_goes_on(here, monkeypatch, capsys):
     count, read = [], Memory.read
 
     def stopped(self, model, ids):
+        import os
         import signal
 
         count.append(1)
         if len(count) == 2:
-            signal.raise_signal(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
         return read(self, model, ids)
 
     with monkeypatch.context() as m:
@@ -113,9 +114,10 @@ def test_reading_again_is_stopped_and_goes_on(here, monkeypatch, capsys):
     before, read = states.header("m").note["tokens"], Memory.read
 
     def stopped(self, model, ids):
+        import os
         import signal
 
-        signal.raise_signal(signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
         return read(self, model, ids)
 
     words = ("read", "run", "diary.txt", "more.txt", "--memory", "m", "--again")

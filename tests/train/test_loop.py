@@ -25,7 +25,7 @@ def untimed(out):
 
 
 def stop_after(step, number=signal.SIGTERM):
-    return lambda p: signal.raise_signal(number) if p.step == step else None
+    return lambda p: os.kill(os.getpid(), number) if p.step == step else None
 
 
 # ---------------------------------------------------------------- a step
@@ -222,8 +222,8 @@ def test_a_signal_saves_after_the_step_and_puts_the_handlers_back(tmp_path, numb
 
 def test_a_second_interrupt_ends_it_at_once(tmp_path):
     def twice(p):
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         train_toy(toy_run(), tmp_path, on_step=twice)
