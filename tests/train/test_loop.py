@@ -220,6 +220,15 @@ def test_a_signal_saves_after_the_step_and_puts_the_handlers_back(tmp_path, numb
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
 
 
+@pytest.fixture
+def interruptible():
+    """Interrupts are python's to handle, also where the tests run in a shell's background, which ignores them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_ends_it_at_once(tmp_path):
     def twice(p):
         os.kill(os.getpid(), signal.SIGINT)
