@@ -32,7 +32,7 @@ from postformer.train.painter import Painter
 from postformer.train.process import threads
 from postformer.train.session import train_run
 
-MODELS = ("physics-dit", "physics-frames", "physics-causal", "physics-unet", "physics-unet-wide")
+MODELS = ("physics-dit", "physics-frames", "physics-causal", "physics-unet")
 ASKED = ("test", "slow", "fast", "small", "large")
 SEED = 1000
 """Clips that are asked are those of SEED and more: others than those with which a recipe was tried."""

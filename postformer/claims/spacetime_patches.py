@@ -82,8 +82,8 @@ def _spacetime(e: Evidence, t: Mapping[str, Real]) -> Finding:
 RULE = Rule(
     "Diffusion models learn the same simulated videos of a disc that flies level, with the same objective, and go on from four frames of "
     "clips that they never saw: a transformer over spacetime patches, the same with attention in turns over a frame and over a place in "
-    "time, a U-Net of equal operations a clip, one of equal parameters and operations, and where a step of training differs by more than "
-    "10% one that learns for as long as the transformer. Velocities are measured from pixels. The 95% interval is that over clips, or "
+    "time, a U-Net of equal operations a clip and parameters, and where a step of training differs by more than 10% one that learns for as "
+    "long as the transformer. Velocities are measured from pixels. The 95% interval is that over clips, or "
     "Student's over the seeds where that is wider.",
     (
         Criterion(
@@ -176,11 +176,11 @@ class SpacetimePatches:
 
 
 def _recipes() -> dict[str, Run]:
-    from postformer.recipes.pictures import physics_dit, physics_frames, physics_unet, physics_unet_wide
+    from postformer.recipes.pictures import physics_dit, physics_frames, physics_unet
 
     unet = physics_unet()
     timed = dataclasses.replace(unet, name=f"{unet.name}-timed")
-    return {"dit": physics_dit(), "frames": physics_frames(), "unet": unet, "wide": physics_unet_wide(), "timed": timed}
+    return {"dit": physics_dit(), "frames": physics_frames(), "unet": unet, "timed": timed}
 
 
 def _as_long(runs: Mapping[str, Run], step_s: Mapping[str, Real]) -> dict[str, Run]:

@@ -14,7 +14,6 @@ NAMES = {
     "dit": "spacetime patches",
     "frames": "patches, in turns",
     "unet": "U-Net, equal operations",
-    "wide": "U-Net, equal parameters",
     "timed": "U-Net, equal time",
 }
 """The models."""

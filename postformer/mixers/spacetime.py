@@ -144,6 +144,13 @@ class SpacetimeAttention(nn.Module):
         weights = sum(m.weight.numel() for m in (self.q, self.k, self.v, self.out))
         return 2 * length * weights + 4 * length * (past + length) * self.heads * self.width
 
+    def clip_flops(self, grid: tuple[int, int, int]) -> int:
+        """Floating-point operations of a clip of (frames, rows, columns) of tokens: a frame, or a place over time, is a row of its own."""
+        frames, patches = grid[0], grid[1] * grid[2]
+        if self.reach == "frame":
+            return frames * self.flops(patches)
+        return patches * self.flops(frames) if self.reach == "place" else self.flops(frames * patches)
+
     def state_bytes(self, length: int, itemsize: int = 4) -> int:
         """Bytes of one row's state after `length` tokens, were all kept; 0 where there is none."""
         return length * (2 * self.groups * self.width * itemsize + 12) if self.reach == "past" else 0

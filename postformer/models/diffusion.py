@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from postformer.config import Spec
 from postformer.ffn import FFNS
 from postformer.mixers import PICTURES
+from postformer.mixers.spacetime import SpacetimeAttention
 from postformer.models.backbone import Backbone, Cost, State, complete_pattern
 from postformer.models.conditioned import (
     Condition,
@@ -232,8 +233,11 @@ class DiT(nn.Module):
 
     def flops(self, size: Sequence[int]) -> int:
         """Floating-point operations of a clip of (frames, rows, columns)."""
-        length = math.prod(self.grid(size))
-        return round(self.cost(length).prefill_flops * length)
+        grid = self.grid(size)
+        length = math.prod(grid)
+        parted = [block.mixer for block in self.backbone.blocks if isinstance(block.mixer, SpacetimeAttention)]
+        spared = sum(mixer.flops(length) - mixer.clip_flops(grid) for mixer in parted)
+        return round(self.cost(length).prefill_flops * length) - spared
 
     def cost(self, length: int) -> Cost:
         """Cost formulas of a clip of `length` patches, for each; time, label and modulation are once a clip, or a frame."""

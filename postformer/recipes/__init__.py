@@ -22,7 +22,6 @@ from postformer.recipes.pictures import (
     physics_dit,
     physics_frames,
     physics_unet,
-    physics_unet_wide,
     see_convnet,
     see_vit,
 )
@@ -57,5 +56,4 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "physics-causal": physics_causal,
     "dream-dit": dream_dit,
     "physics-unet": physics_unet,
-    "physics-unet-wide": physics_unet_wide,
 }

@@ -19,7 +19,7 @@ from postformer.data.physics import Physics
 from postformer.objectives.continued import FIGURES, KNOWN
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "postformer/claims/report.schema.json").read_text())
-GOOD = {"dit": 0.05, "frames": 0.2, "unet": 0.3, "wide": 0.4}
+GOOD = {"dit": 0.05, "frames": 0.2, "unet": 0.3, "timed": 0.4}
 
 
 def evidence(
@@ -29,7 +29,7 @@ def evidence(
     share: float = 1.0,
     apart: float = 0.0,
 ) -> dict[str, Any]:
-    there = {"dit": 1.0, "frames": 1.0, "unet": 0.9, "wide": 0.8} if there is None else there
+    there = {"dit": 1.0, "frames": 1.0, "unet": 0.9, "timed": 0.8} if there is None else there
     clips = np.linspace(-0.01, 0.01, 20)
 
     def figures(error: float, kept: float) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def evidence(
     }
 
 
-ALL = dict.fromkeys(("dit", "frames", "unet", "wide"), 1.0)
+ALL = dict.fromkeys(("dit", "frames", "unet", "timed"), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,10 @@ ALL = dict.fromkeys(("dit", "frames", "unet", "wide"), 1.0)
         ({"seeds": 1}, ["inconclusive"] * 4),
         ({"share": 0.5}, ["inconclusive"] * 4),
         ({"errors": {**GOOD, "dit": 0.35}}, ["contradicted", "contradicted", "supported", "contradicted"]),
-        ({"errors": {**GOOD, "wide": 0.01}}, ["supported", "contradicted", "supported", "supported"]),
+        ({"errors": {**GOOD, "timed": 0.01}}, ["supported", "contradicted", "supported", "supported"]),
         ({"errors": {**GOOD, "unet": 0.05}}, ["supported", "inconclusive", "supported", "supported"]),
         ({"there": ALL}, ["supported", "supported", "contradicted", "supported"]),
-        ({"there": {**ALL, "wide": 0.9}}, ["supported", "supported", "inconclusive", "supported"]),
+        ({"there": {**ALL, "timed": 0.9}}, ["supported", "supported", "inconclusive", "supported"]),
         ({"there": {**ALL, "dit": 0.9}}, ["supported", "supported", "contradicted", "supported"]),
         ({"apart": 0.5}, ["supported", "inconclusive", "supported", "inconclusive"]),
     ],

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from postformer.config import build
 from postformer.models import MODELS
@@ -199,6 +201,15 @@ def test_a_unet_s_stem_gathers_squares_of_pixels_and_spreads_them_again():
     assert torch.equal(_gathered(clip, 2)[0, 4:8, 1, 2, 3].view(2, 2), clip[0, 1, 1, 4:6, 6:8])
     made, _ = shaken(UNet(3, widths=(8, 16), stem=2))(clip, torch.rand(2))
     assert made.shape == clip.shape
+
+
+@pytest.mark.parametrize("name", ["all", "frame", "place", "past"])
+def test_a_transformer_counts_what_torch_counts(name):
+    """Of attention by frame and by place the pairs of its parts alone."""
+    model = dit(mixers=(MIXERS[name],), hints=1)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.randn(1, 2, 4, 12, 8), torch.zeros(1))
+    assert counter.get_total_flops() == model.flops((4, 12, 8))
 
 
 def test_a_unet_counts_its_operations():
