@@ -68,34 +68,34 @@ FROM_FIRST: Spec = {"known": 1.0, "ends": ["first"], "known_frames": KNOWN, "mea
 """Going on from a clip's first frames, learned mostly from strong noise: a little of it leaves to be seen where a thing goes."""
 
 
-def _physics(name: str, model: Spec, objective: Spec = FROM_FIRST, *, matrix_lr: float = 0.5, steps: int = 2000) -> Run:
+def _physics(name: str, model: Spec, objective: Spec = FROM_FIRST, *, steps: int = 1000) -> Run:
     words: Spec = {"kind": "denoise", "label_dropout": 0.0, **objective}
     run = _run(name, {"hints": HINTS, **model}, words, CLIPS, lr=5e-3, steps=steps, batch=16)
-    return dataclasses.replace(run, optim=dataclasses.replace(run.optim, kind="muon", matrix_lr=matrix_lr))
+    return dataclasses.replace(run, optim=dataclasses.replace(run.optim, kind="muon", matrix_lr=2.0))
 
 
 def physics_dit() -> Run:
     """A diffusion transformer on spacetime patches: each sees the whole clip."""
-    return _physics("physics-dit", SPACETIME_PATCHES, matrix_lr=2.0)
+    return _physics("physics-dit", SPACETIME_PATCHES)
 
 
 def physics_frames() -> Run:
     """The same, factorised: a layer sees a frame, the next one place over time."""
     mixers = tuple({**SPACETIME, "reach": reach} for reach in ("frame", "place"))
-    return _physics("physics-frames", {**SPACETIME_PATCHES, "mixers": mixers}, matrix_lr=2.0)
+    return _physics("physics-frames", {**SPACETIME_PATCHES, "mixers": mixers})
 
 
 def dream_dit() -> Run:
     """physics-dit that learns from clips without known frames, and with the first, last or any: all that `postformer dream` does."""
     words: Spec = {"known": 0.7, "ends": ["first", "last", "both", "any"]}
-    return _physics("dream-dit", SPACETIME_PATCHES, words, matrix_lr=2.0, steps=6000)
+    return _physics("dream-dit", SPACETIME_PATCHES, words, steps=6000)
 
 
 def physics_causal() -> Run:
     """A diffusion transformer that is causal over frames, each with a time of its own, so that it goes on for ever in constant memory."""
     mixer: Spec = {**SPACETIME, "heads": 4, "reach": "past", "window": 8}
     model: Spec = {"kind": "dit", "patch": [1, 8, 8], "dim": 128, "depth": 6, "mixers": (mixer,), "hints": 0}
-    return _physics("physics-causal", model, {"known": 0.0, "apart": 1.0}, matrix_lr=2.0, steps=6000)
+    return _physics("physics-causal", model, {"known": 0.0, "apart": 1.0}, steps=6000)
 
 
 def physics_unet() -> Run:
