@@ -76,6 +76,7 @@ def test_plugin_files_do_not_import_each_other(folder):
         f"postformer.ops.{name}"
         for name in (
             "_cpu",
+            "affine",
             "block_parts",
             "exchange",
             "experts",

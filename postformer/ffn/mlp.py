@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from postformer.ops.affine import gelu_affine
 from postformer.ops.block_parts import NetworkPart
 from postformer.ops.experts import KINDS
+from postformer.ops.gelu import gelu_tanh
 from postformer.ops.layers import Linear, RMSNorm, bare, checked_word, unaltered, watched
 
 Activation = Literal["swiglu", "gelu", "gelu-tanh"]
@@ -35,7 +37,11 @@ class MLP(nn.Module):
         """Each token for itself."""
         if self.gate is not None:
             return self.out(F.silu(self.gate(x)) * self.up(x))
-        return self.out(F.gelu(self.up(x), approximate="tanh" if self.activation == "gelu-tanh" else "none"))
+        by_tanh = self.activation == "gelu-tanh"
+        y = gelu_affine(x, self.up.weight, self.up.bias, by_tanh=by_tanh) if bare(self.up) else None
+        if y is None:
+            y = gelu_tanh(self.up(x)) if by_tanh else F.gelu(self.up(x))
+        return self.out(y)
 
     def step_part(self, norm: RMSNorm) -> NetworkPart | None:
         """What the kernel of one token reads; None where a part was wrapped or is watched."""

@@ -12,10 +12,10 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from postformer.ops.attention import read_whole
 from postformer.ops.layers import Linear, RMSNorm, checked_eps, checked_word, head_width
 from postformer.ops.packing import WHOLE, Packing
 from postformer.ops.spacetime import Reach, documents_apart, grid_places, rotate, sees
@@ -163,5 +163,4 @@ def read(
     shared = q.shape[2] // k.shape[2]
     if shared > 1:
         k, v = k.repeat_interleave(shared, 2), v.repeat_interleave(shared, 2)
-    q, k, v = (m.transpose(1, 2) for m in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None]).transpose(1, 2)
+    return read_whole(q, k, v, mask)

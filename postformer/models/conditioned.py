@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from postformer.models.backbone import told
 from postformer.ops.layers import Linear, Norm, norm_of
+from postformer.ops.modulate import modulated_norm
 from postformer.ops.packing import Packing
 
 WAVES = 256
@@ -92,15 +93,6 @@ class Condition(NamedTuple):
         return made[:, :, None].chunk(count, -1)
 
 
-def modulated(
-    x: Float[Tensor, "b t d"], shift: Float[Tensor, "b f 1 d"], scale: Float[Tensor, "b f 1 d"]
-) -> Float[Tensor, "b t d"]:
-    """x (1 + scale) + shift."""
-    if shift.shape[1] == 1:
-        return torch.addcmul(shift[:, 0], x, 1 + scale[:, 0])
-    return torch.addcmul(shift, x.unflatten(1, (shift.shape[1], -1)), 1 + scale).flatten(1, 2)
-
-
 def gated(x: Float[Tensor, "b t d"], y: Float[Tensor, "b t d"], gate: Float[Tensor, "b f 1 d"]) -> Float[Tensor, "b t d"]:
     """x + gate (x) y."""
     if gate.shape[1] == 1:
@@ -137,9 +129,9 @@ class ConditionedBlock(nn.Module):
     ) -> tuple[Float[Tensor, "b t d"], Any]:
         """Residual stream in, residual stream and new state out."""
         shift, scale, gate, *second = condition.parts(self.modulation, 3 * self.branches, len(x))
-        y, state = self.mixer(modulated(self.norm(x), shift, scale), state, **told(self, packing))
+        y, state = self.mixer(modulated_norm(self.norm, x, shift, scale), state, **told(self, packing))
         x = gated(x, y, gate)
         if self.ffn is not None and self.ffn_norm is not None:
             shift, scale, gate = second
-            x = gated(x, self.ffn(modulated(self.ffn_norm(x), shift, scale)), gate)
+            x = gated(x, self.ffn(modulated_norm(self.ffn_norm, x, shift, scale)), gate)
         return x, state

@@ -30,11 +30,11 @@ from postformer.models.conditioned import (
     Modulation,
     TimeEmbedding,
     hinted,
-    modulated,
     told_of,
 )
 from postformer.models.pictures import sincos
 from postformer.ops.layers import Embedding, Linear, Norm, checked_word, norm_of
+from postformer.ops.modulate import modulated_norm
 from postformer.ops.packing import Packing
 from postformer.ops.spacetime import NOWHERE, grid_places
 from postformer.tokens.patches import Grid, Packed, grid_of, pack, patchify, unpatchify
@@ -211,7 +211,7 @@ class DiT(nn.Module):
 
     def _ended(self, x: Float[Tensor, "b t d"], condition: Condition) -> Float[Tensor, "b t p"]:
         shift, scale = condition.parts(self.modulation, 2, len(x))
-        return self.head(modulated(self.norm(x), shift, scale))
+        return self.head(modulated_norm(self.norm, x, shift, scale))
 
     def _checked(self, clips: Tensor, time: Tensor, label: Tensor | None, text: Tensor | None) -> Grid:
         if clips.shape[1] != self.channels:

@@ -59,7 +59,7 @@ def load(level: str) -> Any:
     return library
 
 
-VERSION = 30
+VERSION = 31
 """Of csrc/version.cpp."""
 SIGNATURES = {
     "block_steps": (2, 6),
@@ -68,10 +68,12 @@ SIGNATURES = {
     "cross_entropy_forward": (5, 2),
     "cross_entropy_backward": (6, 2),
     "experts_forward": (8, 7),
+    "gelu_tanh": (3, 2),
     "mamba_steps": (2, 11),
     "matvec": (3, 4),
     "memory_forward": (15, 12),
     "memory_backward": (24, 12),
+    "modulate": (5, 7),
     "norm_backward": (7, 10),
     "norm_forward": (4, 9),
     "scan_forward": (12, 7),

@@ -3,15 +3,23 @@
 b batch, t queries, s keys, h query heads, g key/value heads (h a multiple of g), e head width.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from postformer.ops import _cpu
 
 QUERY_BLOCK = 256
 MASK_ELEMENTS = 1 << 25
 BLOCK = 64
 """A growing cache grows by this many slots."""
+SHORT = 128
+"""Up to so many keys the gradient of torch's fused attention takes longer in bf16 on a CPU than the products it is made of, at 64 three
+times."""
 HIDDEN = torch.iinfo(torch.long).max // 2
 """The key position that no query reaches."""
 
@@ -86,6 +94,51 @@ def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cau
     if h != g:
         k, v = k.repeat_interleave(h // g, 1), v.repeat_interleave(h // g, 1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and t > 1).transpose(1, 2)
+
+
+def read_whole(
+    q: Float[Tensor, "b t h e"], k: Float[Tensor, "b s h e"], v: Float[Tensor, "b s h e"], mask: Bool[Tensor, "b2 t s"] | None
+) -> Float[Tensor, "b t h e"]:
+    """softmax(q k^T / sqrt(e)) v over the keys that the mask lets be seen, all without one."""
+    q, k, v = (m.transpose(1, 2) for m in (q, k, v))
+    if mask is None and 0 < k.shape[2] <= SHORT and _taught_short(q, k, v):
+        return _Short.apply(q, k, v).transpose(1, 2)  # type: ignore[no-any-return]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None]).transpose(1, 2)
+
+
+def _taught_short(*given: Tensor) -> bool:
+    """Whether a gradient is wanted, in bf16 on a CPU that multiplies it, and of first order."""
+    return (
+        torch.is_grad_enabled()
+        and any(m.requires_grad for m in given)
+        and _cpu.MULTIPLIES_BF16
+        and all(m.dtype == torch.bfloat16 and m.device.type == "cpu" for m in given)
+        and not torch.compiler.is_compiling()
+        and not _cpu.transformed()
+    )
+
+
+class _Short(torch.autograd.Function):
+    """Attention by products over [b, h, t, e]: scores and their softmax in fp32, shares of bf16 kept for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, *qkv: Tensor) -> Tensor:
+        ctx.rows = qkv[0].shape[:2]
+        q, k, v = (m.flatten(0, 1) for m in qkv)
+        ctx.scale = q.shape[-1] ** -0.5
+        shares = (torch.bmm(q.float(), k.float().transpose(1, 2)) * ctx.scale).softmax(-1).to(q.dtype)
+        ctx.save_for_backward(q, k, v, shares)
+        return torch.bmm(shares, v).unflatten(0, ctx.rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        q, k, v, shares = ctx.saved_tensors
+        dy, wide = grad_outputs[0].flatten(0, 1), shares.float()
+        dshares = torch.bmm(dy, v.transpose(1, 2)).float()
+        dscores = (wide * (dshares - (wide * dshares).sum(-1, keepdim=True)) * ctx.scale).to(q.dtype)
+        gradients = torch.bmm(dscores, k), torch.bmm(dscores.transpose(1, 2), q), torch.bmm(shares.transpose(1, 2), dy)
+        return tuple(m.unflatten(0, ctx.rows) for m in gradients)
 
 
 def grown(cache: Float[Tensor, "b g s e"], length: int) -> Float[Tensor, "b g s2 e"]:

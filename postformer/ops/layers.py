@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from postformer.ops import matvec
+from postformer.ops.affine import affine
 from postformer.ops.norm import rms_norm
 
 
@@ -19,7 +20,7 @@ class Linear(nn.Linear):
     def forward(self, input: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         if self.bias is None:
             return matvec.project(input, self.weight)
-        return F.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
+        return affine(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
 
 
 class RMSNorm(nn.Module):
