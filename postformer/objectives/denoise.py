@@ -172,6 +172,8 @@ class Denoise(nn.Module):
         unknown = torch.ones(b, runs, dtype=torch.bool, device=x.device)
         if runs > 1:
             given = self.known_frames // together
+            if given >= runs:
+                raise ValueError(f"known_frames={self.known_frames} must be fewer than the {frames} frames of a clip")
             low, high = (given, given + 1) if given else (1, runs)
             pattern = _lying(runs, torch.randint(low, high, (b, 1), device=x.device), self.ends)
             unknown = torch.where((kind > 1 - self.known)[:, None], ~pattern, unknown)

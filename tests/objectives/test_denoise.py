@@ -50,6 +50,9 @@ def test_so_many_frames_are_known_as_the_run_says():
     some = known[known.any(1)]
     assert 60 < len(some) < 140
     assert bool((some[:, :6].all(1) | some[:, 2:].all(1)).all())
+    with pytest.raises(ValueError, match="known_frames=6 must be fewer than the 6 frames"):
+        objective.drawn(torch.zeros(2, 1, 6, 1, 1))
+    assert bool(objective.drawn(torch.zeros(2, 1, 2, 1, 1))[1].all())  # an image is drawn whole
 
 
 @pytest.mark.parametrize(
