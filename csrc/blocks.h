@@ -22,6 +22,12 @@ struct Block {
     Vec v[K];
 };
 
+static inline float total(const Block& x) {
+    float all = 0;
+    for (int k = 0; k < K; k++) all += sum(x.v[k]);
+    return all;
+}
+
 template <class T>
 static inline Block load_block(const T* p, int64_t m) {
     Block x;

@@ -19,12 +19,6 @@ struct Sizes {
     bool layer;
 };
 
-inline float total(const Block& x) {
-    float all = 0;
-    for (int k = 0; k < K; k++) all += sum(x.v[k]);
-    return all;
-}
-
 // f(block, first, lanes) for each block of the row in `v`.
 template <class F>
 inline void over(float* v, int64_t d, F f) {

@@ -31,12 +31,6 @@ struct Inputs {
     const Y* gate;
 };
 
-inline float total(const Block& x) {
-    float all = 0;
-    for (int k = 0; k < K; k++) all += sum(x.v[k]);
-    return all;
-}
-
 // One group of a row: what is normed, and SiLU's inner sigmoid.
 template <class X, class Y>
 struct Group {
