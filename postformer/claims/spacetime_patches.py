@@ -60,7 +60,7 @@ def _whole(e: Evidence, t: Mapping[str, Real]) -> Finding:
     numbers = {f"{page.NAMES[name]}: there and whole": number for name, number in kept.items()}
     keeps = {name: (n.low or 0.0) >= t["keep"] for name, n in kept.items()}
     loses = {name: n.high is not None and n.high < t["keep"] for name, n in kept.items()}
-    because = "discs are there in one piece in " + ", ".join(
+    because = "discs are there, in one piece and alone, in " + ", ".join(
         f"{n.value:.1f}% of the frames ({page.NAMES[name]})" for name, n in kept.items()
     )
     melts = all(loses[name] for name in page.unets(e))
@@ -82,9 +82,9 @@ def _spacetime(e: Evidence, t: Mapping[str, Real]) -> Finding:
 RULE = Rule(
     "Diffusion models learn the same simulated videos of a disc that flies level, with the same objective, and go on from four frames of "
     "clips that they never saw: a transformer over spacetime patches, the same with attention in turns over a frame and over a place in "
-    "time, a U-Net of equal operations a clip and parameters, and where a step of training differs by more than 10% one that learns for as "
-    "long as the transformer. Velocities are measured from pixels. The 95% interval is that over clips, or "
-    "Student's over the seeds where that is wider.",
+    "time (equal parameters and steps, half of the operations), a U-Net of equal operations a clip and parameters, and where a step of "
+    "training differs by more than 10% one that learns for as long as the transformer. Velocities are measured from pixels; a disc that is "
+    "gone counts as one that stands still. The 95% interval is that over clips, or Student's over the seeds where that is wider.",
     (
         Criterion(
             "physics stays continuous",
@@ -102,8 +102,8 @@ RULE = Rule(
         ),
         Criterion(
             "a U-Net lets things melt",
-            "After all of the recipe's steps, of {seeds:g} seeds at least, supported if with patches the disc is there and in one piece in "
-            "{keep:g}% of the frames or more by the whole interval, and with every U-Net in fewer by the whole interval; contradicted if "
+            "After all of the recipe's steps, of {seeds:g} seeds at least, supported if with patches the disc is there, in one piece and alone "
+            "in {keep:g}% of the frames or more by the whole interval, and with every U-Net in fewer by the whole interval; contradicted if "
             "it is in fewer with patches, or in as many with every U-Net; else inconclusive.",
             _whole,
             {"keep": 99, "seeds": 3},

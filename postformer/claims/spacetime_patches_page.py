@@ -52,11 +52,11 @@ def more(e: Evidence, model: str, name: str, split: str = "test") -> Number:
 
 
 def kept(e: Evidence, model: str) -> Number:
-    """In how many frames the disc is there and in one piece, in per cent."""
+    """In how many frames the disc is there, in one piece, and alone, in per cent."""
     shares = [
         [
-            100 * there * (whole or 0.0) if there is not None else None
-            for there, whole in zip(of["there"], of["whole"], strict=True)
+            100 * there * (whole or 0.0) * alone if there is not None else None
+            for there, whole, alone in zip(of["there"], of["whole"], of["alone"], strict=True)
         ]
         for of in e["figures"]["test"][model].values()
     ]
@@ -115,16 +115,17 @@ def _counted(e: Evidence, name: str) -> tuple[Number | str, ...]:
 
 def figures(e: Evidence) -> Table:
     """What else is measured in range."""
-    names = {"place": "place", "radius": "radius", "there": "there", "whole": "in one piece"}
+    names = {"place": "place", "radius": "radius", "there": "there", "whole": "in one piece", "alone": "alone"}
     rows = [
         (NAMES.get(model, model), *(figure(e, model, name) for name in names), kept(e, model))
         for model in (*measured(e), *ANYONE)
     ]
     return Table(
         "What else is kept in range",
-        ("way", "error of the place", "error of the radius", "share there", "of those in one piece", "there and in one piece"),
+        ("way", "error of the place", "error of the radius", "share there", "of those in one piece", "alone", "all three"),
         tuple(rows),
-        note="A disc is there where half of its area is, and in one piece where its colour lies no further about its centre than a disc's.",
+        note="A disc is there where half to twice its area is, in one piece where its colour lies no further about its centre than its own, "
+        "and alone where no other colour makes a disc. One that is there in fewer than half of the frames counts as one that stands still.",
     )
 
 

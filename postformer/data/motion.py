@@ -15,9 +15,10 @@ from postformer.data.bodies import SIZE
 from postformer.data.physics import GRAVITY, Physics, Scenario
 
 LEAST = 0.5
-"""A disc is there where at least this share of its area is."""
+"""A disc is there where at least this share of its area is, and no more than its area divided by this. One that is there in a smaller
+share of the frames in which it should be is lost."""
 SPLIT = 0.35
-"""A disc is whole where its weight lies about its centre no further than that of a disc by this share."""
+"""A disc is whole where its weight lies about its centre no further than that of the true disc by this share."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +60,15 @@ def _moments(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How far one clip is from physics; not a number where it cannot be told, such as a speed of a disc that is gone.
+    """How far one clip is from physics; not a number where the true clip does not tell it. A disc that is lost counts as one that stands
+    still where it was last shown, so that losing what is hard to draw gains nothing.
 
     `velocity`: the error of the velocity that a line through the places has, units/s, a mean over discs (of "several" the mean error of
     the places a frame apart instead, since they bounce). `place`: the mean distance from the true place, units. `radius`: the mean
     error of the radius, units. `there`: the share of the frames in which a disc that should be seen is there. `whole`: of those the
-    share in which it is one piece. `momentum` and `energy`: how much they change over the clip, as a share of what they were, by masses
-    that are the area in each frame. `gravity`: the error of the fall, units/s^2. `returns`: the distance from the true place in the
-    first frame after a wall.
+    share in which it is one piece. `alone`: the share of the frames in which no disc of another colour is seen. `momentum` and `energy`:
+    how much they change over the clip, as a share of what they were, by masses that are the area in each frame. `gravity`: the error of
+    the fall, units/s^2. `returns`: the distance from the true place in the first frame after a wall.
     """
 
     velocity: float
@@ -74,6 +76,7 @@ class Score:
     radius: float
     there: float
     whole: float
+    alone: float = float("nan")
     momentum: float = float("nan")
     energy: float = float("nan")
     gravity: float = float("nan")
@@ -96,25 +99,42 @@ def score(clip: np.ndarray, scenario: Scenario, physics: Physics, known: int) ->
     found, track = seen(clip, len(scenario.track.radius)), scenario.track
     counts = visible(scenario)
     counts[:known] = False
-    area = found.radius**2
-    there = area >= LEAST * track.radius**2
-    whole = found.spread <= (1 + SPLIT) * found.radius
+    share = (found.radius / track.radius) ** 2
+    there = (share >= LEAST) & (share <= 1 / LEAST)
+    whole = found.spread <= (1 + SPLIT) * track.radius
     usable = counts & there
-    error = np.hypot(*np.moveaxis(found.position - track.position, -1, 0))
+    error, stood = (
+        np.hypot(*np.moveaxis(at - track.position, -1, 0)) for at in (found.position, track.position[known - 1])
+    )
     return Score(
-        velocity=_velocity_error(found, track.position, track.hits, usable, physics, known),
-        place=_mean(error[usable]),
-        radius=_mean(np.abs(found.radius - track.radius)[usable]),
+        velocity=_velocity_error(found, track.position, track.hits, counts, usable, physics, known),
+        place=_mean(np.where(there, error, stood)[counts]),
+        radius=_mean(np.abs(found.radius - track.radius)[counts]),
         there=_mean(there[counts]),
         whole=_mean(whole[usable]),
-        gravity=_fall_error(found.position, usable, physics) if physics.scene == "parabola" else float("nan"),
+        alone=_mean(_alone(clip, track.radius)[known:]),
+        gravity=_fall_error(found.position, counts, usable, physics) if physics.scene == "parabola" else float("nan"),
         returns=_return_error(error, usable, scenario, known),
-        **_conserved(found, track.hits, usable, physics, known),
+        **_conserved(found, track.hits, counts, usable, physics, known),
     )
+
+
+def _alone(clip: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """In which frames the colours that no disc has hold less than the smallest disc's share that would make one: bool [f]; empty where
+    all colours are taken."""
+    colours = len(clip)
+    if len(radius) == colours:
+        return np.empty(0, bool)
+    other = seen(clip, colours).radius[:, len(radius) :]
+    return (other**2 < LEAST * radius.min() ** 2).all(1)
 
 
 def _mean(values: np.ndarray) -> float:
     return float(np.mean(values)) if values.size else float("nan")
+
+
+def _lost(shown: np.ndarray, usable: np.ndarray) -> bool:
+    return bool(usable.sum() < LEAST * shown.sum())
 
 
 def _slope(position: np.ndarray, frames: np.ndarray, dt: float) -> np.ndarray | None:
@@ -136,26 +156,31 @@ def _runs(hits: list[float], frames: int, known: int, physics: Physics) -> list[
 
 
 def _velocity_error(
-    found: Seen, true: np.ndarray, hits: list[float], usable: np.ndarray, physics: Physics, known: int
+    found: Seen, true: np.ndarray, hits: list[float], counts: np.ndarray, usable: np.ndarray, physics: Physics, known: int
 ) -> float:
     errors = []
     for run in _runs(hits, len(true), known, physics):
         for disc in range(true.shape[1]):
-            own = usable[:, disc] & run
+            shown, own = counts[:, disc] & run, usable[:, disc] & run
             mine, theirs = (_slope(p[:, disc], own, physics.dt) for p in (found.position, true))
-            if mine is not None and theirs is not None:
-                errors.append(np.hypot(*(mine - theirs)))
+            whole = _slope(true[:, disc], shown, physics.dt)
+            if whole is not None:
+                stood = mine is None or theirs is None or _lost(shown, own)
+                errors.append(np.hypot(*(whole if stood else mine - theirs)))
     if physics.scene == "several":
-        both = usable[1:] & usable[:-1]
-        steps = (np.diff(found.position, axis=0) - np.diff(true, axis=0)) / physics.dt
-        errors = list(np.hypot(*np.moveaxis(steps, -1, 0))[both])
+        moved, truly = (np.diff(p, axis=0) / physics.dt for p in (found.position, true))
+        here, shown = (m[1:] & m[:-1] for m in (usable, counts))
+        wrong = np.where(here[..., None], moved - truly, truly)
+        errors = list(np.hypot(*np.moveaxis(wrong, -1, 0))[shown])
     return float(np.mean(errors)) if errors else float("nan")
 
 
-def _fall_error(position: np.ndarray, usable: np.ndarray, physics: Physics) -> float:
-    own = usable[:, 0]
-    if own.sum() < 5:
+def _fall_error(position: np.ndarray, counts: np.ndarray, usable: np.ndarray, physics: Physics) -> float:
+    shown, own = counts[:, 0], usable[:, 0]
+    if shown.sum() < 5:
         return float("nan")
+    if own.sum() < 5 or _lost(shown, own):
+        return GRAVITY
     t = np.flatnonzero(own) * physics.dt
     return float(abs(-2 * np.polyfit(t, position[own, 0, 1], 2)[0] - GRAVITY))
 
@@ -172,7 +197,9 @@ def _return_error(error: np.ndarray, usable: np.ndarray, scenario: Scenario, kno
     return float(error[out[0], 0]) if usable[out[0], 0] else SIZE
 
 
-def _conserved(found: Seen, hits: list[float], usable: np.ndarray, physics: Physics, known: int) -> dict[str, float]:
+def _conserved(
+    found: Seen, hits: list[float], counts: np.ndarray, usable: np.ndarray, physics: Physics, known: int
+) -> dict[str, float]:
     """Momentum and energy after the last event against before the first, each disc as heavy as its area in those frames."""
     if physics.scene != "collision" or not hits or hits[0] <= known * physics.dt:
         return {}
@@ -183,12 +210,16 @@ def _conserved(found: Seen, hits: list[float], usable: np.ndarray, physics: Phys
         for disc in range(usable.shape[1]):
             own = usable[:, disc] & run
             v = _slope(found.position[:, disc], own, physics.dt)
-            if v is None:
+            if (counts[:, disc] & run).sum() < 3:
                 return {}
+            if v is None:  # a disc that is gone has taken its share along
+                continue
             mass = float(np.mean(found.radius[own, disc] ** 2))
             momentum, energy = momentum + mass * v, energy + mass * float(v @ v) / 2
         sums.append((momentum, energy))
     (p, e), (q, g) = sums
+    if e == 0:
+        return {"momentum": 1.0, "energy": 1.0}
     scale = np.sqrt(2 * e * np.sum(np.mean(found.radius, 0) ** 2))
     return {"momentum": float(np.hypot(*(q - p)) / scale), "energy": float(abs(g - e) / e)}
 

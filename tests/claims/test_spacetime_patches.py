@@ -28,13 +28,14 @@ def evidence(
     seeds: int = 3,
     share: float = 1.0,
     apart: float = 0.0,
+    alone: float = 1.0,
 ) -> dict[str, Any]:
     there = {"dit": 1.0, "frames": 1.0, "unet": 0.9, "timed": 0.8} if there is None else there
     clips = np.linspace(-0.01, 0.01, 20)
 
     def figures(error: float, kept: float) -> dict[str, Any]:
         told = {name: [None] * 20 for name in FIGURES}
-        many = {"place": 0.1, "radius": 0.1, "there": kept, "whole": 1.0}
+        many = {"place": 0.1, "radius": 0.1, "there": kept, "whole": 1.0, "alone": alone}
         return {**told, **{k: [v] * 20 for k, v in many.items()}, "velocity": (error + clips).tolist()}
 
     own = {
@@ -69,6 +70,7 @@ ALL = dict.fromkeys(("dit", "frames", "unet", "timed"), 1.0)
         ({"errors": {**GOOD, "unet": 0.05}}, ["supported", "inconclusive", "supported", "supported"]),
         ({"there": ALL}, ["supported", "supported", "contradicted", "supported"]),
         ({"there": {**ALL, "timed": 0.9}}, ["supported", "supported", "inconclusive", "supported"]),
+        ({"alone": 0.9}, ["supported", "supported", "contradicted", "supported"]),
         ({"there": {**ALL, "dit": 0.9}}, ["supported", "supported", "contradicted", "supported"]),
         ({"apart": 0.5}, ["supported", "inconclusive", "supported", "inconclusive"]),
     ],
@@ -87,13 +89,14 @@ def test_clips_that_lose_their_disc_are_left_out_of_pairs():
     assert page.kept(e, "unet").n == 20 and page.figure(e, "unet", "velocity").value == pytest.approx(0.3)
 
 
-def test_models_that_draw_no_disc_are_not_ranked():
+def test_what_no_clip_tells_is_not_ranked():
     e = evidence()
     for name in ALL:
-        e["figures"]["test"][name]["0"]["velocity"] = [None] * 20
-        e["figures"]["test"][name] = {"0": e["figures"]["test"][name]["0"]}
+        for seed in e["figures"]["test"][name].values():
+            seed["velocity"] = [None] * 20
     assert page.figure(e, "dit", "velocity").value is None
-    assert [finding.verdict for finding in S.RULE.judge({**e, "seeds": [0]})] == ["inconclusive"] * 4
+    verdicts = [finding.verdict for finding in S.RULE.judge(e)]
+    assert verdicts == ["inconclusive", "inconclusive", "supported", "inconclusive"]
     assert page.consequences(e) == ("No model has learned enough to draw a disc at all: give more time.",)
 
 

@@ -79,6 +79,60 @@ def test_a_disc_that_vanishes_or_falls_apart_is_told():
     assert mean(scored(physics), "whole") == 1
 
 
+def test_losing_what_is_hard_to_draw_gains_nothing():
+    """In each scene a clip in which every disc is gone is no better than one that stands still, whatever is told."""
+    for scene in COUNTS:
+        physics = Physics(scene=scene)
+        empty = physics.picture(np.full((1, COUNTS[scene], 2), -50.0), np.ones(COUNTS[scene]), None)[:, 0]
+        gone = scored(physics, lambda clip, scenario, empty=empty: np.broadcast_to(empty[:, None], clip.shape).copy())
+        true = scored(physics)
+        assert mean(gone, "there") == 0
+        for name in ("velocity", "place", "radius", "momentum", "energy", "gravity", "returns"):
+            told = [(getattr(a, name), getattr(b, name)) for a, b in zip(gone, true, strict=True)]
+            assert all(np.isnan(a) == np.isnan(b) for a, b in told), (scene, name)
+            assert np.isnan(mean(true, name)) or mean(gone, name) > 0.5, (scene, name)
+
+
+def test_a_disc_in_few_frames_counts_as_lost():
+    physics = Physics()
+
+    def brief(clip, scenario):
+        out = clip.copy()
+        out[:, 8:] = -1
+        return out
+
+    still = scored(physics, lambda clip, scenario: last_frame(clip, KNOWN))
+    assert mean(scored(physics, brief), "velocity") == pytest.approx(mean(still, "velocity"), rel=0.02)
+
+
+def test_what_melts_is_not_there_and_what_is_dim_is_whole():
+    physics = Physics()
+
+    def wide(by):
+        return lambda clip, scenario: physics.picture(scenario.track.position, by * scenario.track.radius, None)
+
+    puddle = scored(physics, lambda clip, scenario: np.where(np.arange(3)[:, None, None, None] == 0, 1.0, -1.0) * np.ones_like(clip))
+    assert mean(puddle, "there") == 0
+    assert mean(scored(physics, wide(2.0)), "there") == 0
+    assert mean(scored(physics, wide(1.38)), "there") == 1 and mean(scored(physics, wide(1.38)), "whole") < 0.2
+    dim = scored(physics, lambda clip, scenario: clip * 0.7 - 0.3)
+    assert mean(dim, "there") == mean(dim, "whole") == 1
+    assert mean(dim, "velocity") < 0.05
+
+
+def test_a_disc_too_many_is_told():
+    physics = Physics(scene="collision")
+
+    def more(clip, scenario):
+        out = clip.copy()
+        out[2, 12:, 4:12, 4:12] = 1
+        return out
+
+    assert mean(scored(physics), "alone") == 1
+    assert mean(scored(physics, more), "alone") == pytest.approx(8 / 12)
+    assert np.isnan(mean(scored(Physics(scene="several")), "alone"))
+
+
 def test_a_disc_that_does_not_come_out_from_behind_the_wall_is_a_world_away():
     physics = Physics(scene="occlusion", frames=24)
 

@@ -48,11 +48,13 @@ def test_the_rivals_stand_in_their_order_and_a_table_tells_them():
     assert [line.split("  ")[0] for line in lines[1:]] == list(found)
 
 
-def test_a_disc_that_is_gone_tells_no_velocity():
+def test_a_disc_that_is_gone_counts_as_one_that_stands_still():
     gone = continued(lambda clips, first: torch.full_like(clips, -1), PHYSICS, clips=4)
-    assert gone.mean("velocity") is None
-    assert gone.mean("there") == 0
-    assert table({"gone": gone, "one": Continued({**gone.figures, "there": [1.0]})}).splitlines()[1].split()[-1] == "0)"
+    still = continued(rivals(PHYSICS)["last frame"], PHYSICS, clips=4)
+    for name in ("velocity", "place"):
+        assert gone.figures[name] == pytest.approx(still.figures[name], abs=0.02), name
+    assert gone.mean("there") == 0 and gone.mean("whole") is None
+    assert table({"gone": gone, "one": Continued({**gone.figures, "there": [1.0]})}).splitlines()[1].count(" 0 (0 to 0)") == 1
 
 
 def test_known_frames_are_the_clip_s_and_the_noise_depends_on_the_seed():
