@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import re
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ VERBS = {
 }
 MOST = 4096
 """Frames, of all pictures or clips, that are drawn at once."""
+MOST_DRAWN = 1 << 28
+"""Pixels that are."""
 MOST_SCALE, LARGEST_SEED = 64, (1 << 63) - 1
 SHEET = 64
 """Frames of a video that are kept for its sheet."""
@@ -114,6 +118,8 @@ def dream(args: argparse.Namespace) -> int:
     if suffix not in KINDS and suffix != ".png":
         raise UserError(f"--out {args.out}: unknown kind of file '{suffix}'; choose from {', '.join(KINDS)}, .png")
     painter = Painter.of(args.checkpoint, seed=args.seed)
+    if doubt := painter.doubt(args.verb, backward=getattr(args, "backward", False)):
+        print(f"postformer: dream {args.verb}: {args.checkpoint}: {doubt}, so what it draws may be of no use", file=sys.stderr)
     with progress_bars() as show:
         pieces = _pieces(args, painter, show)
         if suffix == ".png" and args.verb == "draw" and painter.frames == 1:
@@ -145,9 +151,13 @@ def _pieces(args: argparse.Namespace, painter: Any, show: Callable[[str, int, in
         if args.verb == "draw":
             if (asked := args.count * (args.frames or painter.frames)) > MOST:
                 raise UserError(f"--count, --frames: {asked:,} frames; at most {MOST:,} are drawn at once, extend draws more")
+            rows, columns = args.size or painter.size
+            if (pixels := asked * rows * columns) > MOST_DRAWN:
+                raise UserError(f"--count, --frames, --size: {pixels:,} pixels; at most {MOST_DRAWN:,} are drawn at once")
             yield painter.draw(args.count, how, frames=args.frames, size=args.size, **words)
         else:
-            clip = painter.clip(getattr(args, "from"), "--from", still=args.verb == "animate")
+            before = args.verb in ("connect", "loop", "extend") and not getattr(args, "backward", False)
+            clip = painter.clip(getattr(args, "from"), "--from", still=args.verb == "animate", before=before)
             yield from _from_clip(args, painter, clip, how, {"generator": painter.generator, **words})
     except ValueError as e:
         raise UserError(f"dream {args.verb}: {e}") from e
@@ -158,12 +168,14 @@ def _from_clip(args: argparse.Namespace, painter: Any, clip: Any, how: Any, word
     from postformer.models.dreaming import edited, joined, looped
 
     context = painter.context(getattr(args, "context", None))
+    if args.verb in ("connect", "loop") and (args.frames or 0) > MOST:
+        raise UserError(f"--frames: {args.frames:,}; at most {MOST:,} are drawn at once")
     if args.verb == "edit":
         yield edited(painter.model, clip[:, :, : painter.frames], args.strength, how, **words)
     elif args.verb == "loop":
         yield looped(painter.model, clip, painter.new_frames(args.frames, 2 * context), how, context=context, **words)
     elif args.verb == "connect":
-        other = painter.clip(args.to, "--to")
+        other = painter.clip(args.to, "--to", before=False)
         before, after = clip[:, :, -context:], other[:, :, :context]
         yield clip
         yield joined(
@@ -174,10 +186,26 @@ def _from_clip(args: argparse.Namespace, painter: Any, clip: Any, how: Any, word
         yield clip
         yield from painter.go_on(clip, painter.new_frames(args.frames, painter.part), how, painter.part, **words)
     elif args.backward:
-        yield from reversed([clip, *painter.go_on(clip, args.frames or painter.frames, how, context, backward=True, **words)])
+        yield from _backwards(painter.go_on(clip, args.frames or painter.frames, how, context, backward=True, **words))
+        yield clip
     else:
         yield clip
         yield from painter.go_on(clip, args.frames or painter.frames, how, context, **words)
+
+
+def _backwards(pieces: Iterator[Any]) -> Iterator[Any]:
+    """The last piece first; all wait in a file for it."""
+    import numpy as np
+    import torch
+
+    with tempfile.TemporaryFile() as file:
+        begins = []
+        for piece in pieces:
+            begins.append(file.tell())
+            np.save(file, piece.numpy())
+        for begin in reversed(begins):
+            file.seek(begin)
+            yield torch.from_numpy(np.load(file, allow_pickle=False))
 
 
 def _stacked(frames: list[Any]) -> Any:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from postformer import cli
-from postformer.data.video import read_video
+from postformer.commands_pictures import _backwards
+from postformer.data.video import read_video, video_file
 from postformer.train.painter import Painter
 
 pytest.importorskip("av")
@@ -103,6 +104,52 @@ def test_backward_and_by_state(runs, tmp_path):
     assert not Painter.of(runs / "clips").causal
     run("dream", "extend", str(runs / "causal"), *more, "--out", str(tmp_path / "b.mkv"))
     assert len(read_video(tmp_path / "b.mkv")[0]) == 8 + 12
+
+
+def test_pieces_before_a_clip_are_written_in_their_order():
+    pieces = [torch.full((1, 3, 2, 4, 4), float(i)) for i in range(3)]
+    assert [float(piece.mean()) for piece in _backwards(iter(pieces))] == [2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("objective", "verb", "says"),
+    [
+        ({}, "connect", None),
+        ({"ends": ["first"]}, "extend", None),
+        ({"ends": ["first"]}, "loop", "not taught with known frames at both ends"),
+        ({"ends": ["first"], "known": 1.0}, "draw", "taught with known frames alone"),
+        ({"ends": ["first"], "known_frames": 4}, "animate", "taught with 4 known frames"),
+        ({"ends": ["last"]}, "extend", "not taught with known frames at the first end"),
+        ({"known": 0.0}, "extend", "not taught with known frames at the first end"),
+        ({"known": 0.0}, "edit", None),
+    ],
+)
+def test_what_a_model_was_never_taught_is_said(runs, objective, verb, says):
+    painter = Painter.of(runs / "clips")
+    painter.objective = {**painter.objective, **objective}
+    doubt = painter.doubt(verb)
+    assert doubt is None if says is None else says in doubt
+    if objective == {"ends": ["first"]}:
+        assert "at the last end" in painter.doubt("extend", backward=True)
+
+
+def test_a_causal_model_that_is_to_join_clips_is_doubted(runs, tmp_path, capsys):
+    words = ["--from", "test:0", "--to", "test:1", "--frames", "4", "--steps", "1", "--scale", "1"]
+    run("dream", "connect", str(runs / "causal"), *words, "--out", str(tmp_path / "a.mkv"))
+    error = capsys.readouterr().err
+    assert "causal: it is causal over frames and does not see what comes after, so what it draws may be of no use" in error
+
+
+def test_a_clip_keeps_the_frames_next_to_what_is_drawn(runs, tmp_path):
+    frames = np.zeros((9, 16, 16, 3), np.uint8)
+    frames[:] = 10 * np.arange(9)[:, None, None, None]
+    with video_file(tmp_path / "a.mkv", 10.0) as write:
+        write(frames)
+    painter = Painter.of(runs / "clips")
+    for before, kept in ((True, range(1, 9)), (False, range(8))):
+        found = painter.clip(str(tmp_path / "a.mkv"), "--from", before=before)
+        shown = ((found[0].mean((0, 2, 3)) + 1) * 127.5).tolist()
+        assert shown == pytest.approx([10 * i for i in kept], abs=1)
 
 
 def test_files_of_one_s_own_go_on(runs, tmp_path):
@@ -226,6 +273,14 @@ MISTAKES = [
         "7 rows are no multiple of 2, as 2 widths and a stem of 1 want: crop",
     ),
     (["draw", "clips", "--out", "a.mp4", "--frames", "99999999"], "at most 4,096 are drawn at once, extend draws more"),
+    (
+        ["draw", "clips", "--out", "a.mp4", "--size", "9984x9984"],
+        "12,759,072,768 pixels; at most 268,435,456 are drawn at once",
+    ),
+    (
+        ["connect", "clips", "--out", "a.mp4", "--from", "test:0", "--to", "test:1", "--frames", "5000"],
+        "--frames: 5,000; at most 4,096",
+    ),
     (["draw", "clips", "--out", "a.mp4", "--seed", "99999999999999999999"], "is not a whole number from 0 to"),
     (["draw", "clips", "--out", "a.mp4", "--scale", "1000"], "'1000' is not a whole number from 1 to 64"),
     (["draw", "pictures", "--out", "a.png", "--guidance", "nan"], "guidance=nan a number of at least 0"),

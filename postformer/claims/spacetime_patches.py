@@ -102,9 +102,9 @@ RULE = Rule(
         ),
         Criterion(
             "a U-Net lets things melt",
-            "After all of the recipe's steps, of {seeds:g} seeds at least, supported if with patches the disc is there, in one piece and alone "
-            "in {keep:g}% of the frames or more by the whole interval, and with every U-Net in fewer by the whole interval; contradicted if "
-            "it is in fewer with patches, or in as many with every U-Net; else inconclusive.",
+            "After all of the recipe's steps, of {seeds:g} seeds at least, supported if with patches the disc is there, in one piece and "
+            "alone in {keep:g}% of the frames or more by the whole interval, and with every U-Net in fewer by the whole interval; "
+            "contradicted if it is in fewer with patches, or in as many with every U-Net; else inconclusive.",
             _whole,
             {"keep": 99, "seeds": 3},
         ),

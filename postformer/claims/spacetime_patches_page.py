@@ -124,8 +124,8 @@ def figures(e: Evidence) -> Table:
         "What else is kept in range",
         ("way", "error of the place", "error of the radius", "share there", "of those in one piece", "alone", "all three"),
         tuple(rows),
-        note="A disc is there where half to twice its area is, in one piece where its colour lies no further about its centre than its own, "
-        "and alone where no other colour makes a disc. One that is there in fewer than half of the frames counts as one that stands still.",
+        note="A disc is there where half to twice its area is, in one piece where its colour lies about its centre as a disc's does, and "
+        "alone where no other colour makes a disc. One that is there in fewer than half of the frames counts as one that stands still.",
     )
 
 

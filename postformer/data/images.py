@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -172,12 +173,12 @@ def _archive(path: Path) -> Labelled:
                 raise DataError(f"{path}: it holds no array '{names[0]}'; it has {', '.join(file)}")
             pixels, labels = file["images"], file["labels"].astype(np.int64)
             classes = [str(name) for name in file["classes"]] if "classes" in file else []
-    except (ValueError, zipfile.BadZipFile, EOFError) as e:
+    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as e:
         raise DataError(f"{path}: not a NumPy archive of plain arrays: {e}") from e
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
         raise DataError(f"{path}: images must be bytes [n, h, w] or [n, h, w, c]; they are {pixels.dtype} {pixels.shape}")
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
-    return _checked(path, _opaque(pixels).transpose(0, 3, 1, 2), labels, classes)
+    return _checked(path, opaque(pixels).transpose(0, 3, 1, 2), labels, classes)
 
 
 def _idx_pair(path: Path) -> Labelled:
@@ -196,7 +197,7 @@ def _idx(path: Path, axes: int) -> np.ndarray:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         zero, kind, found = struct.unpack(">HBB", data[:4])
         shape = struct.unpack(f">{axes}I", data[4 : 4 + 4 * axes])
-    except (struct.error, EOFError, gzip.BadGzipFile) as e:
+    except (struct.error, EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise DataError(f"{path}: not an IDX file: {e}") from e
     if (zero, kind, found) != (0, 8, axes):
         raise DataError(f"{path}: not an IDX file of bytes with {axes} axes")
@@ -207,10 +208,6 @@ def _idx(path: Path, axes: int) -> np.ndarray:
 
 
 def _folder(path: Path, size: tuple[int, int] | None) -> Labelled:
-    try:
-        from PIL import Image
-    except ImportError as e:
-        raise DataError("pillow is not installed: pip install 'postformer[pictures]'") from e
     classes = sorted(child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
     files = [
         (i, file)
@@ -222,15 +219,7 @@ def _folder(path: Path, size: tuple[int, int] | None) -> Labelled:
         raise DataError(f"{path}: expected one folder for each class with pictures in it ({', '.join(PICTURES)})")
     found: list[np.ndarray] = []
     for _, file in files:
-        try:
-            with Image.open(file) as picture:
-                if picture.width * picture.height > MOST_PIXELS:
-                    raise DataError(
-                        f"{file}: {picture.width} x {picture.height} pixels are more than the {MOST_PIXELS:,} that are read"
-                    )
-                pixels = _opaque(np.asarray(picture.convert("RGBA"))[None])
-        except (OSError, ValueError, SyntaxError) as e:
-            raise DataError(f"{file}: not a picture that can be read: {e}") from e
+        pixels = opaque(read_picture(file)[None])
         found.append(pixels.transpose(0, 3, 1, 2) if size is None else _fitted(pixels.transpose(0, 3, 1, 2), size))
     if len(shapes := {pixels.shape for pixels in found}) > 1:
         raise DataError(
@@ -239,7 +228,26 @@ def _folder(path: Path, size: tuple[int, int] | None) -> Labelled:
     return _checked(path, np.concatenate(found), np.array([i for i, _ in files]), classes)
 
 
-def _opaque(pixels: np.ndarray) -> np.ndarray:
+def read_picture(path: Path) -> np.ndarray:
+    """A picture as uint8 [h, w, 4], red, green, blue and opacity. Raises DataError, before decoding for one of more than MOST_PIXELS."""
+    try:
+        from PIL import Image
+    except ImportError as e:
+        raise DataError("pillow is not installed: pip install 'postformer[pictures]'") from e
+    try:
+        with Image.open(path) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise DataError(
+                    f"{path}: {picture.width} x {picture.height} pixels are more than the {MOST_PIXELS:,} that are read"
+                )
+            return np.asarray(picture.convert("RGBA"))
+    except Image.DecompressionBombError as e:
+        raise DataError(f"{path}: it has more than the {MOST_PIXELS:,} pixels that are read") from e
+    except (OSError, ValueError, SyntaxError) as e:
+        raise DataError(f"{path}: not a picture that can be read: {e}") from e
+
+
+def opaque(pixels: np.ndarray) -> np.ndarray:
     """[n, h, w, c]: two and four channels on black, one and three as they are."""
     if pixels.shape[3] not in (2, 4):
         return pixels

@@ -103,9 +103,7 @@ def score(clip: np.ndarray, scenario: Scenario, physics: Physics, known: int) ->
     there = (share >= LEAST) & (share <= 1 / LEAST)
     whole = found.spread <= (1 + SPLIT) * track.radius
     usable = counts & there
-    error, stood = (
-        np.hypot(*np.moveaxis(at - track.position, -1, 0)) for at in (found.position, track.position[known - 1])
-    )
+    error, stood = (np.hypot(*np.moveaxis(at - track.position, -1, 0)) for at in (found.position, track.position[known - 1]))
     return Score(
         velocity=_velocity_error(found, track.position, track.hits, counts, usable, physics, known),
         place=_mean(np.where(there, error, stood)[counts]),

@@ -169,7 +169,13 @@ class DiT(nn.Module):
         labels: Int[Tensor, " n"] | None = None,
         length: int | None = None,
     ) -> list[Tensor]:
-        """As `forward` for clips of any sizes, side by side in rows of `length` tokens; `times` are of a clip or of its frames."""
+        """As `forward` for clips of any sizes, side by side in rows of `length` tokens; `times` are of a clip or of its frames. Raises
+        ValueError as `forward` does, and where there are not as many times, or labels, as clips."""
+        if len(times) != len(clips) or (labels is not None and len(labels) != len(clips)):
+            told = f" and {len(labels)} labels" if labels is not None else ""
+            raise ValueError(f"packed: {len(clips)} clips with {len(times)} times{told}; expected as many")
+        for i, (clip, t) in enumerate(zip(clips, times, strict=True)):
+            self._checked(clip[None], t[None], None if labels is None else labels[i : i + 1], None)
         shown = clips
         if self.hints:
             pairs = zip(clips, times, strict=True)

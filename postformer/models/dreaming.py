@@ -95,8 +95,7 @@ def ahead(
         raise ValueError(
             f"context={context} must be above 0 and below window={window}, and both multiples of the {part} frames of the model's patch"
         )
-    if clip.shape[2] < context:
-        clip = torch.cat([clip, clip[:, :, -1:].expand(-1, -1, context - clip.shape[2], -1, -1)], 2)
+    clip = filled(clip, context, before=not backward)
     near, done = (clip[:, :, :context] if backward else clip[:, :, -context:]), 0
     while done < frames:
         ends = (None, near) if backward else (near, None)
@@ -105,6 +104,16 @@ def ahead(
         both = torch.cat([made, near], 2) if backward else torch.cat([near, made], 2)
         near = both[:, :, :context] if backward else both[:, :, -context:]
         yield made
+
+
+def filled(clip: Clip, frames: int, *, before: bool) -> Clip:
+    """A clip of at least so many frames: one that goes `before` what is drawn begins with more of its first frame, another ends with more
+    of its last, so that the end next to what is drawn moves as it did."""
+    missing = frames - clip.shape[2]
+    if missing <= 0:
+        return clip
+    more = (clip[:, :, :1] if before else clip[:, :, -1:]).expand(-1, -1, missing, -1, -1)
+    return torch.cat([more, clip] if before else [clip, more], 2)
 
 
 def rolled(

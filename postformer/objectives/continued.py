@@ -23,7 +23,16 @@ KNOWN = 4
 """Frames that are shown."""
 BATCH = 32
 FIGURES = tuple(field.name for field in dataclasses.fields(Score))
-UNITS = {"velocity": "units/s", "place": "units", "radius": "units", "there": "", "whole": "", "alone": "", "momentum": "", "energy": ""}
+UNITS = {
+    "velocity": "units/s",
+    "place": "units",
+    "radius": "units",
+    "there": "",
+    "whole": "",
+    "alone": "",
+    "momentum": "",
+    "energy": "",
+}
 UNITS |= {"gravity": "units/s²", "returns": "units"}
 PRIME = 1_000_003
 """Parts the noise of one seed from another's: a CPU's generator takes no more than the last 32 bits of what it is given."""

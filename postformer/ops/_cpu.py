@@ -118,14 +118,14 @@ LIBRARY = torch.library.Library("postformer", "FRAGMENT")
 
 
 def transformed() -> bool:
-    """Whether `torch.func.vmap` or forward-mode differentiation is at work: kernels have no rule for them, references do."""
+    """Whether a transform of `torch.func` or forward-mode differentiation is at work: kernels have no rule for them, references do."""
     if torch.compiler.is_compiling():
         return False
     interpreters = get_interpreter_stack() or ()
     return forward_ad._current_level >= 0 or any(i.key() in UNKNOWN_TRANSFORMS for i in interpreters)
 
 
-UNKNOWN_TRANSFORMS = {TransformType.Vmap, TransformType.Jvp}
+UNKNOWN_TRANSFORMS = {TransformType.Vmap, TransformType.Jvp, TransformType.Grad}
 
 
 MOST_ROWS = 8

@@ -5,17 +5,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from postformer.config import UserError, build, complete, read
 from postformer.data import DATA
-from postformer.data.images import Images
+from postformer.data.images import Images, opaque, read_picture
 from postformer.data.sources import DataError
 from postformer.data.video import from_pixels, read_video
 from postformer.models import DENOISERS
-from postformer.models.dreaming import ahead, rolled, together
+from postformer.models.dreaming import ahead, filled, rolled, together
 from postformer.models.sampling import Sampling, sample
 from postformer.objectives import OBJECTIVES
 from postformer.objectives.continued import has_state
@@ -32,7 +33,7 @@ class Painter:
 
     def __init__(self, model: Any, objective: dict[str, Any], data: Any, seed: int):
         self.model, self.data = model, data
-        self.path, self.predict = objective["path"], objective["predict"]
+        self.path, self.predict, self.objective = objective["path"], objective["predict"], objective
         first = data.batches(1, seed=0).batch(0)
         clip = first["images"][:, :, None] if "images" in first else first["clips"]
         self.frames, self.size = clip.shape[2], (clip.shape[3], clip.shape[4])
@@ -56,6 +57,20 @@ class Painter:
             model.load_state_dict(average)
         objective = complete(run["objective"], OBJECTIVES, "objective", "model")
         return cls(model, objective, build(run["data"], DATA, "data"), seed)
+
+    def doubt(self, verb: str, *, backward: bool = False) -> str | None:
+        """Why a verb asks of the model what it was never taught; None where it was."""
+        side = {"animate": "first", "extend": "last" if backward else "first", "loop": "both", "connect": "both"}.get(verb)
+        share, ends, count = (self.objective[name] for name in ("known", "ends", "known_frames"))
+        if side is None:
+            return "it was taught with known frames alone" if share == 1 else None
+        if self.causal:
+            return None if side == "first" else "it is causal over frames and does not see what comes after"
+        if not share or not {side, "any"} & set(ends):
+            return f"it was not taught with known frames at {'both ends' if side == 'both' else f'the {side} end'}"
+        if verb == "animate" and count not in (0, self.part):
+            return f"it was taught with {count} known frames"
+        return None
 
     def told(self, label: str | None, count: int) -> dict[str, Tensor]:
         """What the model is told beside clips: every class in turn where it knows classes and none is named. Raises UserError."""
@@ -108,9 +123,12 @@ class Painter:
         """How this model is sampled: by what it was taught to predict, on its path."""
         return Sampling(path=self.path, predict=self.predict, **words)
 
-    def clip(self, name: str, option: str, *, still: bool = False) -> Tensor:
-        """[1, c, f, h, w] from a video, a picture, or SPLIT:NUMBER of what the model learned from; of a still its first frame. Raises
-        UserError."""
+    def clip(self, name: str, option: str, *, still: bool = False, before: bool = True) -> Tensor:
+        """[1, c, f, h, w] from a video, a picture, or SPLIT:NUMBER of what the model learned from; of a still its first frame.
+
+        Where frames do not fill whole patches those at the far end from what is drawn are left out, and too few are filled up there:
+        the first ones of a clip that goes `before` what is drawn, else the last. Raises UserError.
+        """
         if match := re.fullmatch(r"([a-z]+):([0-9]{1,9})", name):
             found = self._learned(match[1], int(match[2]), option)
         elif Path(name).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
@@ -121,9 +139,9 @@ class Painter:
         part = together(self.model)
         if still:
             return found[:, :, :1].expand(-1, -1, part, -1, -1)
-        if found.shape[2] < part:
-            found = torch.cat([found, found[:, :, -1:].expand(-1, -1, part - found.shape[2], -1, -1)], 2)
-        return found[:, :, : found.shape[2] // part * part]
+        found = filled(found, part, before=before)
+        over = found.shape[2] % part
+        return found[:, :, over:] if before else found[:, :, : found.shape[2] - over]
 
     def _learned(self, split: str, number: int, option: str) -> Tensor:
         try:
@@ -133,18 +151,11 @@ class Painter:
         return batch["images"][:, :, None] if "images" in batch else batch["clips"]
 
     def _picture(self, path: Path) -> Tensor:
-        try:
-            from PIL import Image
-        except ImportError as e:
-            raise DataError("pillow is not installed: pip install 'postformer[pictures]'") from e
-        import numpy as np
+        pixels = opaque(read_picture(path)[None])[0]
+        from PIL import Image
 
-        try:
-            with Image.open(path) as picture:
-                pixels = np.asarray(picture.convert("RGB").resize((self.size[1], self.size[0])))
-        except (OSError, ValueError, SyntaxError) as e:
-            raise DataError(f"{path}: not a picture that can be read: {e}") from e
-        return torch.from_numpy(from_pixels(pixels[None], self.model.channels))[None]
+        fitted = np.asarray(Image.fromarray(pixels).resize((self.size[1], self.size[0])))
+        return torch.from_numpy(from_pixels(fitted[None], self.model.channels))[None]
 
     def go_on(
         self, clip: Tensor, frames: int, how: Sampling, context: int, *, backward: bool = False, **words: Any

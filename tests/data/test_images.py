@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 
+from postformer.data import images
 from postformer.data.images import Images
 from postformer.data.sources import DataError
 
@@ -76,6 +77,28 @@ def test_transparency_falls_on_black_and_sizes_are_fitted(tmp_path):
     assert wide[1, 0].any(1).tolist() == [False, *[True] * 6, False]
     assert wide[1, 0].any(0).tolist() == [*[False] * 2, *[True] * 6, *[False] * 2]
     assert Images(path=str(tmp_path / "a.npz"), size=(3, 3)).all.pixels[1].min() == 200
+
+
+def test_pictures_too_large_and_damaged_files_are_refused(tmp_path, numbers, monkeypatch):
+    from PIL import Image
+
+    (tmp_path / "p" / "a").mkdir(parents=True)
+    Image.new("RGB", (30, 40)).save(tmp_path / "p" / "a" / "1.png")
+    monkeypatch.setattr(images, "MOST_PIXELS", 1000)
+    with pytest.raises(DataError, match=r"1\.png: 30 x 40 pixels are more than the 1,000"):
+        Images(path=str(tmp_path / "p")).all  # noqa: B018
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match=r"1\.png: it has more than the 1,000 pixels"):
+        Images(path=str(tmp_path / "p")).all  # noqa: B018
+    folder, pixels, labels = numbers
+    write_idx(folder / "a-images-idx3-ubyte.gz", pixels)
+    np.savez_compressed(folder / "a.npz", images=pixels, labels=labels)
+    for name in ("a-images-idx3-ubyte.gz", "a.npz"):
+        data = bytearray((folder / name).read_bytes())
+        data[60:90] = b"\xff" * 30
+        (folder / name).write_bytes(data)
+        with pytest.raises(DataError, match=name):
+            Images(path=str(folder / name)).all  # noqa: B018
 
 
 def test_a_folder_of_pictures_has_a_class_for_each_folder(tmp_path):

@@ -111,7 +111,9 @@ def test_what_melts_is_not_there_and_what_is_dim_is_whole():
     def wide(by):
         return lambda clip, scenario: physics.picture(scenario.track.position, by * scenario.track.radius, None)
 
-    puddle = scored(physics, lambda clip, scenario: np.where(np.arange(3)[:, None, None, None] == 0, 1.0, -1.0) * np.ones_like(clip))
+    puddle = scored(
+        physics, lambda clip, scenario: np.where(np.arange(3)[:, None, None, None] == 0, 1.0, -1.0) * np.ones_like(clip)
+    )
     assert mean(puddle, "there") == 0
     assert mean(scored(physics, wide(2.0)), "there") == 0
     assert mean(scored(physics, wide(1.38)), "there") == 1 and mean(scored(physics, wide(1.38)), "whole") < 0.2

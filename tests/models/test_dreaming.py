@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from postformer.models.diffusion import DiT
-from postformer.models.dreaming import ahead, edited, joined, looped, rolled
+from postformer.models.dreaming import ahead, edited, filled, joined, looped, rolled
 from postformer.models.sampling import Sampling
 
 HOW = Sampling(steps=2)
@@ -50,6 +50,15 @@ def test_a_clip_goes_on_window_by_window(backward):
     assert [piece.shape[2] for piece in pieces] == [6, 6, 6, 6]
     assert (torch.cat(pieces, 2) - (1 if backward else 5)).abs().max() < 1e-5
     assert set(model.lengths) == {8}
+
+
+def test_too_few_frames_are_filled_up_away_from_what_is_drawn():
+    start = torch.cat([clip(1, 1), clip(5, 1)], 2)
+    assert filled(start, 4, before=True)[0, 0, :, 0, 0].tolist() == [1, 1, 1, 5]
+    assert filled(start, 4, before=False)[0, 0, :, 0, 0].tolist() == [1, 5, 5, 5]
+    assert filled(start, 2, before=True) is start
+    pieces = [torch.cat([*ahead(Mean(), start, 2, HOW, window=8, context=4, backward=b)], 2) for b in (False, True)]
+    assert [float(piece.mean()) for piece in pieces] == pytest.approx([2, 4])
 
 
 def test_a_loop_leads_back_to_where_it_began():

@@ -203,6 +203,22 @@ def test_a_unet_s_stem_gathers_squares_of_pixels_and_spreads_them_again():
     assert made.shape == clip.shape
 
 
+@pytest.mark.parametrize(
+    ("times", "labels", "says"),
+    [
+        ([0.5], None, "2 clips with 1 times; expected as many"),
+        ([0.5, 0.5], [1], "2 clips with 2 times and 1 labels"),
+        ([0.5, 0.5], [1, 2], "the model takes no label"),
+        ([0.5, [0.1, 0.2, 0.3, 0.3]], None, "the 2 frames of a patch must have one time"),
+        ([0.5, [0.1, 0.1]], None, "one for each of 4 frames, got 2"),
+    ],
+)
+def test_clips_that_cannot_be_packed_are_told(times, labels, says):
+    clips = [torch.randn(2, 4, 8, 8), torch.randn(2, 4, 4, 8)]
+    with pytest.raises(ValueError, match=says):
+        dit().packed(clips, [torch.tensor(t) for t in times], None if labels is None else torch.tensor(labels))
+
+
 @pytest.mark.parametrize("name", ["all", "frame", "place", "past"])
 def test_a_transformer_counts_what_torch_counts(name):
     """Of attention by frame and by place the pairs of its parts alone."""

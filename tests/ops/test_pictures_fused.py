@@ -218,6 +218,15 @@ def test_attention_of_few_tokens_and_its_gradients(b, h, t, s, e):
         close(got, wanted, half=2**-5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_transforms_of_torch_func_take_torchs_own(dtype):
+    q = torch.randn(1, 64, 2, 64).to(dtype)
+    for f in (lambda x: attention.read_whole(x, x, x, None), gelu.gelu_tanh):
+        leaf = q.clone().requires_grad_()
+        (wanted,) = torch.autograd.grad(f(leaf).sum(), leaf)
+        close(torch.func.grad(lambda x, f=f: f(x).sum())(q), wanted.double(), half=2**-5)
+
+
 @multiplies
 def test_torchs_attention_serves_the_rest():
     q = torch.randn(1, 8, 2, 4).to(HALF).requires_grad_()

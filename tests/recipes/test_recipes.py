@@ -159,12 +159,14 @@ def test_rivals_on_physics_take_equal_operations():
 
 
 def test_rivals_on_images_take_equal_operations():
-    """An image, within 5%."""
-    flops = []
-    for name in ("see-vit", "see-convnet"):
-        with torch.device("meta"):
-            flops.append(build(RECIPES[name]().model, MODELS, "model", **_known_sizes(name)).flops((28, 28)))
-    assert flops[0] == pytest.approx(flops[1], rel=0.05)
+    """An image, within 5%, and as many images a step."""
+    for names, size in ((("see-vit", "see-convnet"), (28, 28)), (("draw-dit", "draw-unet"), (1, 28, 28))):
+        flops = []
+        for name in names:
+            with torch.device("meta"):
+                flops.append(build(RECIPES[name]().model, MODELS, "model", **_known_sizes(name)).flops(size))
+        assert flops[0] == pytest.approx(flops[1], rel=0.05), names
+        assert len({(RECIPES[name]().train.batch, RECIPES[name]().train.steps) for name in names}) == 1
 
 
 def _known_sizes(name: str) -> dict:
