@@ -163,8 +163,9 @@ def _velocity_error(
             mine, theirs = (_slope(p[:, disc], own, physics.dt) for p in (found.position, true))
             whole = _slope(true[:, disc], shown, physics.dt)
             if whole is not None:
-                stood = mine is None or theirs is None or _lost(shown, own)
-                errors.append(np.hypot(*(whole if stood else mine - theirs)))
+                if mine is None or theirs is None or _lost(shown, own):
+                    mine, theirs = np.zeros(2), whole
+                errors.append(np.hypot(*(mine - theirs)))
     if physics.scene == "several":
         moved, truly = (np.diff(p, axis=0) / physics.dt for p in (found.position, true))
         here, shown = (m[1:] & m[:-1] for m in (usable, counts))
