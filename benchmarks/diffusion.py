@@ -9,6 +9,7 @@ docs/benchmarks.md.
 """
 
 import argparse
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ def calls(name: str, model: nn.Module, shape: dict[str, Any], dtype: torch.dtype
     """What is timed of one library."""
     x, step, label = inputs(shape, dtype)
     goal = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)  # as `postformer train` has it
     how = Sampling(predict="v", steps=STEPS)
 
     def forward() -> object:
@@ -119,10 +120,22 @@ def speed(args: argparse.Namespace) -> list[dict[str, Any]]:
         _agree(made, shape, of)
         each = {name: calls(name, model, shape, of) for name, model in made.items()}
         for part in SECONDS:
-            taken = timed({name: runs[part] for name, runs in each.items()}, 0.2 if args.quick else SECONDS[part], repeats=12)
+            subjects = {name: runs[part] for name, runs in each.items()}
+            taken = timed({**subjects, PRODUCT: product(of, args.quick)}, 0.2 if args.quick else SECONDS[part], repeats=12)
             rows.append(row(part, dtype, BATCH, taken)["row"])
             print(line(rows[-1]), flush=True)
     return rows
+
+
+def product(dtype: torch.dtype, quick: bool) -> Callable[[], object]:
+    """One large product of a dtype, whose rate is what the machine gives at best."""
+    a, b = (torch.randn(side(quick), side(quick)).to(dtype) for _ in "ab")
+    return lambda: a @ b
+
+
+def side(quick: bool) -> int:
+    """Rows and columns of its matrices."""
+    return 256 if quick else 2048
 
 
 def _agree(made: dict[str, nn.Module], shape: dict[str, Any], dtype: torch.dtype) -> None:
@@ -140,7 +153,7 @@ def ratio(one: dict[str, Any]) -> Estimate:
 
 def line(one: dict[str, Any]) -> str:
     """A row in words."""
-    times = {name: sorted(series)[len(series) // 2] * 1e3 for name, series in one["samples"].items()}
+    times = {name: statistics.median(series) * 1e3 for name, series in one["samples"].items()}
     return (
         f"{one['part']:8} {one['name']}: "
         + ", ".join(f"{name} {ms:.1f} ms" for name, ms in times.items())
@@ -149,7 +162,7 @@ def line(one: dict[str, Any]) -> str:
 
 
 def shares_of_peak(rows: Sequence[dict[str, Any]], quick: bool) -> dict[str, float]:
-    """Of each pass: its operations a second, by the formula of `cost`, to those of one large product of its dtype."""
+    """Of each pass: its operations a second, by the formula of `cost`, to those of one large product of its dtype, timed in turns."""
     shape = TINY if quick else SHAPE
     with torch.device("meta"):
         model = DiT(**dit_options({**shape, "num_embeds_ada_norm": CLASSES}))
@@ -157,15 +170,9 @@ def shares_of_peak(rows: Sequence[dict[str, Any]], quick: bool) -> dict[str, flo
     forward = model.cost(tokens).prefill_flops * tokens * BATCH
     work = {"forward": forward, "teach": 3 * forward, "sample": STEPS * forward}
     found = {}
-    for dtype, of in DTYPES.items():
-        side = 256 if quick else 2048
-        a, b = (torch.randn(side, side).to(of) for _ in "ab")
-        taken = timed({PRODUCT: lambda a=a, b=b: a @ b}, 0.1 if quick else 3.0, repeats=12)[0][PRODUCT]
-        rate = 2 * side**3 / min(taken)
-        for one in rows:
-            if one["name"] == dtype:
-                series = sorted(one["samples"][OURS])
-                found[f"{one['part']} {dtype}"] = work[one["part"]] / series[len(series) // 2] / rate
+    for one in rows:
+        seconds_a_flop = statistics.median(one["samples"][PRODUCT]) / (2 * side(quick) ** 3)
+        found[f"{one['part']} {one['name']}"] = work[one["part"]] / statistics.median(one["samples"][OURS]) * seconds_a_flop
     return found
 
 

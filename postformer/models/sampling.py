@@ -53,6 +53,8 @@ class Sampling:
             raise ValueError(
                 f"steps={self.steps} must be at least 1, guidance={self.guidance} a number of at least 0 and shift={self.shift} above 0"
             )
+        if not 0 <= self.between[0] <= self.between[1] <= 1:
+            raise ValueError(f"between={self.between} must be two times from 0 to 1, the earlier first")
         if self.method == "heun" and self.path == "ddpm":
             raise ValueError(
                 "method='heun' goes with path='linear' or 'cosine'; with 'ddpm' take multistep, euler or ancestral"
@@ -60,8 +62,9 @@ class Sampling:
 
     def times(self, begin: float = 0.0) -> list[float]:
         """The times from `begin` to 1 between which the steps lie."""
-        line = torch.linspace(begin, 1.0, self.steps + 1, dtype=torch.float64)
-        return shifted(line, self.shift).tolist() if begin == 0 else line.tolist()
+        start = float(shifted(torch.tensor(begin, dtype=torch.float64), 1 / self.shift))
+        line = shifted(torch.linspace(start, 1.0, self.steps + 1, dtype=torch.float64), self.shift)
+        return [begin, *line[1:].tolist()]
 
 
 @torch.no_grad()

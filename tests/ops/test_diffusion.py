@@ -177,6 +177,13 @@ def test_shifted_times_have_more_noise():
     u = 1 - t
     assert torch.allclose(1 - shifted(t, 3.0), 3 * u / (1 + 2 * u))
     assert shifted(t, 1.0).tolist() == pytest.approx(t.tolist())
+    assert Sampling(steps=4, shift=3.0).times() == pytest.approx(shifted(torch.linspace(0, 1, 5), 3.0).tolist())
+    late = Sampling(steps=4, shift=3.0).times(0.5)  # an edit's: the same shift over what is left
+    assert late[0] == 0.5 and late[-1] == 1.0
+    assert shifted(torch.tensor(late), 1 / 3).diff().tolist() == pytest.approx([0.0625] * 4, abs=1e-6)
+    for between in ((0.5, 0.2), (-0.1, 1.0), (0.0, 1.1)):
+        with pytest.raises(ValueError, match="must be two times from 0 to 1"):
+            Sampling(between=between)
 
 
 def test_dpm_solver_of_two_steps_by_hand():
