@@ -14,7 +14,7 @@ import numpy as np
 from postformer.data.sources import DataError
 from postformer.files import durable_file
 
-MOST_FRAMES, MOST_PIXELS = 4096, 1 << 23
+MOST_FRAMES, MOST_PIXELS, MOST_READ = 4096, 1 << 23, 1 << 30
 MOST_RATE = 240
 LOSSY = {"crf": "17", "preset": "medium"}
 """Of x264: what remains of an error is a few of 255 steps."""
@@ -31,7 +31,7 @@ def _av() -> Any:
 def read_video(path: str | Path, *, frames: int = MOST_FRAMES, size: tuple[int, int] | None = None) -> tuple[np.ndarray, float]:
     """uint8 [f, h, w, 3] of the first `frames` frames, at `size` (rows, columns) if it is given, and frames a second.
 
-    Raises DataError for what is no video, and for pictures larger than MOST_PIXELS.
+    Raises DataError for what is no video, for pictures larger than MOST_PIXELS, and where all together have more than MOST_READ.
     """
     av, path = _av(), Path(path)
     if not path.is_file():
@@ -46,10 +46,12 @@ def read_video(path: str | Path, *, frames: int = MOST_FRAMES, size: tuple[int, 
             width, height = stream.codec_context.width, stream.codec_context.height
             if not 0 < width * height <= MOST_PIXELS:
                 raise DataError(f"{path}: {width} x {height} pixels are more than the {MOST_PIXELS:,} that are read")
-            found, rate = [], float(stream.average_rate or 0)
+            found, rate, pixels = [], float(stream.average_rate or 0), 0
             for frame in file.decode(stream):
                 if size is not None:
                     frame = frame.reformat(width=size[1], height=size[0], interpolation="AREA")
+                if (pixels := pixels + frame.width * frame.height) > MOST_READ:
+                    raise DataError(f"{path}: {len(found) + 1} frames have more than the {MOST_READ:,} pixels that are read")
                 found.append(frame.to_ndarray(format="rgb24"))
                 if len(found) == frames:
                     break
@@ -57,6 +59,8 @@ def read_video(path: str | Path, *, frames: int = MOST_FRAMES, size: tuple[int, 
         raise DataError(f"{path}: not a video that can be read: {e}") from e
     if not found:
         raise DataError(f"{path}: not one frame of it can be decoded")
+    if len(sizes := {frame.shape for frame in found}) > 1:
+        raise DataError(f"{path}: frames of {len(sizes)} sizes; give one size for all")
     return np.stack(found), rate
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from postformer.data import video
 from postformer.data.sources import DataError
 from postformer.data.video import (
     contact_sheet,
@@ -106,6 +107,15 @@ def test_large_pictures_and_unknown_files_are_refused(tmp_path):
         write_video(tmp_path / "a.avi", moving())
     with pytest.raises(DataError, match="frames a second"):
         write_video(tmp_path / "a.mp4", moving(), rate=0.0)
+
+
+def test_a_long_video_of_large_pictures_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
+    write_video(tmp_path / "a.mkv", np.zeros((5, 20, 30, 3), np.uint8))
+    monkeypatch.setattr(video, "MOST_READ", 4 * 600)
+    with pytest.raises(DataError, match="5 frames have more than the 2,400 pixels that are read"):
+        read_video(tmp_path / "a.mkv")
+    assert len(read_video(tmp_path / "a.mkv", frames=4)[0]) == 4
+    assert len(read_video(tmp_path / "a.mkv", size=(10, 15))[0]) == 5
 
 
 def test_floats_and_pixels_are_each_other_s():
