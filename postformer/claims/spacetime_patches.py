@@ -146,9 +146,8 @@ class SpacetimePatches:
         from postformer.claims import tasks
 
         whole = _recipes()
-        runs = tasks.fitted(ctx, whole, LEARN * ctx.budget_s, SAMPLED)
+        runs = tasks.fitted(ctx, whole, LEARN * ctx.budget_s, SAMPLED, _as_long)
         step_s = ctx.steps[-1]["result"]
-        runs = _as_long(runs, step_s)
         tasks.learn(ctx, runs.values())
         figures, clips = _asked(ctx, runs)
         run = runs["dit"]

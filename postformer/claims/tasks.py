@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,20 @@ STARTUP_S = 3.0
 """About what a process takes before it trains."""
 
 
-def fitted(ctx: Context, runs: Mapping[str, Run], seconds: Real, sampled: int = SAMPLED) -> dict[str, Run]:
+def fitted(
+    ctx: Context,
+    runs: Mapping[str, Run],
+    seconds: Real,
+    sampled: int = SAMPLED,
+    choose: Callable[[Mapping[str, Run], Mapping[str, Real]], Mapping[str, Run]] = lambda runs, step_s: runs,
+) -> dict[str, Run]:
     """The runs with the same share of their steps, all of them if the seconds, the timing's included, allow it for every seed.
 
     A task that grows with the steps grows faster then. What a step takes is the mean over `sampled` of them, evenly from all of the run,
-    with as many runs at once as `learn` trains.
+    with as many runs at once as `learn` trains; by that `choose` says which runs, and of how many steps, are wanted.
     """
     step_s = ctx.step("speed of training: " + ", ".join(runs), lambda: _step_s(ctx, runs, sampled))
+    runs = choose(runs, step_s)
     whole_s = [step_s[name] * run.train.steps for name, run in runs.items()] * len(ctx.seeds)
     count = workers(len(whole_s), ctx.threads)
     begun_s = STARTUP_S * math.ceil(len(whole_s) / count) if count > 1 else 0.0

@@ -4,14 +4,16 @@ import dataclasses
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jsonschema
 import numpy as np
 import pytest
 
-from postformer.claims import load_claim
+from postformer.claims import load_claim, tasks
 from postformer.claims import spacetime_patches as S
 from postformer.claims import spacetime_patches_page as page
+from postformer.claims.ledger import Context
 from postformer.claims.page import render
 from postformer.claims.report import run_report
 from postformer.data.bodies import SIZE
@@ -110,6 +112,13 @@ def test_equal_time_is_a_run_of_its_own_where_steps_differ():
     runs = S._as_long(whole, {"dit": 1.0, "unet": 2.0})
     assert runs["timed"].train.steps == whole["unet"].train.steps // 2
     assert runs["timed"].model == whole["unet"].model
+
+
+def test_a_run_that_is_not_wanted_takes_no_time_from_the_others():
+    step_s = {"dit": 1.0, "frames": 0.5, "unet": 1.05, "timed": 1.0}
+    ctx = Mock(Context, seeds=(0,), threads=1, steps=[{"seconds": 0.0}], step=lambda name, run: step_s)
+    runs = tasks.fitted(ctx, S._recipes(), 1275.0, 4, S._as_long)
+    assert {name: run.train.steps for name, run in runs.items()} == {"dit": 500, "frames": 500, "unet": 500}
 
 
 def test_the_claim_small(tmp_path, monkeypatch):
