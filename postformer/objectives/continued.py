@@ -32,8 +32,9 @@ UNITS = {
     "alone": "",
     "momentum": "",
     "energy": "",
+    "gravity": "units/s²",
+    "returns": "units",
 }
-UNITS |= {"gravity": "units/s²", "returns": "units"}
 PRIME = 1_000_003
 """Parts the noise of one seed from another's: a CPU's generator takes no more than the last 32 bits of what it is given."""
 GoesOn = Callable[[Float[Tensor, "b 3 f h w"], int], Float[Tensor, "b 3 f h w"]]

@@ -33,7 +33,7 @@ class Painter:
 
     def __init__(self, model: Any, objective: dict[str, Any], data: Any, seed: int):
         self.model, self.data = model, data
-        self.path, self.predict, self.objective = objective["path"], objective["predict"], objective
+        self.objective = objective
         first = data.batches(1, seed=0).batch(0)
         clip = first["images"][:, :, None] if "images" in first else first["clips"]
         self.frames, self.size = clip.shape[2], (clip.shape[3], clip.shape[4])
@@ -121,7 +121,7 @@ class Painter:
 
     def sampling(self, **words: Any) -> Sampling:
         """How this model is sampled: by what it was taught to predict, on its path."""
-        return Sampling(path=self.path, predict=self.predict, **words)
+        return Sampling(path=self.objective["path"], predict=self.objective["predict"], **words)
 
     def clip(self, name: str, option: str, *, still: bool = False, before: bool = True) -> Tensor:
         """[1, c, f, h, w] from a video, a picture, or SPLIT:NUMBER of what the model learned from; of a still its first frame.

@@ -198,14 +198,10 @@ def everything(inputs):
     return y, after, *torch.autograd.grad((y.square().sum() + after.square().sum()), leaves)
 
 
-@pytest.mark.parametrize("level", ["v2", "v3", "v4", "plain"])
-def test_each_build_of_the_kernel(level, monkeypatch):
-    runs_here = (*_cpu.LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("v2",)), "plain")
-    if level not in runs_here or not _cpu.path(level).exists():
-        pytest.skip(f"{level} is not built for this processor")
+def test_each_build_of_the_kernel(turn_to_build):
     inputs = operands()
     expected = everything(inputs)
-    monkeypatch.setattr(_cpu, "kernels", lambda: _cpu.load(level))
+    turn_to_build()
     for mine, other in zip(everything(inputs), expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=5e-4)
 

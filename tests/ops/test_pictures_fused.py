@@ -81,11 +81,7 @@ def test_the_same_bits_for_any_number_of_threads():
 
 
 @kernel
-@pytest.mark.parametrize("level", ["v2", "v3", "v4", "plain"])
-def test_each_build(level, monkeypatch):
-    runs_here = (*_cpu.LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("v2",)), "plain")
-    if level not in runs_here or not _cpu.path(level).exists():
-        pytest.skip(f"{level} is not built for this processor")
+def test_each_build(turn_to_build):
     x, norm, told = torch.randn(7, 66), norm_of("layer", 66, 1e-6, affine=False), torch.randn(2, 1, 1, 66).split(1)
 
     def said() -> tuple[torch.Tensor, ...]:
@@ -93,7 +89,7 @@ def test_each_build(level, monkeypatch):
         return numbers.gelu_tanh(x), numbers.gelu_tanh_backward(x, x), modulate._in_one_pass(norm, x[None], *told)
 
     expected = said()
-    monkeypatch.setattr(_cpu, "kernels", lambda: _cpu.load(level))
+    turn_to_build()
     for mine, other in zip(said(), expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
 

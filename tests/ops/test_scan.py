@@ -172,11 +172,7 @@ def test_the_operator_keeps_torchs_rules_and_compiles_whole(keep):
 
 
 @kernel
-@pytest.mark.parametrize("level", ["v2", "v3", "v4", "plain"])
-def test_each_build_of_the_kernel(level, monkeypatch):
-    runs_here = (*_cpu.LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("v2",)), "plain")
-    if level not in runs_here or not _cpu.path(level).exists():
-        pytest.skip(f"{level} is not built for this processor")
+def test_each_build_of_the_kernel(turn_to_build):
     args, _ = small_and_wide(2, 20, 33, 16)
     x, weight, past = torch.randn(2, 20, 33, requires_grad=True), torch.randn(33, 4), torch.randn(2, 3, 33)
 
@@ -186,7 +182,7 @@ def test_each_build_of_the_kernel(level, monkeypatch):
         return y, h, z, *torch.autograd.grad(y.square().sum() + h.sum() + z.square().sum(), [*args, x])
 
     expected = everything()
-    monkeypatch.setattr(_cpu, "kernels", lambda: _cpu.load(level))
+    turn_to_build()
     for mine, other in zip(everything(), expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 

@@ -197,14 +197,10 @@ def test_a_nan_is_not_swallowed_and_stays_in_its_head():
 
 
 @kernel
-@pytest.mark.parametrize("level", ["v2", "v3", "v4", "plain"])
-def test_each_build(level, monkeypatch):
-    runs_here = (*_cpu.LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("v2",)), "plain")
-    if level not in runs_here or not _cpu.path(level).exists():
-        pytest.skip(f"{level} is not built for this processor")
+def test_each_build(turn_to_build):
     args = inputs(2, 20, 2, (4, 2), 33, 16)
     given_weights = weights_of(2, 20, 4, Weights._fields)
     expected = with_gradients(ssd, args, given=given_weights)
-    monkeypatch.setattr(_cpu, "kernels", lambda: _cpu.load(level))
+    turn_to_build()
     for mine, other in zip(with_gradients(ssd, args, given=given_weights), expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
