@@ -118,8 +118,6 @@ def dream(args: argparse.Namespace) -> int:
     if suffix not in KINDS and suffix != ".png":
         raise UserError(f"--out {args.out}: unknown kind of file '{suffix}'; choose from {', '.join(KINDS)}, .png")
     painter = Painter.of(args.checkpoint, seed=args.seed)
-    if doubt := painter.doubt(args.verb, backward=getattr(args, "backward", False)):
-        print(f"postformer: dream {args.verb}: {args.checkpoint}: {doubt}, so what it draws may be of no use", file=sys.stderr)
     with progress_bars() as show:
         pieces = _pieces(args, painter, show)
         if suffix == ".png" and args.verb == "draw" and painter.frames == 1:
@@ -154,13 +152,22 @@ def _pieces(args: argparse.Namespace, painter: Any, show: Callable[[str, int, in
             rows, columns = args.size or painter.size
             if (pixels := asked * rows * columns) > MOST_DRAWN:
                 raise UserError(f"--count, --frames, --size: {pixels:,} pixels; at most {MOST_DRAWN:,} are drawn at once")
+            _say_doubt(args, painter)
             yield painter.draw(args.count, how, frames=args.frames, size=args.size, **words)
         else:
+            if args.verb in ("connect", "loop") and (args.frames or 0) > MOST:
+                raise UserError(f"--frames: {args.frames:,}; at most {MOST:,} are drawn at once")
             before = args.verb in ("connect", "loop", "extend") and not getattr(args, "backward", False)
             clip = painter.clip(getattr(args, "from"), "--from", still=args.verb == "animate", before=before)
+            _say_doubt(args, painter)
             yield from _from_clip(args, painter, clip, how, {"generator": painter.generator, **words})
     except ValueError as e:
         raise UserError(f"dream {args.verb}: {e}") from e
+
+
+def _say_doubt(args: argparse.Namespace, painter: Any) -> None:
+    if doubt := painter.doubt(args.verb, backward=getattr(args, "backward", False)):
+        print(f"postformer: dream {args.verb}: {args.checkpoint}: {doubt}, so what it draws may be of no use", file=sys.stderr)
 
 
 def _from_clip(args: argparse.Namespace, painter: Any, clip: Any, how: Any, words: dict[str, Any]) -> Iterator[Any]:
@@ -168,8 +175,6 @@ def _from_clip(args: argparse.Namespace, painter: Any, clip: Any, how: Any, word
     from postformer.models.dreaming import edited, joined, looped
 
     context = painter.context(getattr(args, "context", None))
-    if args.verb in ("connect", "loop") and (args.frames or 0) > MOST:
-        raise UserError(f"--frames: {args.frames:,}; at most {MOST:,} are drawn at once")
     if args.verb == "edit":
         yield edited(painter.model, clip[:, :, : painter.frames], args.strength, how, **words)
     elif args.verb == "loop":
