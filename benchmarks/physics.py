@@ -26,7 +26,7 @@ from postformer.cli import positive, seed_list
 from postformer.config import Run, UserError, build, override, parse, plain
 from postformer.data import DATA
 from postformer.data.physics import COUNTS, SPLITS
-from postformer.objectives.continued import FIGURES, UNITS, Continued, by_model, continued, rivals
+from postformer.objectives.continued import FIGURES, UNITS, Continued, by_model, continued, rivals, told_by
 from postformer.recipes import RECIPES
 from postformer.train.painter import Painter
 from postformer.train.process import threads
@@ -78,7 +78,8 @@ def _measured(run: Run, model: str, path: Path, args: argparse.Namespace) -> Non
     for split, of in wanted.items():
         began = results.about(run)
         with threads(args.threads):
-            own = by_model(painter.model, how)
+            told = told_by(painter.data, seed=SEED + run.seed, split=split)
+            own = by_model(painter.model, how, told=told)
             found = continued(own, painter.data, clips=args.clips, seed=SEED + run.seed, split=split)
         results.add(path, of, {**about, "split": split, "figures": found.figures}, began)
         print(f"{about['model']}, {about['scene']}, seed {run.seed}, {split}: {_brief(found)}", flush=True)

@@ -87,7 +87,7 @@ def evaluate_drawn(args: argparse.Namespace) -> int:
 def evaluate_physics(args: argparse.Namespace) -> int:
     """How far a model's clips are from what physics says, beside what anyone can do."""
     from postformer.data.physics import SPLITS, Physics
-    from postformer.objectives.continued import KNOWN, by_model, continued, rivals, table
+    from postformer.objectives.continued import KNOWN, by_model, continued, rivals, table, told_by
     from postformer.train.painter import Painter
 
     splits = args.physics.split(",")
@@ -100,8 +100,9 @@ def evaluate_physics(args: argparse.Namespace) -> int:
     known = max(KNOWN // painter.part, 1) * painter.part
     if known >= physics.frames:
         raise UserError(f"--physics {args.physics}: of {physics.frames} frames none is left after the {known} that are shown")
-    own = by_model(painter.model, painter.sampling(steps=SAMPLED), known=known, seed=args.seed)
     for split in splits:
+        told = told_by(physics, seed=args.seed, split=split)
+        own = by_model(painter.model, painter.sampling(steps=SAMPLED), known=known, seed=args.seed, told=told)
         ways = {**rivals(physics, seed=args.seed, split=split, known=known), "the model": own}
         found = {}
         with progress_bars() as show:

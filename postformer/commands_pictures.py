@@ -63,6 +63,13 @@ def dream_arguments(p: argparse.ArgumentParser, positive: Callable[[str], int]) 
             )
         if name == "extend":
             v.add_argument("--backward", action="store_true", help="before the clip")
+            v.add_argument(
+                "--steady",
+                type=float,
+                metavar="T",
+                help="a model that is causal over frames reads what it drew as clean as of this time, above 0 to 1, which keeps small "
+                "errors from growing (default: 1)",
+            )
         if name in ("extend", "connect", "loop"):
             v.add_argument(
                 "--context",
@@ -79,10 +86,11 @@ def dream_arguments(p: argparse.ArgumentParser, positive: Callable[[str], int]) 
                 help="above 0, which keeps all, to 1, which keeps nothing (default: 0.5)",
             )
         v.add_argument("--label", metavar="CLASS", help="of what, by name or number")
+        v.add_argument("--text", metavar="WORDS", help="what it shows, of a model that was taught captions (data.text)")
         v.add_argument("--steps", type=positive, default=50, metavar="N", help="of denoising (default: 50)")
         v.add_argument("--method", choices=("euler", "heun", "multistep", "ancestral"), default="euler")
         v.add_argument(
-            "--guidance", type=float, default=1.0, metavar="G", help="above 1 follows the label more closely (default: 1)"
+            "--guidance", type=float, default=1.0, metavar="G", help="above 1 follows label and text more closely (default: 1)"
         )
         v.add_argument("--rate", type=float, default=10.0, metavar="FPS", help="frames a second of the file (default: 10)")
         v.add_argument(
@@ -120,7 +128,7 @@ def dream(args: argparse.Namespace) -> int:
     painter = Painter.of(args.checkpoint, seed=args.seed)
     with progress_bars() as show:
         pieces = _pieces(args, painter, show)
-        if suffix == ".png" and args.verb == "draw" and painter.frames == 1:
+        if suffix == ".png" and args.verb == "draw" and (args.frames or painter.frames) == 1:
             pictures = [to_pixels(clip, args.scale)[0] for clip in next(pieces).numpy()]
             write_picture(args.out, grid_of_images(_stacked(pictures), columns=8))
             print(f"{args.out}: {len(pictures)} pictures")
@@ -144,7 +152,7 @@ def _pieces(args: argparse.Namespace, painter: Any, show: Callable[[str, int, in
     """Clips [b, c, f, h, w] in the order of their frames, as they are drawn."""
     try:
         how = painter.sampling(steps=args.steps, method=args.method, guidance=args.guidance)
-        told = painter.told(args.label, args.count if args.verb == "draw" else 1)
+        told = painter.told(args.label, args.text, args.count if args.verb == "draw" else 1)
         words = {"after_step": lambda done: show(args.verb, done, args.steps), **told}
         if args.verb == "draw":
             if (asked := args.count * (args.frames or painter.frames)) > MOST:
@@ -167,7 +175,7 @@ def _pieces(args: argparse.Namespace, painter: Any, show: Callable[[str, int, in
 
 def _say_doubt(args: argparse.Namespace, painter: Any) -> None:
     if doubt := painter.doubt(args.verb, backward=getattr(args, "backward", False)):
-        print(f"postformer: dream {args.verb}: {args.checkpoint}: {doubt}, so what it draws may be of no use", file=sys.stderr)
+        print(f"postformer: dream {args.verb}: {args.checkpoint}: {doubt}", file=sys.stderr)
 
 
 def _from_clip(args: argparse.Namespace, painter: Any, clip: Any, how: Any, words: dict[str, Any]) -> Iterator[Any]:
@@ -191,11 +199,12 @@ def _from_clip(args: argparse.Namespace, painter: Any, clip: Any, how: Any, word
         yield clip
         yield from painter.go_on(clip, painter.new_frames(args.frames, painter.part), how, painter.part, **words)
     elif args.backward:
-        yield from _backwards(painter.go_on(clip, args.frames or painter.frames, how, context, backward=True, **words))
+        made = painter.go_on(clip, args.frames or painter.frames, how, context, backward=True, steady=args.steady, **words)
+        yield from _backwards(made)
         yield clip
     else:
         yield clip
-        yield from painter.go_on(clip, args.frames or painter.frames, how, context, **words)
+        yield from painter.go_on(clip, args.frames or painter.frames, how, context, steady=args.steady, **words)
 
 
 def _backwards(pieces: Iterator[Any]) -> Iterator[Any]:

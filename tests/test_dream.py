@@ -8,6 +8,7 @@ import torch
 
 from postformer import cli
 from postformer.commands_pictures import _backwards
+from postformer.data.images import read_picture
 from postformer.data.video import read_video, video_file
 from postformer.train.painter import Painter
 
@@ -31,7 +32,8 @@ def runs(tmp_path_factory):
     np.savez(
         folder / "a.npz", images=np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8), labels=np.arange(60) % 3
     )
-    run("train", "dream-dit", *CLIPS, "--out", str(folder / "clips"))
+    run("train", "dream-dit", *CLIPS, "--out", str(folder / "worded"))
+    run("train", "dream-dit", *CLIPS, "data.scene=uniform", "data.text=false", "--out", str(folder / "clips"))
     causal = [
         'model.mixers=[{kind="spacetime", heads=2, reach="past", window=4}]',
         "model.hints=0",
@@ -104,6 +106,142 @@ def test_backward_and_by_state(runs, tmp_path):
     assert not Painter.of(runs / "clips").causal
     run("dream", "extend", str(runs / "causal"), *more, "--out", str(tmp_path / "b.mkv"))
     assert len(read_video(tmp_path / "b.mkv")[0]) == 8 + 12
+
+
+def test_what_is_shown_is_told_in_words(runs, tmp_path, capsys):
+    """From noise, and going on: the text changes what is drawn, and what the data has no words for is said."""
+    many = ["--steps", "2", "--scale", "1", "--seed", "3"]
+    for words, name in (("a disc thrown to the left falls", "a"), ("three discs in a box", "b"), ("three discs in a box", "c")):
+        run(
+            "dream",
+            "draw",
+            str(runs / "worded"),
+            "--count",
+            "1",
+            *many,
+            "--text",
+            words,
+            "--out",
+            str(tmp_path / f"{name}.mkv"),
+        )
+    a, b, c = (read_video(tmp_path / f"{name}.mkv")[0] for name in "abc")
+    assert np.array_equal(b, c)
+    assert not np.array_equal(a, b)
+    capsys.readouterr()
+    drawn = ("dream", "draw", "--out", str(tmp_path / "d.mkv"))
+    assert "a text of 60 bytes, where the model was taught at most 48" in refused(
+        capsys, *drawn, str(runs / "worded"), "--text", 60 * "x"
+    )
+    assert "the model was taught no texts" in refused(capsys, *drawn, str(runs / "pictures"), "--text", "x")
+    assert "the model was taught no classes" in refused(capsys, *drawn, str(runs / "worded"), "--label", "several")
+    train = ("train", "physics-unet", *SMALL, "data.text=true", "--out", str(tmp_path / "unet"))
+    assert "data.text: a model of kind 'unet' takes no texts" in refused(capsys, *train)
+
+
+def test_an_image_is_one_frame_of_a_model_whose_patches_have_two(runs, tmp_path):
+    run(
+        "dream",
+        "draw",
+        str(runs / "clips"),
+        "--count",
+        "3",
+        "--frames",
+        "1",
+        "--steps",
+        "1",
+        "--scale",
+        "1",
+        "--out",
+        str(tmp_path / "a.png"),
+    )
+    assert read_picture(tmp_path / "a.png").shape[:2] == (16, 3 * 16 + 2 * 2)
+
+
+def test_a_causal_model_may_read_a_little_less_clean(runs, tmp_path, capsys):
+    more = ["--from", "test:0", "--steps", "2", "--scale", "1", "--steady", "0.9", "--out", str(tmp_path / "a.mkv")]
+    run("dream", "extend", str(runs / "causal"), *more)
+    assert len(read_video(tmp_path / "a.mkv")[0]) == 16
+    words = ("dream", "extend", "--from", "test:0", "--out", str(tmp_path / "c.mkv"))
+    assert "--steady: goes with a model that is causal" in refused(capsys, *words, str(runs / "clips"), "--steady", "0.9")
+    assert "steady=2.0 must be above 0" in refused(capsys, *words, str(runs / "causal"), "--steady", "2")
+    assert not (tmp_path / "c.mkv").exists()
+
+
+def test_a_memory_that_grows_is_said(runs):
+    painter = Painter.of(runs / "causal")
+    assert painter.doubt("extend") is None or "window" not in painter.doubt("extend")
+    painter.model.backbone.blocks[0].mixer.window = None
+    painter.objective = {**painter.objective, "known": 1.0, "ends": ["first"]}
+    assert "has no window" in painter.doubt("extend")
+    assert painter.doubt("animate") is None
+
+
+def test_files_of_several_sizes_teach_and_are_gone_on_from(tmp_path, capsys):
+    """A folder of a wide and a tall video and a picture, with captions, all in one batch."""
+    for name, shape in (("wide", (30, 16, 48, 3)), ("tall", (40, 48, 16, 3))):
+        with video_file(tmp_path / "in" / f"{name}.mkv") as write:
+            write(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+        (tmp_path / "in" / f"{name}.txt").write_text(name)
+    own = [
+        "data.kind=videos",
+        f"data.path={tmp_path / 'in'}",
+        "data.shape=own",
+        "data.text=8",
+        "data.frames=8",
+        "data.size=[24,24]",
+    ]
+    model = [
+        "model.dim=24",
+        "model.depth=1",
+        "model.patch=[2,8,8]",
+        'model.mixers=[{kind="spacetime",heads=2}]',
+        "objective.known_frames=0",
+    ]
+    kept = [word for word in own if "kind" not in word]
+    (tmp_path / "run.toml").write_text(WORDED)
+    run("train", str(tmp_path / "run.toml"), *kept, *SMALL, *model, "--out", str(tmp_path / "run"))
+    out = str(tmp_path / "a.mkv")
+    run(
+        "dream",
+        "draw",
+        str(tmp_path / "run"),
+        "--size",
+        "16x48",
+        "--count",
+        "1",
+        "--text",
+        "wide",
+        "--steps",
+        "1",
+        "--scale",
+        "1",
+        "--out",
+        out,
+    )
+    assert read_video(out)[0].shape == (8, 16, 48, 3)
+    run("dream", "extend", str(tmp_path / "run"), "--from", "train:0", "--steps", "1", "--scale", "1", "--out", out)
+    assert len(read_video(out)[0]) == 8 + 12  # windows of 8 that know 2, until there are 8 more
+    capsys.readouterr()
+    unet = ["data.text=0", 'model={kind="unet",widths=[8,8]}']
+    assert "'own' puts clips of several sizes into a batch" in refused(
+        capsys, "train", str(tmp_path / "run.toml"), *kept, *unet, "--out", str(tmp_path / "b")
+    )
+    assert "data.unit: 2 frames are not a multiple of the patch's 4" in refused(
+        capsys, "train", str(tmp_path / "run.toml"), *kept, *model, "model.patch=[4,8,8]", "--out", str(tmp_path / "b")
+    )
+
+
+WORDED = """
+name = "worded"
+[model]
+kind = "dit"
+[objective]
+kind = "denoise"
+known = 0.5
+[data]
+kind = "videos"
+path = "in"
+"""
 
 
 def test_pieces_before_a_clip_are_written_in_their_order():
@@ -255,10 +393,6 @@ MISTAKES = [
     (["draw", "see", "--out", "a.mp4"], "a model of kind 'vit' draws nothing; choose a run of dit, unet"),
     (["draw", "clips", "--out", "a.mp4", "--label", "3"], "--label 3: the model was taught no classes"),
     (["draw", "pictures", "--out", "a.png", "--label", "7"], "--label 7: choose from 0, 1, 2"),
-    (
-        ["draw", "clips", "--out", "a.mp4", "--frames", "7"],
-        "7 frames are not a multiple of the patch's 2: crop to 6 or pad to 8",
-    ),
     (["extend", "clips", "--out", "a.mp4", "--from", "tset:0"], "--from tset:0: split: unknown 'tset'; choose from train"),
     (["extend", "clips", "--out", "a.mp4", "--from", "missing.mp4"], "missing.mp4: no such file"),
     (

@@ -12,12 +12,13 @@ from postformer.data.series import Series
 from postformer.data.sources import DataError, Document, Source
 from postformer.data.tasks import TASKS
 from postformer.data.text import Text, TextBatches
+from postformer.data.videos import Videos
 
 READINGS: dict[str, Any] = {"needles": Needles, "babilong": Babilong, "diary": Diaries}
 """Texts with a question at their end."""
 ASKED: dict[str, Any] = {**TASKS, **READINGS}
 """Kinds of `Run.data` whose batches have targets, which the objective `answers` takes."""
-DATA: dict[str, Any] = {"text": Text, **ASKED, "series": Series, "images": Images, "physics": Physics}
+DATA: dict[str, Any] = {"text": Text, **ASKED, "series": Series, "images": Images, "physics": Physics, "videos": Videos}
 """Kinds of `Run.data`."""
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Text",
     "TextBatches",
     "Tokenized",
+    "Videos",
     "build_corpus",
     "corpus_from",
     "default_corpus",

@@ -79,6 +79,11 @@ class Images:
         return {"channels": channels, "classes": len(self.all.classes), "size": (rows, columns)}
 
     @property
+    def classes(self) -> list[str]:
+        """The names of the classes."""
+        return self.all.classes
+
+    @property
     def clip_size(self) -> tuple[int, int, int]:
         """Frames, rows and columns of an image: a clip of one frame."""
         return 1, *self.all.pixels.shape[2:]

@@ -105,15 +105,15 @@ def score(clip: np.ndarray, scenario: Scenario, physics: Physics, known: int) ->
     usable = counts & there
     error, stood = (np.hypot(*np.moveaxis(at - track.position, -1, 0)) for at in (found.position, track.position[known - 1]))
     return Score(
-        velocity=_velocity_error(found, track.position, track.hits, counts, usable, physics, known),
+        velocity=_velocity_error(found, scenario, counts, usable, physics, known),
         place=_mean(np.where(there, error, stood)[counts]),
         radius=_mean(np.abs(found.radius - track.radius)[counts]),
         there=_mean(there[counts]),
         whole=_mean(whole[usable]),
         alone=_mean(_alone(clip, track.radius)[known:]),
-        gravity=_fall_error(found.position, counts, usable, physics) if physics.scene == "parabola" else float("nan"),
+        gravity=_fall_error(found.position, counts, usable, physics) if scenario.scene == "parabola" else float("nan"),
         returns=_return_error(error, usable, scenario, known),
-        **_conserved(found, track.hits, counts, usable, physics, known),
+        **_conserved(found, scenario, counts, usable, physics, known),
     )
 
 
@@ -144,20 +144,20 @@ def _slope(position: np.ndarray, frames: np.ndarray, dt: float) -> np.ndarray | 
     return (t[:, None] * position[frames]).sum(0) / (t**2).sum()
 
 
-def _runs(hits: list[float], frames: int, known: int, physics: Physics) -> list[np.ndarray]:
+def _runs(scenario: Scenario, known: int, physics: Physics) -> list[np.ndarray]:
     """Frames between events, of each run bool [f]: discs fly straight within one."""
-    if physics.scene == "several":
+    if scenario.scene == "several":
         return []
-    edges = [known * physics.dt, *[h for h in hits if h > known * physics.dt], np.inf]
-    time = np.arange(frames) * physics.dt
+    edges = [known * physics.dt, *[h for h in scenario.track.hits if h > known * physics.dt], np.inf]
+    time = np.arange(len(scenario.track.position)) * physics.dt
     return [(time >= a) & (time <= b) for a, b in itertools.pairwise(edges)]
 
 
 def _velocity_error(
-    found: Seen, true: np.ndarray, hits: list[float], counts: np.ndarray, usable: np.ndarray, physics: Physics, known: int
+    found: Seen, scenario: Scenario, counts: np.ndarray, usable: np.ndarray, physics: Physics, known: int
 ) -> float:
-    errors = []
-    for run in _runs(hits, len(true), known, physics):
+    errors, true = [], scenario.track.position
+    for run in _runs(scenario, known, physics):
         for disc in range(true.shape[1]):
             shown, own = counts[:, disc] & run, usable[:, disc] & run
             mine, theirs = (_slope(p[:, disc], own, physics.dt) for p in (found.position, true))
@@ -166,7 +166,7 @@ def _velocity_error(
                 if mine is None or theirs is None or _lost(shown, own):
                     mine, theirs = np.zeros(2), whole
                 errors.append(np.hypot(*(mine - theirs)))
-    if physics.scene == "several":
+    if scenario.scene == "several":
         moved, truly = (np.diff(p, axis=0) / physics.dt for p in (found.position, true))
         here, shown = (m[1:] & m[:-1] for m in (usable, counts))
         wrong = np.where(here[..., None], moved - truly, truly)
@@ -197,12 +197,13 @@ def _return_error(error: np.ndarray, usable: np.ndarray, scenario: Scenario, kno
 
 
 def _conserved(
-    found: Seen, hits: list[float], counts: np.ndarray, usable: np.ndarray, physics: Physics, known: int
+    found: Seen, scenario: Scenario, counts: np.ndarray, usable: np.ndarray, physics: Physics, known: int
 ) -> dict[str, float]:
     """Momentum and energy after the last event against before the first, each disc as heavy as its area in those frames."""
-    if physics.scene != "collision" or not hits or hits[0] <= known * physics.dt:
+    hits = scenario.track.hits
+    if scenario.scene != "collision" or not hits or hits[0] <= known * physics.dt:
         return {}
-    runs = _runs(hits, len(usable), known, physics)
+    runs = _runs(scenario, known, physics)
     sums = []
     for run in (runs[0], runs[-1]):
         momentum, energy = np.zeros(2), 0.0

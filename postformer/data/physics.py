@@ -6,15 +6,19 @@ The scenes and ranges are those of phyworld (Kang et al. 2024, arXiv 2411.02385,
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from postformer.data.bodies import SIZE, Bodies, Track, drawn, track
+from postformer.data.captions import VOCAB, encoded
 from postformer.data.sources import DataError
 
-Scene = Literal["uniform", "collision", "parabola", "occlusion", "several"]
+Scene = Literal["uniform", "collision", "parabola", "occlusion", "several", "all"]
+"""Of "all" each clip is of the next scene in turn."""
 SPLITS = ("train", "valid", "test", "slow", "fast", "small", "large")
 """Three streams of the training ranges, and four of tests outside of them."""
 SPEED, RADIUS = (1.0, 4.0), (0.7, 1.4)
@@ -31,39 +35,68 @@ COLOURS = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 """One channel for each disc, so that each can be told apart and measured alone."""
 COUNTS: dict[str, int] = {"uniform": 1, "collision": 2, "parabola": 1, "occlusion": 1, "several": 3}
 TRIES = 1000
+CAPTION = 48
+"""Bytes of a clip's caption that a model is told."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
-    """A video before it is drawn: the true track, and where the wall stands."""
+    """A video before it is drawn: of which scene, the true track, and where the wall stands."""
 
+    scene: str
     track: Track
     wall: tuple[float, float] | None = None
+
+    @property
+    def caption(self) -> str:
+        """What happens, in words."""
+        vx = float(self.track.velocity[0, 0, 0])
+        way = f"to the {'right' if vx > 0 else 'left'}"
+        return {
+            "uniform": f"a disc flies {way}, {'fast' if abs(vx) > sum(SPEED) / 2 else 'slowly'}",
+            "parabola": f"a disc thrown {way} falls",
+            "collision": "two discs meet head on",
+            "occlusion": f"a disc passes {way} behind a wall",
+            "several": "three discs in a box",
+        }[self.scene]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Physics:
     """A run's data. "uniform": a disc flies level; "collision": two meet head on; "parabola": one is thrown level and falls;
-    "occlusion": one passes behind a wall; "several": three in a box. `size` is the side of the square frames in pixels, `dt` the
-    seconds from one frame to the next."""
+    "occlusion": one passes behind a wall; "several": three in a box; "all": one of these after the other, each a class. `size` is the
+    side of the square frames in pixels, `dt` the seconds from one frame to the next. With `text` a model is told each clip's caption
+    instead of its class."""
 
     scene: Scene = "uniform"
     frames: int = 16
     size: int = 32
     dt: float = 0.1
+    text: bool = False
     tokens: None = dataclasses.field(default=None, init=False, repr=False)
     """There is no tokenizer."""
 
     def __post_init__(self) -> None:
-        if self.scene not in COUNTS:
-            raise ValueError(f"scene={self.scene!r} is not a choice; choose from {', '.join(COUNTS)}")
+        if self.scene not in (*COUNTS, "all"):
+            raise ValueError(f"scene={self.scene!r} is not a choice; choose from {', '.join(COUNTS)}, all")
         if self.frames < 1 or self.size < 8 or self.dt <= 0:
             raise ValueError(f"frames={self.frames} must be at least 1, size={self.size} at least 8 and dt={self.dt} above 0")
 
     @property
     def sizes(self) -> dict[str, int]:
         """What a model is told of the data."""
-        return {"channels": 3}
+        told = {"vocab": VOCAB} if self.text else {"classes": len(COUNTS)} if self.scene == "all" else {}
+        return {"channels": 3, **told}
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes; empty where a model is told none."""
+        return list(COUNTS) if "classes" in self.sizes else []
+
+    @property
+    def caption_bytes(self) -> int:
+        """How long a caption is; 0 where a model is told none."""
+        return CAPTION if self.text else 0
 
     @property
     def clip_size(self) -> tuple[int, int, int]:
@@ -79,18 +112,30 @@ class Physics:
         """The video of a number: what happens in it. Raises ValueError for another split."""
         if split not in SPLITS:
             raise ValueError(f"split: unknown {split!r}; choose from {', '.join(SPLITS)}")
-        rng = np.random.default_rng([seed, SPLITS.index(split), index, sorted(COUNTS).index(self.scene)])
+        scene = list(COUNTS)[index % len(COUNTS)] if self.scene == "all" else self.scene
+        rng = np.random.default_rng([seed, SPLITS.index(split), index, sorted(COUNTS).index(scene)])
         speed, radius = OUTSIDE.get(split, (SPEED, RADIUS))
-        return SCENES[self.scene](self, rng, speed, radius)
+        return SCENES[scene](self, rng, speed, radius)
 
     def clip(self, index: int, *, seed: int, split: str = "train") -> np.ndarray:
         """float32 [3, frames, size, size] from -1 to 1."""
-        found = self.scenario(index, seed=seed, split=split)
-        return self.picture(found.track.position, found.track.radius, found.wall)
+        return self.shown(self.scenario(index, seed=seed, split=split))
+
+    def shown(self, scenario: Scenario) -> np.ndarray:
+        """As `clip`, of a scenario."""
+        return self.picture(scenario.track.position, scenario.track.radius, scenario.wall)
 
     def picture(self, position: np.ndarray, radius: np.ndarray, wall: tuple[float, float] | None = None) -> np.ndarray:
         """As `clip`, of discs at given places [f, n, 2]."""
         return drawn(position, radius, COLOURS[: len(radius)], self.size, wall)
+
+    def told(self, scenarios: Sequence[Scenario]) -> dict[str, Tensor]:
+        """What a model is told of such clips: the class or the caption of each, where there are several."""
+        if self.text:
+            return {"text": torch.stack([encoded(scenario.caption, CAPTION) for scenario in scenarios])}
+        if self.classes:
+            return {"label": torch.tensor([self.classes.index(scenario.scene) for scenario in scenarios])}
+        return {}
 
     def batches(self, batch: int, seed: int, split: str = "train") -> "PhysicsBatches":
         """Batches of `batch` videos. Raises ValueError for another split."""
@@ -109,10 +154,12 @@ class PhysicsBatches:
     split: str
 
     def batch(self, step: int) -> dict[str, Any]:
-        """`{"clips": float32 [batch, 3, frames, size, size], "rows": names for errors}`."""
-        numbers = range(step * self.size, (step + 1) * self.size)
-        clips = np.stack([self.physics.clip(i, seed=self.seed, split=self.split) for i in numbers])
-        return {"clips": torch.from_numpy(clips), "rows": [f"{self.physics.scene} {self.split} {i}" for i in numbers]}
+        """`{"clips": float32 [batch, 3, frames, size, size], "rows": names for errors}`, and of all scenes "label" int64 [batch] or,
+        where models are told captions, "text" int64 [batch, CAPTION]."""
+        physics, numbers = self.physics, range(step * self.size, (step + 1) * self.size)
+        scenarios = [physics.scenario(i, seed=self.seed, split=self.split) for i in numbers]
+        clips = torch.from_numpy(np.stack([physics.shown(scenario) for scenario in scenarios]))
+        return {"clips": clips, "rows": [f"{physics.scene} {self.split} {i}" for i in numbers], **physics.told(scenarios)}
 
 
 # ---------------------------------------------------------------- scenes
@@ -132,7 +179,7 @@ def _flight(physics: Physics, rng: np.random.Generator, speed: tuple[float, floa
 
 
 def _uniform(physics: Physics, rng: np.random.Generator, speed: tuple[float, float], radius: tuple[float, float]) -> Scenario:
-    return Scenario(track(_flight(physics, rng, speed, radius), physics.frames, physics.dt))
+    return Scenario("uniform", track(_flight(physics, rng, speed, radius), physics.frames, physics.dt))
 
 
 def _parabola(physics: Physics, rng: np.random.Generator, speed: tuple[float, float], radius: tuple[float, float]) -> Scenario:
@@ -141,7 +188,7 @@ def _parabola(physics: Physics, rng: np.random.Generator, speed: tuple[float, fl
     r = float(bodies.radius[0])
     fall = GRAVITY * (physics.dt * (physics.frames - 1)) ** 2 / 2
     bodies.position[0, 1] = rng.uniform(min(r + fall, SIZE - r), SIZE - r)
-    return Scenario(track(bodies, physics.frames, physics.dt, gravity=GRAVITY))
+    return Scenario("parabola", track(bodies, physics.frames, physics.dt, gravity=GRAVITY))
 
 
 def _occlusion(physics: Physics, rng: np.random.Generator, speed: tuple[float, float], radius: tuple[float, float]) -> Scenario:
@@ -151,7 +198,7 @@ def _occlusion(physics: Physics, rng: np.random.Generator, speed: tuple[float, f
     r, way = float(bodies.radius[0]), bodies.velocity[0, 0] * physics.dt * (physics.frames - 1)
     middle = bodies.position[0, 0] + way * rng.uniform(0.4, 0.6)
     half = r * rng.uniform(1.05, 1.3)
-    return Scenario(track(bodies, physics.frames, physics.dt), (middle - half, middle + half))
+    return Scenario("occlusion", track(bodies, physics.frames, physics.dt), (middle - half, middle + half))
 
 
 def _collision(physics: Physics, rng: np.random.Generator, speed: tuple[float, float], radius: tuple[float, float]) -> Scenario:
@@ -163,7 +210,7 @@ def _collision(physics: Physics, rng: np.random.Generator, speed: tuple[float, f
         x = np.array([meet - r[0] - v[0] * when, meet + r[1] + v[1] * when])
         if x[0] >= r[0] and x[1] <= SIZE - r[1]:
             bodies = Bodies(np.stack([x, [y, y]], 1), np.array([[v[0], 0.0], [-v[1], 0.0]]), r)
-            return Scenario(track(bodies, physics.frames, physics.dt))
+            return Scenario("collision", track(bodies, physics.frames, physics.dt))
     raise DataError(
         f"data: no collision of discs of radius {radius} at speeds {speed} fits into {physics.frames} frames of {physics.dt} s; "
         "take fewer frames"
@@ -178,7 +225,7 @@ def _several(physics: Physics, rng: np.random.Generator, speed: tuple[float, flo
         gaps = [np.hypot(*(position[i] - position[j])) - r[i] - r[j] for i in range(3) for j in range(i)]
         if min(gaps) > 0:
             velocity = rng.uniform(*speed, (3, 1)) * np.stack([np.cos(angle), np.sin(angle)], 1)
-            return Scenario(track(Bodies(position, velocity, r), physics.frames, physics.dt, box=True))
+            return Scenario("several", track(Bodies(position, velocity, r), physics.frames, physics.dt, box=True))
     raise DataError(f"data: three discs of radius {radius} do not fit into the box")
 
 

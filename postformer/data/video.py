@@ -3,6 +3,7 @@
 A file from elsewhere is decoded frame by frame under a cap on frames and pixels, which is checked before memory is taken for it.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -28,16 +29,12 @@ def _av() -> Any:
     return av
 
 
-def read_video(path: str | Path, *, frames: int = MOST_FRAMES, size: tuple[int, int] | None = None) -> tuple[np.ndarray, float]:
-    """uint8 [f, h, w, 3] of the first `frames` frames, at `size` (rows, columns) if it is given, and frames a second.
-
-    Raises DataError for what is no video, for pictures larger than MOST_PIXELS, and where all together have more than MOST_READ.
-    """
-    av, path = _av(), Path(path)
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """A file and its first stream of pictures. Raises DataError for what is no video, and for pictures larger than MOST_PIXELS."""
+    av = _av()
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    if not 1 <= frames <= MOST_FRAMES:
-        raise DataError(f"{path}: frames={frames} must be 1 to {MOST_FRAMES:,}")
     try:
         with av.open(str(path)) as file:
             if not file.streams.video:
@@ -46,22 +43,47 @@ def read_video(path: str | Path, *, frames: int = MOST_FRAMES, size: tuple[int, 
             width, height = stream.codec_context.width, stream.codec_context.height
             if not 0 < width * height <= MOST_PIXELS:
                 raise DataError(f"{path}: {width} x {height} pixels are more than the {MOST_PIXELS:,} that are read")
-            found, rate, pixels = [], float(stream.average_rate or 0), 0
-            for frame in file.decode(stream):
-                if size is not None:
-                    frame = frame.reformat(width=size[1], height=size[0], interpolation="AREA")
-                if (pixels := pixels + frame.width * frame.height) > MOST_READ:
-                    raise DataError(f"{path}: {len(found) + 1} frames have more than the {MOST_READ:,} pixels that are read")
-                found.append(frame.to_ndarray(format="rgb24"))
-                if len(found) == frames:
-                    break
+            yield file, stream
     except (av.FFmpegError, ValueError, OSError) as e:
         raise DataError(f"{path}: not a video that can be read: {e}") from e
-    if not found:
+
+
+def decoded(path: str | Path, size: Callable[[int, int], tuple[int, int]] | None = None) -> Iterator[np.ndarray]:
+    """The frames of a video, uint8 [h, w, 3] each, one at a time; `size` tells from a frame's rows and columns those that it is brought
+    to. Raises DataError for what is no video, and for pictures larger than MOST_PIXELS."""
+    none = True
+    with _opened(Path(path)) as (file, stream):
+        for frame in file.decode(stream):
+            if size is not None:
+                rows, columns = size(frame.height, frame.width)
+                frame = frame.reformat(width=columns, height=rows, interpolation="AREA")
+            yield frame.to_ndarray(format="rgb24")
+            none = False
+    if none:
         raise DataError(f"{path}: not one frame of it can be decoded")
+
+
+def frame_rate(path: str | Path) -> float:
+    """Frames a second; 0 where the file does not say. Raises DataError as `decoded` does."""
+    with _opened(Path(path)) as (_, stream):
+        return float(stream.average_rate or 0)
+
+
+def read_video(path: str | Path, *, frames: int = MOST_FRAMES, size: tuple[int, int] | None = None) -> tuple[np.ndarray, float]:
+    """uint8 [f, h, w, 3] of the first `frames` frames, at `size` (rows, columns) if it is given, and frames a second.
+
+    Raises DataError as `decoded` does, and where all together have more than MOST_READ pixels.
+    """
+    if not 1 <= frames <= MOST_FRAMES:
+        raise DataError(f"{path}: frames={frames} must be 1 to {MOST_FRAMES:,}")
+    found: list[np.ndarray] = []
+    for frame in itertools.islice(decoded(path, None if size is None else lambda rows, columns: size), frames):
+        if (len(found) + 1) * frame.shape[0] * frame.shape[1] > MOST_READ:
+            raise DataError(f"{path}: {len(found) + 1} frames have more than the {MOST_READ:,} pixels that are read")
+        found.append(frame)
     if len(sizes := {frame.shape for frame in found}) > 1:
         raise DataError(f"{path}: frames of {len(sizes)} sizes; give one size for all")
-    return np.stack(found), rate
+    return np.stack(found), frame_rate(path)
 
 
 KINDS: dict[str, tuple[str, str, str, dict[str, str]]] = {

@@ -166,28 +166,31 @@ class DiT(nn.Module):
         self,
         clips: Sequence[Tensor],
         times: Sequence[Tensor],
-        labels: Int[Tensor, " n"] | None = None,
+        label: Int[Tensor, " n"] | None = None,
+        text: Int[Tensor, "n l"] | None = None,
         length: int | None = None,
     ) -> list[Tensor]:
         """As `forward` for clips of any sizes, side by side in rows of `length` tokens; `times` are of a clip or of its frames. Raises
-        ValueError as `forward` does, and where there are not as many times, or labels, as clips."""
-        if len(times) != len(clips) or (labels is not None and len(labels) != len(clips)):
-            told = f" and {len(labels)} labels" if labels is not None else ""
-            raise ValueError(f"packed: {len(clips)} clips with {len(times)} times{told}; expected as many")
-        for i, (clip, t) in enumerate(zip(clips, times, strict=True)):
-            self._checked(clip[None], t[None], None if labels is None else labels[i : i + 1], None)
+        ValueError as `forward` does, and where there are not as many times, labels or texts as clips."""
+        told = {"times": times, "labels": label, "texts": text}
+        if wrong := [f"{len(of)} {name}" for name, of in told.items() if of is not None and len(of) != len(clips)]:
+            raise ValueError(f"packed: {len(clips)} clips with {' and '.join(wrong)}; expected as many")
+        for clip, t in zip(clips, times, strict=True):
+            self._checked(clip[None], t[None], label, text)
         shown = clips
         if self.hints:
             pairs = zip(clips, times, strict=True)
             shown = [hinted(clip[None], t[None].expand(1, *t.shape), self.hints)[0] for clip, t in pairs]
-        packed = pack(shown, self.patch, length)
+        packed = pack(shown, self.patch, length, prefix=0 if text is None else text.shape[1])
         frames = [at.grid[0] for at in packed.clips]
         own = [t.expand(f) if t.ndim == 0 else t[:: self.patch[0]] for t, f in zip(times, frames, strict=True)]
-        told = None if labels is None else labels.repeat_interleave(torch.tensor(frames, device=labels.device))
-        values = told_of(self, torch.cat(own)[:, None], told, None).flatten(0, 1)
+        labels = None if label is None else label.repeat_interleave(torch.tensor(frames, device=label.device))
+        values = told_of(self, torch.cat(own)[:, None], labels, None).flatten(0, 1)
         x = self._tokens(packed.tokens)
         if self.positions == "sincos" and packed.packing.places is not None:
             x = x + self._added(packed.packing.places).to(x.dtype)
+        if text is not None:
+            x = packed.prefixed(x, self._worded(text).to(x.dtype))
         condition = Condition(values.to(x.dtype), _condition_of(packed, frames))
         x, _ = self.backbone(x, None, packed.packing, condition)
         made = packed.unpacked(self._ended(x, condition), self.patch)
@@ -205,15 +208,20 @@ class DiT(nn.Module):
         self, x: Float[Tensor, "b t d"], text: Int[Tensor, "b l"], packing: Packing, frames: int
     ) -> tuple[Float[Tensor, "b t2 d"], Packing, Int[Tensor, "b t2"]]:
         """The text's tokens first, which lie nowhere and are told what the first frame is."""
-        assert self.text is not None and packing.places is not None
+        assert packing.places is not None
         (b, t, _), length = x.shape, text.shape[1]
-        line = sincos(torch.arange(length, device=x.device, dtype=torch.float32)[:, None], self.dim)
-        before = (self.text(text) + line).to(x.dtype)
+        before = self._worded(text).to(x.dtype)
         nowhere = packing.places.new_zeros(1, length, 3)
         nowhere[..., 0] = NOWHERE
         frame = torch.arange(frames, device=x.device).repeat_interleave(t // frames)
         of = torch.cat([frame.new_zeros(length), frame]) + frames * torch.arange(b, device=x.device)[:, None]
         return torch.cat([before, x], 1), packing._replace(places=torch.cat([nowhere, packing.places], 1)), of
+
+    def _worded(self, text: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """The tokens of texts, which are told in which order they stand."""
+        assert self.text is not None
+        place = torch.arange(text.shape[1], device=text.device, dtype=torch.float32)[:, None]
+        return self.text(text) + sincos(place, self.dim)
 
     def _ended(self, x: Float[Tensor, "b t d"], condition: Condition) -> Float[Tensor, "b t p"]:
         shift, scale = condition.parts(self.modulation, 2, len(x))

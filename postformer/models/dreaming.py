@@ -134,6 +134,8 @@ def rolled(
     Raises ValueError for a model that has no state, and for a clip that does not fill whole patches.
     """
     part = together(model)
+    if not 0 < steady <= 1:
+        raise ValueError(f"steady={steady} must be above 0 and at most 1")
     if clip.shape[2] % part:
         raise ValueError(f"{clip.shape[2]} known frames are not a multiple of the {part} frames of the model's patch")
     b, c, first, h, w = clip.shape
@@ -142,11 +144,13 @@ def rolled(
         clean = torch.full((b,), steady, dtype=torch.float64, device=clip.device)
         for i in range(0, first, part):
             _, state = model(clip[:, :, i : i + part], clean, state=state, first=i, **told)
+            told.pop("text", None)  # it stands before the first frame
     for at in range(first, first + frames, part):
         noise = torch.randn(b, c, part, h, w, generator=generator, dtype=clip.dtype, device=clip.device)
         made = sample(model, noise, how, state=state, first=at, generator=generator, after_step=after_step, **told)
         with torch.no_grad():
             _, state = model(made, clean, state=state, first=at, **told)
+        told.pop("text", None)
         yield made
 
 

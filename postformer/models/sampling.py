@@ -31,6 +31,8 @@ from postformer.ops.diffusion import (
 from postformer.ops.layers import checked_word
 
 Method = Literal["euler", "heun", "multistep", "ancestral"]
+LEAST_DATA = 0.01
+"""The first time of models that predict the noise: by less of the data than this their errors would be more than a hundredfold."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,10 @@ class Sampling:
             )
 
     def times(self, begin: float = 0.0) -> list[float]:
-        """The times from `begin` to 1 between which the steps lie."""
+        """The times from `begin` to 1 between which the steps lie. Predicted noise tells nothing of data where there is none of them, so
+        there they begin a little later."""
+        if self.predict == "noise" and self.path != "ddpm":
+            begin = max(begin, LEAST_DATA)
         start = float(shifted(torch.tensor(begin, dtype=torch.float64), 1 / self.shift))
         line = shifted(torch.linspace(start, 1.0, self.steps + 1, dtype=torch.float64), self.shift)
         return [begin, *line[1:].tolist()]

@@ -91,7 +91,16 @@ def continued(
     return Continued.of(scores)
 
 
-def by_model(model: Any, how: Sampling, *, known: int = KNOWN, seed: int = 0) -> GoesOn:
+Told = Callable[[int, int], Mapping[str, Any]]
+"""The number of the first clip, and of how many: what a model is told of them."""
+
+
+def told_by(physics: Physics, *, seed: int = 0, split: str = "test") -> Told:
+    """The classes or captions of a split's clips."""
+    return lambda first, count: physics.told([physics.scenario(i, seed=seed, split=split) for i in range(first, first + count)])
+
+
+def by_model(model: Any, how: Sampling, *, known: int = KNOWN, seed: int = 0, told: Told = lambda first, count: {}) -> GoesOn:
     """A model of videos goes on: frame by frame from its state where it has one, else all new frames at once.
 
     Raises ValueError where known or new frames do not fill whole patches.
@@ -99,11 +108,11 @@ def by_model(model: Any, how: Sampling, *, known: int = KNOWN, seed: int = 0) ->
 
     def goes_on(true: Tensor, first: int) -> Tensor:
         generator = torch.Generator().manual_seed(PRIME * seed + first)
-        before, new = true[:, :, :known], true.shape[2] - known
+        before, new, words = true[:, :, :known], true.shape[2] - known, told(first, len(true))
         if has_state(model):
-            made = torch.cat([*rolled(model, before, new, how, generator=generator)], 2)[:, :, :new]
+            made = torch.cat([*rolled(model, before, new, how, generator=generator, **words)], 2)[:, :, :new]
         else:
-            made = joined(model, before, None, new, how, generator=generator)
+            made = joined(model, before, None, new, how, generator=generator, **words)
         return torch.cat([before, made], 2)
 
     return goes_on

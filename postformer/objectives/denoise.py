@@ -9,6 +9,7 @@ b clips, c channels, f frames, h rows and w columns.
 """
 
 import copy
+import math
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from postformer.models.routing import after_step, routed
-from postformer.ops.diffusion import FINEST, LEAST, Kind, Path, data_of, noise_of, noised, scales, target, weight_of
+from postformer.ops.diffusion import FINEST, LEAST, Kind, Path, Scales, data_of, noise_of, noised, scales, target, weight_of
 from postformer.ops.layers import checked_word
 
 Times = Literal["logit-normal", "uniform"]
@@ -102,19 +103,21 @@ class Denoise(nn.Module):
         self.register_buffer("averaged", torch.zeros((), dtype=torch.long) if average else None)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """`batch["clips"]` is Float [b, c, f, h, w] with values from about -1 to 1, or `batch["images"]` Float [b, c, h, w];
-        `batch["label"]` Int [b] and `batch["text"]` Int [b, l] where the model takes them.
+        """`batch["clips"]` is Float [b, c, f, h, w] with values from about -1 to 1, or a list of clips [c, f, h, w] of several sizes, or
+        `batch["images"]` Float [b, c, h, w]; `batch["label"]` Int [b] and `batch["text"]` Int [b, l] where the model takes them.
 
         Returns the loss, the mean squared error of the data that the prediction means, and the tokens; of mixtures of experts also what
         `Routing.taught` tells.
         """
-        x = batch["images"][:, :, None] if "images" in batch else batch["clips"]
         model: Any = self.model if self.training or self.average is None else self.average
+        words = {name: self._dropped(batch[name], size) for name, size in self._told(model) if name in batch}
+        if isinstance(batch.get("clips"), list):
+            return self._of_sizes(model, batch["clips"], words)
+        x = batch["images"][:, :, None] if "images" in batch else batch["clips"]
         times, unknown = self.drawn(x)
         at = scales(self.path, times[:, None], axes=2)
         noise = torch.randn_like(x)
         z = noised(x, noise, at)
-        words = {name: self._dropped(batch[name], size) for name, size in self._told(model) if name in batch}
         goal = target(self.predict, self.path, x, noise, at)
         if self.shortcut and self.training:
             z, times, goal, words["stride"] = self._shortcut(x, noise, z, times, goal, words)
@@ -122,13 +125,33 @@ class Denoise(nn.Module):
             unknown = unknown | (words["stride"] > 0)[:, None]
         with routed(model) as routing:
             said, _ = model(z, times if self._by_frame() else times[:, 0], **words)
-        wrong = (said - goal).square()
-        share = unknown[:, None, :, None, None].to(x.dtype).expand_as(wrong)
-        loss = (wrong * weight_of(self.predict, self.loss, at, self.floor) * share).sum() / share.sum()
-        mse = (wrong.detach() * weight_of(self.predict, "x", at, self.floor) * share).sum() / share.sum()
-        patch = getattr(model, "patch", (1, 1, 1))
-        tokens = torch.tensor(x[:, 0].numel() // (patch[0] * patch[1] * patch[2]))
-        return routing.taught({"loss": loss, "mse": mse, "tokens": tokens}, self.training)
+        return routing.taught(self._wrong([(said, goal, at, unknown)]), self.training)
+
+    def _of_sizes(self, model: Any, clips: list[Tensor], words: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Clips of several sizes, packed side by side; each pixel counts as much as another."""
+        if not hasattr(model, "packed") or self.shortcut:
+            raise ValueError("clips of several sizes in one batch: choose a model that packs them, dit, and no shortcut")
+        parts, noisy = [], []
+        for clip in clips:
+            times, unknown = self.drawn(clip[None], short=True)
+            at, noise = scales(self.path, times[:, None], axes=2), torch.randn_like(clip)[None]
+            noisy.append((noised(clip[None], noise, at)[0], times[0] if self._by_frame() else times[0, 0]))
+            parts.append((target(self.predict, self.path, clip[None], noise, at), at, unknown))
+        with routed(model) as routing:
+            said = model.packed([z for z, _ in noisy], [t for _, t in noisy], **words)
+        return routing.taught(self._wrong([(made[None], *part) for made, part in zip(said, parts, strict=True)]), self.training)
+
+    def _wrong(self, parts: list[tuple[Tensor, Tensor, Scales, Tensor]]) -> dict[str, Tensor]:
+        """The mean errors over all pixels that are unknown, of what was said, its goal, the scales, and which frames are unknown."""
+        sums, pixels = torch.zeros(3, device=parts[0][1].device), 0
+        for said, goal, at, unknown in parts:
+            wrong = (said - goal).square()
+            share = unknown[:, None, :, None, None].to(goal.dtype).expand_as(wrong)
+            loss = (wrong * weight_of(self.predict, self.loss, at, self.floor) * share).sum()
+            mse = (wrong.detach() * weight_of(self.predict, "x", at, self.floor) * share).sum()
+            sums, pixels = sums + torch.stack([loss, mse, share.sum()]), pixels + goal[:, 0].numel()
+        tokens = torch.tensor(pixels // math.prod(getattr(self.model, "patch", (1,))))
+        return {"loss": sums[0] / sums[2], "mse": sums[1].detach() / sums[2], "tokens": tokens}
 
     @torch.no_grad()
     def _shortcut(
@@ -161,17 +184,17 @@ class Denoise(nn.Module):
         z, times, goal = (torch.cat([mine, theirs[n:]]) for mine, theirs in parts)
         return z, times, goal, strides
 
-    def drawn(self, x: Float[Tensor, "b c f h w"]) -> tuple[Float[Tensor, "b f"], Bool[Tensor, "b f"]]:
+    def drawn(self, x: Float[Tensor, "b c f h w"], *, short: bool = False) -> tuple[Float[Tensor, "b f"], Bool[Tensor, "b f"]]:
         """A time for each frame, and which frames carry noise at all: those of a known frame are 1 and not taught. Frames of one patch
-        share all."""
+        share all. Of clips that are too `short` to know frames none is known; else they raise ValueError."""
         b, frames, together = len(x), x.shape[2], getattr(self.model, "patch", (1,))[0]
         runs = frames // together
         times = self._time((b, runs), x.device)
         kind = torch.rand(b, device=x.device)
         times = torch.where((kind < self.apart)[:, None], times, times[:, :1])
         unknown = torch.ones(b, runs, dtype=torch.bool, device=x.device)
-        if runs > 1:
-            given = self.known_frames // together
+        given = self.known_frames // together
+        if runs > 1 and not (short and given >= runs):
             if given >= runs:
                 raise ValueError(f"known_frames={self.known_frames} must be fewer than the {frames} frames of a clip")
             low, high = (given, given + 1) if given else (1, runs)

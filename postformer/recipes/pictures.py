@@ -1,7 +1,7 @@
 """Images and videos: a Vision Transformer that names digits and tiles, diffusion transformers and U-Nets that draw them, and the same
 two on videos of simulated physics.
 
-`data.path` is digits, tiles, or images of your own; `data.scene` one of uniform, collision, parabola, occlusion, several.
+`data.path` is digits, tiles, or images of your own; `data.scene` one of uniform, collision, parabola, occlusion, several, all.
 """
 
 import dataclasses
@@ -88,9 +88,11 @@ def physics_frames() -> Run:
 
 
 def dream_dit() -> Run:
-    """physics-dit that learns from clips without known frames, and with the first, last or any: all that `postformer dream` does."""
-    words: Spec = {"known": 0.7, "ends": ["first", "last", "both", "any"]}
-    return _physics("dream-dit", SPACETIME_PATCHES, words, steps=6000)
+    """physics-dit on all scenes, told what happens in words, that learns from clips without known frames, and with the first, last or any:
+    all that `postformer dream` does."""
+    words: Spec = {"known": 0.7, "ends": ["first", "last", "both", "any"], "label_dropout": 0.1}
+    run = _physics("dream-dit", SPACETIME_PATCHES, words, steps=3000)
+    return dataclasses.replace(run, data={**run.data, "scene": "all", "text": True})
 
 
 def physics_causal() -> Run:

@@ -74,6 +74,12 @@ class Packed(NamedTuple):
     prefix: int
     """Tokens before each clip's patches, zeros that lie nowhere."""
 
+    def prefixed(self, tokens: Float[Tensor, "b n d"], before: Float[Tensor, "c l d"]) -> Float[Tensor, "b n d"]:
+        """These tokens with those that stand before each clip in their places."""
+        rows = torch.tensor([at.row for at in self.clips], device=tokens.device)[:, None]
+        firsts = torch.tensor([at.first - self.prefix for at in self.clips], device=tokens.device)[:, None]
+        return tokens.index_put((rows, firsts + torch.arange(self.prefix, device=tokens.device)), before)
+
     def unpacked(self, tokens: Float[Tensor, "b n q"], patch: Patch) -> list[Tensor]:
         """The clips of tokens that lie as these do."""
         return [unpatchify(tokens[at.row : at.row + 1, at.patches], at.grid, patch)[0] for at in self.clips]

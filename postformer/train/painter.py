@@ -12,6 +12,7 @@ from torch import Tensor
 
 from postformer.config import UserError, build, complete, read
 from postformer.data import DATA
+from postformer.data.captions import encoded
 from postformer.data.images import Images, opaque, read_picture
 from postformer.data.sources import DataError
 from postformer.data.video import from_pixels, read_video
@@ -34,9 +35,8 @@ class Painter:
     def __init__(self, model: Any, objective: dict[str, Any], data: Any, seed: int):
         self.model, self.data = model, data
         self.objective = objective
-        first = data.batches(1, seed=0).batch(0)
-        clip = first["images"][:, :, None] if "images" in first else first["clips"]
-        self.frames, self.size = clip.shape[2], (clip.shape[3], clip.shape[4])
+        frames, rows, columns = data.clip_size
+        self.frames, self.size = frames, (rows, columns)
         self.generator = torch.Generator().manual_seed(seed)
 
     @classmethod
@@ -59,7 +59,15 @@ class Painter:
         return cls(model, objective, build(run["data"], DATA, "data"), seed)
 
     def doubt(self, verb: str, *, backward: bool = False) -> str | None:
-        """Why a verb asks of the model what it was never taught; None where it was."""
+        """Why a verb asks of the model what it was never taught, or what it cannot do for long; None where it does neither."""
+        if untaught := self._untaught(verb, backward):
+            return f"{untaught}, so what it draws may be of no use"
+        mixers = [block.mixer for block in self.model.backbone.blocks] if verb == "extend" and self.causal else []
+        if any(getattr(mixer, "reach", None) == "past" and mixer.window is None for mixer in mixers):
+            return "its attention has no window (model.mixers), so what it holds in memory grows with each frame"
+        return None
+
+    def _untaught(self, verb: str, backward: bool) -> str | None:
         side = {"animate": "first", "extend": "last" if backward else "first", "loop": "both", "connect": "both"}.get(verb)
         share, ends, count = (self.objective[name] for name in ("known", "ends", "known_frames"))
         if side is None:
@@ -72,8 +80,11 @@ class Painter:
             return f"it was taught with {count} known frames"
         return None
 
-    def told(self, label: str | None, count: int) -> dict[str, Tensor]:
-        """What the model is told beside clips: every class in turn where it knows classes and none is named. Raises UserError."""
+    def told(self, label: str | None, text: str | None, count: int) -> dict[str, Tensor]:
+        """What the model is told beside clips: of classes every one in turn where none is named, of texts nothing. Raises UserError."""
+        return {**self._label(label, count), **self._text(text, count)}
+
+    def _label(self, label: str | None, count: int) -> dict[str, Tensor]:
         classes = self.model.classes
         if not classes:
             if label is not None:
@@ -81,16 +92,30 @@ class Painter:
             return {}
         if label is None:
             return {"label": torch.arange(count) % classes}
-        names = self.data.all.classes if hasattr(self.data, "all") else [str(i) for i in range(classes)]
+        names: list[str] = self.data.classes
         number = names.index(label) if label in names else int(label) if re.fullmatch("[0-9]{1,6}", label) else classes
         if number >= classes:
             raise UserError(f"--label {label}: choose from {', '.join(names)}")
         return {"label": torch.full((count,), number)}
 
+    def _text(self, text: str | None, count: int) -> dict[str, Tensor]:
+        if not getattr(self.model, "vocab", 0):
+            if text is not None:
+                raise UserError(f"--text {text!r}: the model was taught no texts; train one on data with captions (data.text)")
+            return {}
+        try:
+            return {"text": encoded(text or "", self.data.caption_bytes).expand(count, -1)}
+        except ValueError as e:
+            raise UserError(f"--text: {e}") from e
+
     def draw(self, count: int, how: Sampling, *, frames: int | None, size: tuple[int, int] | None, **words: Any) -> Tensor:
-        """Clips [count, c, f, h, w] from noise. Raises ValueError for sizes that the model cannot have."""
-        shape = (count, self.model.channels, frames or self.frames, *(size or self.size))
-        return sample(self.model, torch.randn(shape, generator=self.generator), how, generator=self.generator, **words)
+        """Clips [count, c, f, h, w] from noise; frames that do not fill a patch, such as an image's one, are cut out of one that is full.
+        Raises ValueError for sizes that the model cannot have."""
+        wanted: int = self.frames if frames is None else frames
+        whole = -(-wanted // self.part) * self.part
+        shape = (count, self.model.channels, whole, *(size or self.size))
+        made = sample(self.model, torch.randn(shape, generator=self.generator), how, generator=self.generator, **words)
+        return made[:, :, :wanted]
 
     def judged_by(
         self,
@@ -148,7 +173,10 @@ class Painter:
             batch = self.data.batches(1, seed=0, split=split).batch(number)
         except (ValueError, DataError) as e:
             raise UserError(f"{option} {split}:{number}: {e}") from e
-        return batch["images"][:, :, None] if "images" in batch else batch["clips"]
+        if "images" in batch:
+            return batch["images"][:, :, None]
+        clips = batch["clips"]
+        return clips[0][None] if isinstance(clips, list) else clips
 
     def _picture(self, path: Path) -> Tensor:
         pixels = opaque(read_picture(path)[None])[0]
@@ -158,11 +186,22 @@ class Painter:
         return torch.from_numpy(from_pixels(fitted[None], self.model.channels))[None]
 
     def go_on(
-        self, clip: Tensor, frames: int, how: Sampling, context: int, *, backward: bool = False, **words: Any
+        self,
+        clip: Tensor,
+        frames: int,
+        how: Sampling,
+        context: int,
+        *,
+        backward: bool = False,
+        steady: float | None = None,
+        **words: Any,
     ) -> Iterator[Tensor]:
-        """New frames next to a clip: from its state by a model that is causal over frames, else window by window."""
+        """New frames next to a clip: from its state by a model that is causal over frames, which reads what it drew as clean as of the
+        time `steady`, else window by window. Raises UserError for a `steady` time of a model that has none."""
         if self.causal and not backward:
-            return rolled(self.model, clip, frames, how, **words)
+            return rolled(self.model, clip, frames, how, steady=1.0 if steady is None else steady, **words)
+        if steady is not None:
+            raise UserError("--steady: goes with a model that is causal over frames, such as physics-causal, and not backward")
         return ahead(self.model, clip, frames, how, window=self.frames, context=context, backward=backward, **words)
 
     @property

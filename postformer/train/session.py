@@ -26,6 +26,7 @@ KINDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "series": (FORECASTERS, ("forecast",)),
     "images": ({**CLASSIFIERS, **DENOISERS}, ("classify", "denoise")),
     "physics": (DENOISERS, ("denoise",)),
+    "videos": (DENOISERS, ("denoise",)),
 }
 """The models and objectives that go with a kind of data; every other kind is text."""
 TEXT: tuple[dict[str, Any], tuple[str, ...]] = ({"language": MODELS["language"]}, ("next_token", "answers"))
@@ -43,7 +44,7 @@ def check(run: Run) -> None:
         sizes = _sizes_to_try(run)
         model = build({k: v for k, v in run.model.items() if k not in sizes}, MODELS, "model", **sizes)
         objective = build(run.objective, OBJECTIVES, "objective", model=model)
-        if run.data["kind"] == "physics":
+        if run.data["kind"] in ("physics", "videos"):
             _check_clips(build(run.data, DATA, "data"), model, objective)
     make_optimizer(dict(objective.named_parameters()), run.optim)
     loop.check_settings(run)
@@ -66,20 +67,23 @@ def _check_kinds(run: Run) -> None:
 
 
 def _check_clips(data: Any, model: Any, objective: Any) -> None:
-    """Clips of the data are of a size that a model which draws can have, and longer than what they know. Raises ConfigError."""
+    """Clips of the data are of sizes that a model which draws can have, and longer than what they know. Raises ConfigError."""
+    mixed = getattr(data, "shape", None) == "own"
+    if mixed and (objective.shortcut or not hasattr(model, "packed")):
+        raise ConfigError("data.shape: 'own' puts clips of several sizes into a batch, which goes with a dit without shortcut")
     if objective.known_frames >= data.clip_size[0]:
         raise ConfigError(
             f"objective.known_frames: {objective.known_frames} must be fewer than the {data.clip_size[0]} frames of a clip"
         )
     try:
-        model.grid(data.clip_size)
+        model.grid(data.unit if mixed else data.clip_size)
     except ValueError as e:
-        raise ConfigError(f"data: {e}, or change the model") from e
+        raise ConfigError(f"data{'.unit' if mixed else ''}: {e}, or change the model") from e
 
 
 def _sizes_to_try(run: Run) -> dict[str, Any]:
     """What a model will be told of its data, or what stands for it before images are read."""
-    if run.data["kind"] in ("series", "physics"):
+    if run.data["kind"] in ("series", "physics", "videos"):
         return _known(run, build(run.data, DATA, "data").sizes)
     if run.data["kind"] == "images":
         side = run.data.get("size") or run.model.get("patch")
@@ -91,6 +95,8 @@ def _known(run: Run, sizes: dict[str, Any]) -> dict[str, Any]:
     """Those sizes that the model takes; a model that draws may be told of no classes."""
     model = MODELS.get(run.model["kind"])
     takes = sizes.keys() if model is None else inspect.signature(model).parameters
+    if run.model["kind"] in DENOISERS and "vocab" in sizes and "vocab" not in takes:
+        raise ConfigError(f"data.text: a model of kind '{run.model['kind']}' takes no texts; leave it out, or choose dit")
     untold = {"classes"} if run.model["kind"] in DENOISERS and run.model.get("classes") == 0 else set()
     return {name: size for name, size in sizes.items() if name in takes and name not in untold}
 

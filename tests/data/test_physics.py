@@ -93,6 +93,33 @@ def test_a_video_is_a_function_of_its_number(scene, split):
     assert clips.max() <= 1
 
 
+def test_all_scenes_come_in_turn_each_a_class():
+    physics, names = Physics(scene="all", frames=8), list(COUNTS)
+    assert physics.sizes == {"channels": 3, "classes": 5}
+    batch = physics.batches(10, 0).batch(0)
+    assert batch["label"].tolist() == 2 * [0, 1, 2, 3, 4]
+    for i, clip in enumerate(batch["clips"]):
+        assert np.array_equal(clip, Physics(scene=names[i % 5], frames=8).clip(i, seed=0))
+    assert Physics(scene="parabola").classes == []
+
+
+def test_captions_say_what_happens():
+    physics = Physics(scene="all", text=True)
+    assert physics.sizes == {"channels": 3, "vocab": 256}
+    batch = physics.batches(100, 0).batch(0)
+    said = [bytes(text[text < 256].tolist()).decode() for text in batch["text"]]
+    found = [physics.scenario(i, seed=0) for i in range(100)]
+    assert said == [scenario.caption for scenario in found]
+    assert len(set(said)) == 4 + 2 + 2 + 2
+    for caption, scenario in zip(said, found, strict=True):
+        moved = scenario.track.position[-1, 0, 0] - scenario.track.position[0, 0, 0]
+        if "to the" in caption:
+            assert ("right" in caption) == (moved > 0)
+        if "fast" in caption or "slowly" in caption:
+            assert ("fast" in caption) == (abs(moved) > 2.5 * 1.5)
+        assert len(caption) <= 48
+
+
 @pytest.mark.parametrize("split", [*OUTSIDE, "train"])
 @pytest.mark.parametrize("scene", ["uniform", "occlusion", "parabola"])
 def test_ranges_of_training_and_of_the_tests_outside(scene, split):

@@ -131,3 +131,26 @@ def test_ten_times_the_length_takes_the_same_state():
 def test_what_does_not_fit_is_told(call, says):
     with pytest.raises(ValueError, match=says):
         call()
+
+
+def test_a_causal_model_keeps_its_text_for_ever():
+    """The text is read once, before the first frame, and what is drawn far from it still depends on it."""
+    torch.manual_seed(0)
+    mixer = {"kind": "spacetime", "heads": 2, "reach": "past", "window": 2}
+    model = DiT(1, patch=(1, 4, 4), dim=24, depth=2, mixers=(mixer,), vocab=5).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    start = torch.randn(1, 1, 2, 8, 8)
+    made = [
+        torch.cat([*rolled(model, start, 6, HOW, generator=torch.Generator().manual_seed(0), text=torch.tensor([[word]]))], 2)
+        for word in (1, 1, 2)
+    ]
+    assert torch.equal(made[0], made[1])
+    assert all((made[0] - made[2])[:, :, f].abs().max() > 1e-4 for f in range(6))
+    unsure = rolled(model, start, 6, HOW, steady=0.9, generator=torch.Generator().manual_seed(0), text=torch.tensor([[1]]))
+    assert (torch.cat([*unsure], 2) - made[0]).abs().max() > 1e-4
+
+
+def test_a_time_that_steadies_is_one():
+    with pytest.raises(ValueError, match=r"steady=0\.0 must be above 0 and at most 1"):
+        next(rolled(DiT(1, patch=(1, 4, 4), dim=24, depth=1), torch.randn(1, 1, 2, 8, 8), 2, HOW, steady=0.0))

@@ -60,6 +60,20 @@ def test_clips_of_any_sizes_in_one_row_are_as_each_alone(mixer):
             assert (alone[0] - mine).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("positions", ["sincos", "none"])
+def test_clips_in_one_row_follow_each_its_text(positions):
+    model = dit(vocab=5, positions=positions)
+    clips, times = [torch.randn(2, *size) for size in SIZES], [torch.rand(()) for _ in SIZES]
+    text = torch.randint(6, (4, 3))
+    with torch.no_grad():
+        together = model.packed(clips, times, text=text, length=40)
+        for clip, time, words, mine in zip(clips, times, text, together, strict=True):
+            alone, _ = model(clip[None], time[None], text=words[None])
+            assert (alone[0] - mine).abs().max() < 1e-5
+        other = model.packed(clips, times, text=(text + 1) % 6, length=40)
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(together, other, strict=True))
+
+
 @pytest.mark.parametrize("pool", ["class", "mean"])
 @pytest.mark.parametrize("positions", ["learned", "sincos", "none"])
 def test_images_of_any_sizes_in_one_row_are_as_each_alone(pool, positions):
@@ -207,7 +221,7 @@ def test_a_unet_s_stem_gathers_squares_of_pixels_and_spreads_them_again():
     ("times", "labels", "says"),
     [
         ([0.5], None, "2 clips with 1 times; expected as many"),
-        ([0.5, 0.5], [1], "2 clips with 2 times and 1 labels"),
+        ([0.5, 0.5], [1], "2 clips with 1 labels; expected as many"),
         ([0.5, 0.5], [1, 2], "the model takes no label"),
         ([0.5, [0.1, 0.2, 0.3, 0.3]], None, "the 2 frames of a patch must have one time"),
         ([0.5, [0.1, 0.1]], None, "one for each of 4 frames, got 2"),

@@ -161,6 +161,52 @@ def test_every_kind_of_prediction_teaches_and_samples(path, predict, make):
     assert bool(made.isfinite().all())
 
 
+class Packing(Said):
+    """`Said` of several sizes: keeps what it is shown."""
+
+    def packed(self, clips, times, **told):
+        self.shown.append((clips, times, told))
+        return [torch.zeros_like(clip) + self.value for clip in clips]
+
+
+def test_clips_of_several_sizes_teach_each_pixel_alike():
+    torch.manual_seed(0)
+    model = Packing(0.5)
+    model.classes = 3
+    objective = Denoise(model, loss="x", average=0.0, label_dropout=0.0, known=1.0, ends=("first",), known_frames=2)
+    clips = [torch.full((1, 6, 4, 8), 1.0), torch.zeros(1, 2, 2, 2)]
+    out = objective({"clips": clips, "label": torch.tensor([2, 0])})
+    shown, times, told = model.shown[0]
+    assert torch.equal(told["label"], torch.tensor([2, 0]))
+    assert torch.equal(shown[0][:, :2], clips[0][:, :2])  # the first two frames are known
+    assert times[0].tolist()[:2] == [1, 1]
+    assert bool((times[1] < 1).all())  # too short to know any
+    pixels = (4 * 4 * 8, 2 * 2 * 2)
+    expected = (0.25 * pixels[0] + 0.25 * pixels[1]) / sum(pixels)
+    assert out["loss"].item() == pytest.approx(expected)
+    clips[0].fill_(0.5)
+    far = objective({"clips": clips, "label": torch.tensor([2, 0])})["loss"].item()
+    assert far == pytest.approx(0.25 * pixels[1] / sum(pixels), abs=1e-6)
+
+
+def test_several_sizes_are_as_one_where_they_are_equal():
+    torch.manual_seed(0)
+    objective = Denoise(DiT(1, patch=(2, 4, 4), dim=24, depth=1, classes=3), label_dropout=0.0)
+    torch.nn.init.normal_(objective.model.head.weight)
+    x, label = torch.randn(1, 1, 4, 8, 8), torch.tensor([1])
+    found = []
+    for clips in (x, list(x)):
+        torch.manual_seed(1)
+        objective.zero_grad()
+        out = objective({"clips": clips, "label": label})
+        out["loss"].backward()
+        found.append((out["loss"], out["mse"], out["tokens"], objective.model.embed.weight.grad.clone()))
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    with pytest.raises(ValueError, match="choose a model that packs them"):
+        Denoise(UNet(1, widths=(8, 8)))({"clips": [x[0]]})
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
