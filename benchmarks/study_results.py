@@ -18,7 +18,8 @@ Line = dict[str, Any]
 def digest(run: Run, *more: Any) -> str:
     """Of a run, on whatever number of threads, and of all else that a result depends on: plain data."""
     alone = dataclasses.replace(run, train=dataclasses.replace(run.train, threads=0))
-    return sha256_bytes(json.dumps([plain(alone), *more], sort_keys=True).encode())
+    told = {key: value for key, value in plain(alone).items() if value is not None}
+    return sha256_bytes(json.dumps([told, *more], sort_keys=True).encode())
 
 
 def read(file: Path) -> list[Line]:

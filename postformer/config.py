@@ -93,6 +93,8 @@ class Run:
     data: Spec
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    begin: str | None = None
+    """A run, checkpoint, model folder or hub's owner/name whose weights the model begins with, as far as they fit."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]{0,99}", self.name):

@@ -46,6 +46,15 @@ class TimeEmbedding(nn.Module):
         return self.out(F.silu(self.up(waves)))
 
 
+def stride_embedding(dim: int) -> TimeEmbedding:
+    """Of the length of a step, which has no say at the start: a model that began without one says what it said."""
+    made = TimeEmbedding(dim)
+    nn.init.zeros_(made.out.weight)
+    if made.out.bias is not None:
+        nn.init.zeros_(made.out.bias)
+    return made
+
+
 def told_of(
     model: Any, times: Float[Tensor, "b f"], label: Int[Tensor, " b"] | None, stride: Float[Tensor, " b"] | None
 ) -> Float[Tensor, "b f c"]:

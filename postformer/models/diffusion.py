@@ -30,6 +30,7 @@ from postformer.models.conditioned import (
     Modulation,
     TimeEmbedding,
     hinted,
+    stride_embedding,
     told_of,
 )
 from postformer.models.pictures import sincos
@@ -108,7 +109,7 @@ class DiT(nn.Module):
             with torch.no_grad():  # what is shown beside has no say at the start
                 (self.squeeze or self.embed).weight[:, channels * pixels :] = 0
         self.time = TimeEmbedding(dim)
-        self.stride = TimeEmbedding(dim) if strides else None
+        self.stride = stride_embedding(dim) if strides else None
         self.label = Embedding(classes + 1, dim) if classes else None
         self.text = Embedding(vocab + 1, dim) if vocab else None
         block = functools.partial(ConditionedBlock, condition=dim, norm=norm, norm_eps=norm_eps)

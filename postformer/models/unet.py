@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from postformer.config import Spec
 from postformer.mixers.spacetime import SpacetimeAttention
 from postformer.models.backbone import Cost
-from postformer.models.conditioned import TimeEmbedding, hinted, told_of
+from postformer.models.conditioned import TimeEmbedding, hinted, stride_embedding, told_of
 from postformer.models.convolutions import dry_flops, groups
 from postformer.ops.layers import Embedding, Linear
 from postformer.ops.packing import Packing
@@ -146,7 +146,7 @@ class UNet(nn.Module):
         self.patch, self.stem, self.hints = (1, 1, 1), stem, hints
         told = 4 * widths[0]
         self.time = TimeEmbedding(told)
-        self.stride = TimeEmbedding(told) if strides else None
+        self.stride = stride_embedding(told) if strides else None
         self.label = Embedding(classes + 1, told) if classes else None
         self.first = Conv((channels + hints * (channels + 1)) * stem**2, widths[0], frames)
         if hints:

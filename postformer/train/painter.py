@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from postformer.config import UserError, build, complete, read
@@ -22,9 +21,9 @@ from postformer.models.sampling import Sampling, sample
 from postformer.objectives import OBJECTIVES
 from postformer.objectives.continued import has_state
 from postformer.objectives.drawn import Judged, halves, judged
+from postformer.train.begin import averaged
 from postformer.train.session import model_folder, open_model
 
-AVERAGE = "average."
 AT_ONCE = 250
 """Images that are drawn at once to be judged."""
 
@@ -53,7 +52,7 @@ class Painter:
                 f"{checkpoint}: a model of kind {run.get('model', {}).get('kind')!r} draws nothing; choose a run of {', '.join(DENOISERS)}"
             )
         model = open_model(folder)
-        if (average := _average(folder)) is not None:
+        if (average := averaged(folder)) is not None:
             model.load_state_dict(average)
         objective = complete(run["objective"], OBJECTIVES, "objective", "model")
         return cls(model, objective, build(run["data"], DATA, "data"), seed)
@@ -221,13 +220,3 @@ class Painter:
     def context(self, frames: int | None) -> int:
         """How many frames of a clip new ones go on from: those asked for, or a quarter of the window."""
         return frames or max(self.frames // 4 // self.part, 1) * self.part
-
-
-def _average(folder: Path) -> dict[str, Tensor] | None:
-    """The averaged weights that training kept beside the model; None where there are none."""
-    path = folder / "objective.safetensors"
-    if not path.exists():
-        return None
-    with safe_open(path, framework="pt") as file:
-        found = {name.removeprefix(AVERAGE): file.get_tensor(name) for name in file.keys() if name.startswith(AVERAGE)}  # noqa: SIM118
-    return found or None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from postformer.config import ConfigError, Run, build, complete, plain, read
 from postformer.data import ASKED, DATA, READINGS
@@ -18,6 +18,7 @@ from postformer.models.hub import ModelError, fetch, load_model, save_model
 from postformer.objectives import OBJECTIVES
 from postformer.objectives.rates import FILE as RATES
 from postformer.train import checkpoint, loop
+from postformer.train.begin import averaged, begin_with
 from postformer.train.log import Log, Progress
 from postformer.train.loop import Summary, to_stderr, train
 from postformer.train.optim import make_optimizer
@@ -139,6 +140,9 @@ def train_run(
     check(run)
     run, objective, data = prepare(run)
     model = objective.model
+    if run.begin is not None and checkpoint.latest(out, lambda line: None) is None:
+        for line in begin_with(objective, _weights(run.begin), run.begin):
+            warn(line)
     for split in ("train", "valid")[: 2 if run.train.eval_every else 1]:  # refuses a text that is too short
         data.batches(batch=run.train.batch, seed=run.seed, split=split)
 
@@ -148,6 +152,15 @@ def train_run(
     return train(
         run, out, objective=objective, data=data, save_model=save, on_step=on_step, resume=resume, logs=logs, warn=warn
     )
+
+
+def _weights(path: str) -> dict[str, Tensor]:
+    """Of a model that is there: the averaged ones where training kept such. Raises ConfigError and as `open_model` does."""
+    try:
+        folder = model_folder(path)
+        return averaged(folder) or open_model(folder).state_dict()
+    except ModelError as e:
+        raise ConfigError(f"begin: {e}") from e
 
 
 def open_model(
