@@ -65,7 +65,8 @@ def study(args: argparse.Namespace) -> None:
             for model in args.models:
                 run = run_of(model, data, seed, args)
                 wanted = {
-                    n: results.digest(run, results.digest(judge), n, args.method, args.guidance, SETS) for n in args.sampled
+                    n: results.digest(run, results.digest(judge), n, args.method, args.guidance, SETS, "halves by class")
+                    for n in args.sampled
                 }
                 if not all(results.find(path, of) for of in wanted.values()):
                     _judged(run, judge, model, wanted, path, args)
@@ -107,29 +108,37 @@ def render(path: Path) -> str:
 
 
 def _rows(lines: Sequence[Line]) -> list[str]:
-    head = ("", "parameters", "GFLOP an image", "drawn in", "guidance", "right", "distance", "real images'", "distance / real")
+    head = ("", "parameters", "GFLOP an image", "drawn in", "guidance", "right", "distance", "distance / real")
     out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     keys = dict.fromkeys((line["model"], line["steps"], line["method"], line["guidance"]) for line in lines)
     for model, steps, method, guidance in keys:
         own = [v for v in lines if (v["model"], v["steps"], v["method"], v["guidance"]) == (model, steps, method, guidance)]
         sets = [one for line in own for one in line["sets"]]
-        right = wilson(sum(one["right"] for one in sets), sum(one["asked"] for one in sets))
         distances = [statistics.fmean(one["distance"] for one in line["sets"]) for line in own]
         distances = distances if len(own) > 1 else [one["distance"] for one in sets]
-        distance, real = mean_interval(distances), statistics.fmean(one["real"] for one in sets)
         cells = (
             f"{model}, seed{'s' if len(own) > 1 else ''} {', '.join(str(line['seed']) for line in own)}",
             f"{own[0]['parameters']:,}",
             f"{own[0]['flops'] / 1e9:.3f}",
             f"{steps} {method}",
             f"{guidance:g}",
-            f"{100 * right.value:.1f}% [{100 * (right.low or 0):.1f}, {100 * (right.high or 1):.1f}]",
-            f"{distance.value:.3g} [{distance.low:.3g}, {distance.high:.3g}]",
-            f"{real:.3g}",
-            f"{distance.value / real:.2f}" if real > 0 else "-",
+            *_judgement([one["right"] for one in sets], sets, distances),
         )
         out.append("| " + " | ".join(cells) + " |")
-    return out
+    sets = list({(one["real"], one["real_right"]): one for line in lines for one in line["sets"]}.values())
+    real = _judgement([one["real_right"] for one in sets], sets, [one["real"] for one in sets])
+    return [*out, f"| the other half of the real images | | | | | {' | '.join(real)} |"]
+
+
+def _judgement(right: Sequence[int], sets: Sequence[Line], distances: Sequence[float]) -> tuple[str, str, str]:
+    """How many are right, how far they are, and how much farther than real images."""
+    share = wilson(sum(right), sum(one["asked"] for one in sets))
+    distance, real = mean_interval(list(distances)), statistics.fmean(one["real"] for one in sets)
+    return (
+        f"{100 * share.value:.1f}% [{100 * (share.low or 0):.1f}, {100 * (share.high or 1):.1f}]",
+        f"{distance.value:.3g}" + (f" [{distance.low:.3g}, {distance.high:.3g}]" if distance.low is not None else ""),
+        f"{distance.value / real:.2f}" if real > 0 else "-",
+    )
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -82,11 +82,14 @@ class Judged:
         return "\n".join(lines)
 
 
-def halves(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of two equal halves of so many real images: one that drawn images are compared with, of whose classes they should be
-    as often, and one that stands beside them."""
-    order, half = np.random.default_rng(seed).permutation(count), count // 2
-    return order[:half], order[half : 2 * half]
+def halves(labels: Int[np.ndarray, " n"], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of two halves of real images, each class as often in one as in the other: one that drawn images are compared with, of
+    whose classes they should be, and one that stands beside them. Of a class of an odd number one image is left out."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    classes = [order[labels[order] == label] for label in np.unique(labels)]
+    parts = [(own[: len(own) // 2], own[len(own) // 2 : len(own) // 2 * 2]) for own in classes]
+    first, second = (np.concatenate(half) for half in zip(*parts, strict=True))
+    return first, second
 
 
 def judged(
@@ -102,7 +105,7 @@ def judged(
 
     Raises ValueError where they are more or fewer.
     """
-    to, other = halves(len(real), seed)
+    to, other = halves(real_label.numpy(), seed)
     if len(drawn) != len(to):
         raise ValueError(f"{len(drawn)} drawn images, and a half of the real ones are {len(to)}")
     theirs, own = seen(classifier, real), seen(classifier, drawn)

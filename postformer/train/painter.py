@@ -131,7 +131,7 @@ class Painter:
                 "a model that did not learn from images (data.kind images) draws nothing that a classifier could judge"
             )
         real = self.data.part("test")
-        to, _ = halves(len(real.labels), seed)
+        to, _ = halves(real.labels, seed)
         if len(to) < 2:
             raise UserError(f"a test part of {len(real.labels)} images is too small to judge by; 4 are needed")
         label = torch.from_numpy(real.labels[to]) if self.model.classes else None

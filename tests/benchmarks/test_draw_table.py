@@ -16,8 +16,7 @@ def test_the_table_pools_sets_and_seeds(tmp_path):
     text = render(tmp_path / "draw.jsonl").splitlines()
     assert text[0] == "**digits**"
     assert text[4].startswith(
-        "| dit, 9 steps, seeds 0, 1 | 1,000 | 0.003 | 50 euler | 1 | 90.0% [86.7, 92.6] | 5 [-7.71, 17.7] | 2 | 2.50 |"
+        "| dit, 9 steps, seeds 0, 1 | 1,000 | 0.003 | 50 euler | 1 | 90.0% [86.7, 92.6] | 5 [-7.71, 17.7] | 2.50 |"
     )
-    assert text[5].startswith(
-        "| dit, 9 steps, seed 0 | 1,000 | 0.003 | 4 euler | 1 | 50.0% [43.1, 56.9] | 8 [8, 8] | 2 | 4.00 |"
-    )
+    assert text[5].startswith("| dit, 9 steps, seed 0 | 1,000 | 0.003 | 4 euler | 1 | 50.0% [43.1, 56.9] | 8 [8, 8] | 4.00 |")
+    assert text[6] == "| the other half of the real images | | | | | 99.0% [94.6, 99.8] | 2 | 1.00 |"

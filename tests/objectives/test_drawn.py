@@ -33,15 +33,17 @@ def test_images_are_judged_beside_as_many_real_ones():
     torch.nn.init.normal_(model.head.weight)
     real = torch.randn(41, 1, 8, 8)
     named = torch.from_numpy(seen(model, real).named)
-    to, other = halves(41, seed=5)
-    assert len(to) == len(other) == len({*to, *other}) // 2 == 20
+    to, other = halves(named.numpy(), seed=5)
+    assert len(to) == len(other) == len({*to, *other}) // 2
+    counts = [np.bincount(named.numpy()[half], minlength=3).tolist() for half in (to, other)]
+    assert counts[0] == counts[1] == (np.bincount(named.numpy(), minlength=3) // 2).tolist()
     same = judged(model, real[to], named[to], real, named, seed=5)
-    assert (same.right, same.real_right, same.asked) == (20, 20, 20)
+    assert same.right == same.real_right == same.asked == len(to)
     assert same.distance == pytest.approx(0, abs=1e-6)
     assert same.real > 0
-    far = judged(model, torch.ones(20, 1, 8, 8), None, real, named, seed=5)
+    far = judged(model, torch.ones(len(to), 1, 8, 8), None, real, named, seed=5)
     assert far.right is None
     assert far.distance > far.real
     assert "taken for" not in far.listed()
-    with pytest.raises(ValueError, match="19 drawn images, and a half of the real ones are 20"):
-        judged(model, real[:19], None, real, named)
+    with pytest.raises(ValueError, match=f"3 drawn images, and a half of the real ones are {len(to)}"):
+        judged(model, real[:3], None, real, named)
