@@ -24,6 +24,8 @@ MOST = 4096
 """Frames, of all pictures or clips, that are drawn at once."""
 MOST_DRAWN = 1 << 28
 """Pixels that are."""
+RATE = 10.0
+"""Frames a second of simulated physics."""
 MOST_SCALE, LARGEST_SEED = 64, (1 << 63) - 1
 SHEET = 64
 """Frames of a video that are kept for its sheet."""
@@ -92,7 +94,9 @@ def dream_arguments(p: argparse.ArgumentParser, positive: Callable[[str], int]) 
         v.add_argument(
             "--guidance", type=float, default=1.0, metavar="G", help="above 1 follows label and text more closely (default: 1)"
         )
-        v.add_argument("--rate", type=float, default=10.0, metavar="FPS", help="frames a second of the file (default: 10)")
+        v.add_argument(
+            "--rate", type=float, metavar="FPS", help="frames a second of the file (default: as the video has, else 10)"
+        )
         v.add_argument(
             "--scale", type=_scale, default=4, metavar="N", help="file pixels along a side of each pixel (default: 4)"
         )
@@ -134,7 +138,7 @@ def dream(args: argparse.Namespace) -> int:
             print(f"{args.out}: {len(pictures)} pictures")
             return 0
         sheet = Sheet()
-        with contextlib.nullcontext() if suffix == ".png" else video_file(args.out, args.rate) as write:
+        with contextlib.nullcontext() if suffix == ".png" else video_file(args.out, _rate(args)) as write:
             for piece in pieces:
                 frames = _side_by_side(piece, args.scale)
                 sheet.add(frames)
@@ -146,6 +150,16 @@ def dream(args: argparse.Namespace) -> int:
         f"{beside}: a sheet of frames" if beside == args.out else f"{args.out}: {sheet.seen} frames; {beside}: a sheet of them"
     )
     return 0
+
+
+def _rate(args: argparse.Namespace) -> float:
+    """Frames a second: those asked for, or of the video that is gone on from."""
+    from postformer.data.video import MOST_RATE, frame_rate
+    from postformer.data.videos import FILES
+
+    source = Path(getattr(args, "from", ""))
+    own = frame_rate(source) if args.rate is None and source.suffix.lower() in FILES and source.is_file() else 0.0
+    return args.rate if args.rate is not None else own if 0 < own <= MOST_RATE else RATE
 
 
 def _pieces(args: argparse.Namespace, painter: Any, show: Callable[[str, int, int], object]) -> Iterator[Any]:

@@ -244,6 +244,15 @@ path = "in"
 """
 
 
+def test_a_video_goes_on_at_its_own_rate(runs, tmp_path):
+    with video_file(tmp_path / "in.mkv", 25.0) as write:
+        write(np.zeros((8, 16, 16, 3), np.uint8))
+    for words, rate in (([], 25), (["--rate", "5"], 5)):
+        out = str(tmp_path / "a.mkv")
+        run("dream", "extend", str(runs / "clips"), "--from", str(tmp_path / "in.mkv"), "--steps", "1", *words, "--out", out)
+        assert read_video(out)[1] == pytest.approx(rate)
+
+
 def test_pieces_before_a_clip_are_written_in_their_order():
     pieces = [torch.full((1, 3, 2, 4, 4), float(i)) for i in range(3)]
     assert [float(piece.mean()) for piece in _backwards(iter(pieces))] == [2, 1, 0]
@@ -525,8 +534,8 @@ def test_clips_are_judged_by_physics_beside_what_anyone_can_do(runs, tmp_path, c
 def test_a_classifier_judges_what_is_drawn_beside_real_images(runs, tmp_path, capsys):
     run("evaluate", str(runs / "pictures"), "--judge", str(runs / "see"))
     lines = capsys.readouterr().out.splitlines()
-    assert re.match(r"drawn images taken for what they should be: [0-9.]+% \(95% interval .*, [0-9]+ of 6\)", lines[0])
-    assert re.match(r"Frechet distance to 6 real images: drawn [0-9.e+]+, as many other real ones [0-9.e+]+", lines[2])
+    assert re.match(r"drawn images taken for what they should be: [0-9.]+% \(95% interval .*, [0-9]+ of 5\)", lines[0])
+    assert re.match(r"Frechet distance to 5 real images: drawn [0-9.e+]+, as many other real ones [0-9.e+]+", lines[2])
     assert "names no images; choose a run of vit" in refused(
         capsys, "evaluate", str(runs / "pictures"), "--judge", str(runs / "clips")
     )
