@@ -18,7 +18,14 @@ READINGS: dict[str, Any] = {"needles": Needles, "babilong": Babilong, "diary": D
 """Texts with a question at their end."""
 ASKED: dict[str, Any] = {**TASKS, **READINGS}
 """Kinds of `Run.data` whose batches have targets, which the objective `answers` takes."""
-DATA: dict[str, Any] = {"text": Text, **ASKED, "series": Series, "images": Images, "physics": Physics, "videos": Videos}
+DATA: dict[str, Any] = {
+    "text": Text,
+    **ASKED,
+    "series": Series,
+    "images": Images,
+    "physics": Physics,
+    "videos": Videos,
+}
 """Kinds of `Run.data`."""
 
 __all__ = [

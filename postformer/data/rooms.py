@@ -1,0 +1,181 @@
+"""Two rooms with a door between them, and a dot that is pushed about: where it goes, what is seen, and walks through it as data.
+
+The world of PLDM (Sobal et al. 2025, arXiv 2502.14819) and EB-JEPA (Terver et al. 2026, arXiv 2602.03604), with the latter's sizes:
+pictures of 65 x 65 pixels in two channels, the dot (a bell of 1.3 pixels) and the walls; an outer wall 4 pixels from the edge, one
+between the rooms that is 3 pixels wide, and a door of 9. There a dot that meets a wall is thrown back by noise; here it stops exactly
+before it.
+
+n worlds, t steps.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from postformer.data.task import SPLITS
+
+SIDE, BORDER = 65, 4
+"""Pixels of a picture, and of its margin: the dot's centre stays between BORDER and SIDE - 1 - BORDER."""
+HALF, DOOR = 1, 4
+"""From the middle of the wall to its sides, and from that of the door to its ends."""
+BELL, AWAY = 1.3, 0.3
+"""Standard deviation of the dot, and how far from a wall it stops."""
+FIXED = (32.0, 18.0)
+"""Where the wall and the door are where they do not move."""
+WALLS, DOORS = (20, 44), (10, 54)
+"""The least and the greatest place of those that do, in whole pixels."""
+LONGEST = 2.45
+"""Pixels that the dot can be pushed in a step, along each axis."""
+STEP, TURN = (1.0, 0.4, 0.2, 1.8), 0.2
+"""Of the steps of walks in the data mean, deviation, least and greatest length, and how much the next one turns, in radians."""
+
+Layout = Float[np.ndarray, "n 2"]
+"""Where the wall is (x) and where the middle of its door (y)."""
+Places = Float[np.ndarray, "n 2"]
+
+
+def moved(place: Places, push: Places, layout: Layout) -> Places:
+    """Where dots are after a push: at its end, or AWAY from the wall that they meet first on their way."""
+    low, high = BORDER + AWAY, SIDE - 1 - BORDER - AWAY
+    way = np.where(push == 0, 1e-12, push)
+    share = np.minimum(1.0, ((np.where(way > 0, high, low) - place) / way).min(1))
+    length = np.hypot(*push.T).clip(1e-12)
+    for rows in ((-np.inf, layout[:, 1] - DOOR), (layout[:, 1] + DOOR, np.inf)):
+        edges = np.stack(np.broadcast_arrays(layout[:, 0] - HALF, layout[:, 0] + HALF, *rows), 1)
+        with np.errstate(invalid="ignore"):
+            met = (edges.reshape(-1, 2, 2) - place[:, :, None]) / way[:, :, None]
+        first, last = met.min(2).max(1), met.max(2).min(1)
+        hits = (first <= last) & (first >= 0) & (first - AWAY / length < share)
+        share = np.where(hits, np.maximum(first - AWAY / length, 0.0), share)
+    return place + share.clip(0)[:, None] * push
+
+
+def free(place: Places, layout: Layout) -> np.ndarray:
+    """Whether dots are in a room or in the door, and in no wall: bool [n]."""
+    inside = ((place > BORDER) & (place < SIDE - 1 - BORDER)).all(1)
+    beside = np.abs(place[:, 0] - layout[:, 0]) > HALF
+    return inside & (beside | (np.abs(place[:, 1] - layout[:, 1]) < DOOR))
+
+
+def dots(place: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n h w"]:
+    """Pictures of dots, from 0 to 1."""
+    line = np.arange(SIDE, dtype=np.float32)
+    bells = np.exp(-((line - place[..., None].astype(np.float32)) ** 2) / np.float32(2 * BELL**2))
+    return bells[..., 1, :, None] * bells[..., 0, None, :]
+
+
+def walls(layout: Layout) -> Float[np.ndarray, "n h w"]:
+    """Pictures of walls, 0 and 1."""
+    line = np.arange(SIDE)
+    across = np.abs(line - layout[:, :1]) <= HALF
+    shut = np.abs(line - layout[:, 1:]) > DOOR
+    out = (across[:, None, :] & shut[:, :, None]).astype(np.float32)
+    for edge in (BORDER, SIDE - 1 - BORDER):
+        out[:, edge, :] = out[:, :, edge] = 1.0
+    return out
+
+
+def layouts(rng: np.random.Generator, count: int, *, fixed: bool) -> Layout:
+    """Rooms, all alike or each drawn."""
+    if fixed:
+        return np.tile(np.array(FIXED), (count, 1))
+    return np.stack([rng.integers(low, high + 1, count) for low, high in (WALLS, DOORS)], 1).astype(float)
+
+
+def anywhere(rng: np.random.Generator, layout: Layout) -> Places:
+    """A free place in each world, two bells from the walls where there is room for that."""
+    low, high = BORDER + 2 * BELL, SIDE - 1 - BORDER - 2 * BELL
+    place = rng.uniform(low, high, layout.shape)
+    while not (good := free(place, layout)).all():
+        place = np.where(good[:, None], place, rng.uniform(low, high, layout.shape))
+    return place
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rooms:
+    """A run's data: walks of `steps` pushes through two rooms, drawn as a function of (seed, split, number). Of all walks the share
+    `through` passes the door. `fixed` keeps wall and door where they are."""
+
+    steps: int = 16
+    fixed: bool = True
+    through: float = 0.35
+    tokens: None = dataclasses.field(default=None, init=False, repr=False)
+    """There is no tokenizer."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 <= self.through <= 1:
+            raise ValueError(f"steps={self.steps} must be at least 1 and through={self.through} from 0 to 1")
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What a model is told of the data."""
+        return {"channels": 2, "size": (SIDE, SIDE), "actions": 2}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a saved run keeps of the data: its keywords are all."""
+        return {}
+
+    def batches(self, batch: int, seed: int, split: str = "train") -> "RoomsBatches":
+        """Batches of `batch` walks. Raises ValueError for another split."""
+        if split not in SPLITS:
+            raise ValueError(f"split: unknown {split!r}; choose from {', '.join(SPLITS)}")
+        return RoomsBatches(self, batch, seed, split)
+
+
+@dataclasses.dataclass(frozen=True)
+class RoomsBatches:
+    """There is no state to save: `batch(step)` depends on the seed, the split and the step alone, and no walk comes twice."""
+
+    rooms: Rooms
+    size: int
+    seed: int
+    split: str
+
+    def batch(self, step: int) -> dict[str, Any]:
+        """`{"observations": float32 [b, steps + 1, 2, 65, 65] from 0 to 1, "actions": float32 [b, steps, 2] in pixels, "states": float32
+        [b, steps + 1, 2], "rows": names for errors}`."""
+        numbers = range(step * self.size, (step + 1) * self.size)
+        rngs = [np.random.default_rng([self.seed, SPLITS.index(self.split), i]) for i in numbers]
+        layout = np.concatenate([layouts(rng, 1, fixed=self.rooms.fixed) for rng in rngs])
+        walks = [self._walk(rng, own[None]) for rng, own in zip(rngs, layout, strict=True)]
+        start, pushes = (np.stack(part) for part in zip(*walks, strict=True))
+        states = [start]
+        for t in range(self.rooms.steps):
+            states.append(moved(states[-1], pushes[:, t], layout))
+        places = np.stack(states, 1)
+        seen = dots(places)
+        observed = np.stack([seen, np.broadcast_to(walls(layout)[:, None], seen.shape)], 2)
+        return {
+            "observations": torch.from_numpy(observed),
+            "actions": _tensor(pushes),
+            "states": _tensor(places),
+            "rows": [f"rooms {self.split} {i}" for i in numbers],
+        }
+
+    def _walk(self, rng: np.random.Generator, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+        """Where a walk begins [2], and its pushes [steps, 2]; one that is to pass the door lies so that it would."""
+        steps = self.rooms.steps
+        turns = rng.normal(0, TURN, steps).cumsum()
+        mean, deviation, least, most = STEP
+        length = rng.normal(mean, deviation, steps).clip(least, most)
+        start = anywhere(rng, layout)[0]
+        heading, at = rng.uniform(0, 2 * np.pi), int(rng.integers(steps))
+        side, door = rng.choice([0.0, np.pi]), rng.uniform(1 - DOOR, DOOR - 1)
+        through = rng.random() < self.rooms.through
+        if through:
+            heading = side + rng.uniform(-0.5, 0.5) - turns[at]
+        angle = heading + turns
+        pushes = length[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+        if through:
+            begin = layout[0] + [0.0, door] - pushes[:at].sum(0) - pushes[at] / 2
+            start = begin if free(begin[None], layout)[0] else start
+        return start, pushes
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))
