@@ -8,6 +8,7 @@ from postformer.data.embedded import corpus_from, default_corpus
 from postformer.data.images import Images
 from postformer.data.needles import Needles
 from postformer.data.physics import Physics
+from postformer.data.rooms import Rooms
 from postformer.data.series import Series
 from postformer.data.sources import DataError, Document, Source
 from postformer.data.tasks import TASKS
@@ -25,6 +26,7 @@ DATA: dict[str, Any] = {
     "images": Images,
     "physics": Physics,
     "videos": Videos,
+    "rooms": Rooms,
 }
 """Kinds of `Run.data`."""
 
@@ -42,6 +44,7 @@ __all__ = [
     "Manifest",
     "Needles",
     "Physics",
+    "Rooms",
     "Series",
     "Source",
     "Text",

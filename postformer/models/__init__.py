@@ -8,6 +8,7 @@ from postformer.models.forecast import DLinear, Forecaster
 from postformer.models.language import LanguageModel
 from postformer.models.unet import UNet
 from postformer.models.vision import ViT
+from postformer.models.world import World
 
 FORECASTERS: dict[str, Any] = {"forecast": Forecaster, "dlinear": DLinear}
 """Models of series, which the objective `forecast` takes."""
@@ -15,4 +16,6 @@ CLASSIFIERS: dict[str, Any] = {"vit": ViT, "convnet": ConvNet}
 """Models of images, which the objective `classify` takes."""
 DENOISERS: dict[str, Any] = {"dit": DiT, "unet": UNet}
 """Models that draw images and videos, which the objective `denoise` takes."""
-MODELS: dict[str, Any] = {"language": LanguageModel, **FORECASTERS, **CLASSIFIERS, **DENOISERS}
+WORLDS: dict[str, Any] = {"world": World}
+"""Models of what actions lead to, which the objective `latent` takes."""
+MODELS: dict[str, Any] = {"language": LanguageModel, **FORECASTERS, **CLASSIFIERS, **DENOISERS, **WORLDS}

@@ -6,6 +6,7 @@ from postformer.objectives.answers import Answers
 from postformer.objectives.classify import Classify
 from postformer.objectives.denoise import Denoise
 from postformer.objectives.forecast import Forecast
+from postformer.objectives.latent import Latent
 from postformer.objectives.next_token import NextToken
 
 OBJECTIVES: dict[str, Any] = {
@@ -14,4 +15,5 @@ OBJECTIVES: dict[str, Any] = {
     "forecast": Forecast,
     "classify": Classify,
     "denoise": Denoise,
+    "latent": Latent,
 }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from postformer.config import ConfigError, Run, build, complete, plain, read
 from postformer.data import ASKED, DATA, READINGS
 from postformer.data.reading import Reading
-from postformer.models import CLASSIFIERS, DENOISERS, FORECASTERS, MODELS
+from postformer.models import CLASSIFIERS, DENOISERS, FORECASTERS, MODELS, WORLDS
 from postformer.models.expert_store import ExpertMemory
 from postformer.models.hub import ModelError, fetch, load_model, save_model
 from postformer.objectives import OBJECTIVES
@@ -28,6 +28,7 @@ KINDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "images": ({**CLASSIFIERS, **DENOISERS}, ("classify", "denoise")),
     "physics": (DENOISERS, ("denoise",)),
     "videos": (DENOISERS, ("denoise",)),
+    "rooms": (WORLDS, ("latent",)),
 }
 """The models and objectives that go with a kind of data; every other kind is text."""
 TEXT: tuple[dict[str, Any], tuple[str, ...]] = ({"language": MODELS["language"]}, ("next_token", "answers"))
@@ -84,7 +85,7 @@ def _check_clips(data: Any, model: Any, objective: Any) -> None:
 
 def _sizes_to_try(run: Run) -> dict[str, Any]:
     """What a model will be told of its data, or what stands for it before images are read."""
-    if run.data["kind"] in ("series", "physics", "videos"):
+    if run.data["kind"] in ("series", "physics", "videos", "rooms"):
         return _known(run, build(run.data, DATA, "data").sizes)
     if run.data["kind"] == "images":
         side = run.data.get("size") or run.model.get("patch")

@@ -1,0 +1,144 @@
+"""A model of a world: what is seen as an embedding, and from an embedding and an action the next one.
+
+The parts of a joint-embedding predictive architecture with actions (LeCun 2022; EB-JEPA: Terver et al. 2026, arXiv 2602.03604;
+LeWorldModel: Maes et al. 2026, arXiv 2603.19312). The predictor is causal over steps and may be any mixer: with one that has a state of
+fixed size an imagined step costs the same however much was seen before.
+
+b worlds, t steps, c channels, h rows and w columns of pixels, d numbers of an embedding, k of an action.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from postformer.config import Spec
+from postformer.ffn import FFNS
+from postformer.mixers import MIXERS
+from postformer.models.backbone import Backbone, Cost, State, complete_pattern
+from postformer.ops.layers import Linear
+
+
+class Stem(nn.Module):
+    """Convolutions of 3 x 3, each of which halves the picture, group norms, and a linear layer over what is left."""
+
+    def __init__(self, channels: int, size: tuple[int, int], widths: tuple[int, ...], dim: int):
+        super().__init__()
+        inputs = (channels, *widths)
+        self.convolutions = nn.ModuleList(
+            [nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(inputs, widths, strict=False)]
+        )
+        self.norms = nn.ModuleList([nn.GroupNorm(1, width) for width in widths])
+        rows, columns = size
+        self.sizes: list[tuple[int, int]] = []
+        for _ in widths:
+            rows, columns = (rows + 1) // 2, (columns + 1) // 2
+            self.sizes.append((rows, columns))
+        self.out = Linear(widths[-1] * rows * columns, dim)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        """Embeddings of pictures."""
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = F.silu(norm(convolution(x)))
+        return self.out(x.flatten(1))
+
+    def flops(self) -> int:
+        """Floating-point operations of a picture."""
+        each = (
+            2 * convolution.weight.numel() * rows * columns  # type: ignore[union-attr]
+            for convolution, (rows, columns) in zip(self.convolutions, self.sizes, strict=True)
+        )
+        return sum(each) + 2 * self.out.weight.numel()
+
+
+class World(nn.Module):
+    """`encode` embeds pictures of `channels` and `size` in `dim` numbers, `predict` tells of embeddings and the `actions` numbers of what
+    is done the next embeddings. `width` is that of the predictor."""
+
+    tokens: None = None
+    compute_dtype: torch.dtype | None = None
+
+    def __init__(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        actions: int,
+        *,
+        dim: int = 128,
+        widths: tuple[int, ...] = (16, 32, 64, 64),
+        width: int = 256,
+        depth: int = 2,
+        mixers: tuple[Spec, ...] = ({"kind": "gated_delta", "heads": 4},),
+        ffns: tuple[Spec, ...] = ({"kind": "mlp"},),
+        norm_eps: float = 1e-5,
+    ):
+        super().__init__()
+        if min(channels, actions, dim, width, *size, *widths) < 1 or not widths:
+            raise ValueError(
+                f"channels={channels}, actions={actions}, dim={dim}, width={width}, size={size} and widths={widths} must be at least 1"
+            )
+        self.config: Spec = {
+            "kind": "world",
+            "channels": channels,
+            "size": list(size),
+            "actions": actions,
+            "dim": dim,
+            "widths": list(widths),
+            "width": width,
+            "depth": depth,
+            "mixers": complete_pattern(mixers, MIXERS, "model.mixers"),
+            "ffns": complete_pattern(ffns, FFNS, "model.ffns"),
+            "norm_eps": norm_eps,
+        }
+        self.channels, self.size, self.actions, self.dim = channels, size, actions, dim
+        self.stem = Stem(channels, size, widths, dim)
+        self.embed, self.act = Linear(dim, width), Linear(actions, width)
+        self.backbone = Backbone(width, depth, mixers, ffns, norm_eps)
+        self.head = Linear(width, dim)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def encode(self, seen: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b d"]:
+        """Embeddings of pictures. Raises ValueError for pictures of another size."""
+        if (*seen.shape[-3:],) != (self.channels, *self.size):
+            raise ValueError(f"pictures of {tuple(seen.shape[-3:])}; the model takes {(self.channels, *self.size)}")
+        return self.stem(seen.reshape(-1, *seen.shape[-3:])).reshape(*seen.shape[:-3], self.dim)
+
+    def init_state(self, batch: int) -> State:
+        """Nothing done yet."""
+        return self.backbone.init_state(batch)
+
+    def predict(
+        self, z: Float[Tensor, "b t d"], actions: Float[Tensor, "b t k"], state: State | None = None
+    ) -> tuple[Float[Tensor, "b t d"], State | None]:
+        """Of each step's embedding and action the next embedding, and the state after them, if one was given. A step knows those before
+        it. Raises ValueError for actions of other numbers."""
+        if actions.shape[-1] != self.actions or actions.shape[:2] != z.shape[:2]:
+            raise ValueError(f"actions: {tuple(actions.shape)}; expected {(*z.shape[:2], self.actions)}")
+        x, state = self.backbone(self.embed(z) + self.act(actions), state)
+        return z + self.head(x), state
+
+    def imagine(
+        self, z: Float[Tensor, "b d"], actions: Float[Tensor, "b t k"], state: State | None = None
+    ) -> tuple[Float[Tensor, "b t d"], State]:
+        """The embeddings after each of some actions, none of which was seen: each is predicted from the one before; and the state then."""
+        state = self.init_state(len(z)) if state is None else state
+        out = []
+        for t in range(actions.shape[1]):
+            step, state = self.predict(z[:, None], actions[:, t : t + 1], state)
+            assert state is not None
+            z = step[:, 0]
+            out.append(z)
+        return torch.stack(out, 1), state
+
+    def cost(self, length: int) -> Cost:
+        """Cost formulas of a row of `length` steps, each of which is seen; a decoded step is an imagined one."""
+        parameters = sum(p.numel() for p in self.parameters())
+        ends = 2 * sum(m.weight.numel() for m in (self.embed, self.act, self.head))
+        return Cost(
+            parameters=parameters,
+            active_parameters=parameters - self.backbone.idle_parameters(),
+            prefill_flops=self.backbone.flops(length) / length + ends + self.stem.flops(),
+            decode_flops=float(self.backbone.flops(1, length) + ends),
+            state_bytes=self.backbone.state_bytes(length, self.head.weight.element_size()),
+        )

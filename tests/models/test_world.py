@@ -1,0 +1,83 @@
+"""A model of a world: pieces of any length are one walk, imagined steps are predictions of predictions, and costs are counted."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from postformer.config import build
+from postformer.models import MODELS
+from postformer.models.world import World
+
+MIXERS = {
+    "attention": {"kind": "attention", "heads": 2},
+    "gated_delta": {"kind": "gated_delta", "heads": 2},
+    "mamba": {"kind": "mamba"},
+    "mamba2": {"kind": "mamba2", "head_dim": 8},
+}
+
+
+def world(mixer="gated_delta", **words):
+    torch.manual_seed(0)
+    model = World(2, (17, 13), 3, **{"dim": 8, "widths": (4, 6), "width": 16, "depth": 2, "mixers": (MIXERS[mixer],), **words})
+    for p in (model.head.weight, model.head.bias):
+        torch.nn.init.normal_(p, std=0.3)
+    return model.double().eval()
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("pieces", [(5,), (1, 4), (2, 1, 2), (1, 1, 1, 1, 1)])
+def test_a_walk_in_pieces_is_the_walk(mixer, pieces):
+    model = world(mixer)
+    z, actions = torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 5, 3, dtype=torch.float64)
+    whole, none = model.predict(z, actions)
+    assert none is None
+    state, out = model.init_state(2), []
+    for part, act in zip(z.split(pieces, 1), actions.split(pieces, 1), strict=True):
+        made, state = model.predict(part, act, state)
+        out.append(made)
+    assert (torch.cat(out, 1) - whole).abs().max() < 1e-10
+    changed = z.clone()
+    changed[:, 3:] += 1
+    assert torch.equal(model.predict(changed, actions)[0][:, :3], whole[:, :3])
+
+
+def test_imagined_steps_are_predictions_of_predictions():
+    model = world()
+    z, actions = torch.randn(2, 8, dtype=torch.float64), torch.randn(2, 4, 3, dtype=torch.float64)
+    made, state = model.imagine(z, actions)
+    seen = torch.cat([z[:, None], made[:, :-1]], 1)
+    assert (model.predict(seen, actions)[0] - made).abs().max() < 1e-10
+    first, after = model.imagine(z, actions[:, :2])
+    rest, last = model.imagine(first[:, -1], actions[:, 2:], after)
+    assert (torch.cat([first, rest], 1) - made).abs().max() < 1e-10
+    for a, b in zip(state, last, strict=True):
+        assert all(torch.allclose(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_pictures_are_embedded_each_by_itself():
+    model = world()
+    seen = torch.rand(2, 3, 2, 17, 13, dtype=torch.float64)
+    z = model.encode(seen)
+    assert z.shape == (2, 3, 8)
+    assert torch.allclose(model.encode(seen[1, 2]), z[1, 2])
+    with pytest.raises(ValueError, match=r"pictures of \(2, 13, 17\); the model takes \(2, 17, 13\)"):
+        model.encode(seen.mT)
+    with pytest.raises(ValueError, match=r"actions: \(2, 3, 2\); expected \(2, 3, 3\)"):
+        model.predict(z, torch.zeros(2, 3, 2, dtype=torch.float64))
+
+
+def test_a_stem_s_operations_are_counted():
+    model = world()
+    with FlopCounterMode(display=False) as counter:
+        model.encode(torch.rand(3, 2, 17, 13, dtype=torch.float64))
+    assert counter.get_total_flops() == 3 * model.stem.flops()
+    cost = model.cost(16)
+    assert cost.parameters == sum(p.numel() for p in model.parameters())
+    assert cost.decode_flops < cost.prefill_flops
+
+
+def test_a_config_makes_the_same_model():
+    model = world("mamba2", depth=1)
+    again = build(model.config, MODELS, "model")
+    assert again.config == model.config
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
