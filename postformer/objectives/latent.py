@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from postformer.models.routing import after_step
 from postformer.ops.isotropy import correlated, directions, effective_rank, sigreg, too_narrow
 from postformer.ops.layers import Linear
 
@@ -61,10 +62,15 @@ class Latent(nn.Module):
             raise ValueError(f"ahead={ahead}: walks have {actions.shape[1]} steps")
         z = self.model.encode(batch["observations"])
         parts = self._parts(z, actions, ahead)
-        loss = sum((self.weights | {"inverse": self.inverse})[name] * value for name, value in parts.items())
+        weights = self.weights | {"inverse": self.inverse}
+        loss = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
         rank = torch.tensor(effective_rank(z.detach().flatten(0, 1)[: 4 * z.shape[-1]]))
         told = {name: value.detach() for name, value in parts.items()}
         return {"loss": loss, **told, "rank": rank, "tokens": torch.tensor(z.shape[0] * z.shape[1])}
+
+    def after_step(self, step: int) -> None:
+        """Mixtures of experts are corrected."""
+        after_step(self.model)
 
     def _parts(self, z: Tensor, actions: Tensor, ahead: int) -> dict[str, Tensor]:
         """What has a weight."""
