@@ -35,10 +35,12 @@ def evaluate_images(args: argparse.Namespace) -> int:
             raise UserError(
                 f"--images {args.images}: {args.checkpoint} does not say what it learned from; give a file or a folder"
             )
-        images = build(own, DATA, "data").part(args.images)
+        data = build(own, DATA, "data")
+        _ = data.identity  # refuses other images than those that it learned from
+        images = data.part(args.images)
     else:
         size = tuple(model.config["size"])
-        images = Images(path=args.images, size=size).all
+        images = _by_name(Images(path=args.images, size=size).all, own, args)
         if len(images.classes) != model.config["classes"] or images.pixels.shape[1] != model.config["channels"]:
             raise DataError(
                 f"--images {args.images}: {len(images.classes)} classes of {images.pixels.shape[1]} channels, and the model knows "
@@ -48,6 +50,29 @@ def evaluate_images(args: argparse.Namespace) -> int:
         found = recognised(model, images, lambda done: show("images", done, len(images.labels)))
     print(found.listed())
     return 0
+
+
+def _by_name(images: Any, own: Any, args: argparse.Namespace) -> Any:
+    """The images with the numbers that the model's classes have, where its own images are there to tell their names. Raises DataError for
+    a class that it does not know."""
+    import dataclasses
+
+    import numpy as np
+
+    from postformer.config import build
+    from postformer.data import DATA, DataError
+
+    try:
+        data = build(own, DATA, "data") if own is not None else None
+        known = data.classes if data is not None and data.identity else None
+    except DataError:
+        known = None
+    if known is None or images.classes == known:
+        return images
+    if unknown := [name for name in images.classes if name not in known]:
+        raise DataError(f"--images {args.images}: the model knows no class {unknown[0]!r}; it knows {', '.join(known)}")
+    numbers = np.array([known.index(name) for name in images.classes])
+    return dataclasses.replace(images, labels=numbers[images.labels], classes=known)
 
 
 def evaluate_drawn(args: argparse.Namespace) -> int:
@@ -65,7 +90,7 @@ def evaluate_drawn(args: argparse.Namespace) -> int:
         )
     if not isinstance(images, Images):
         raise UserError(f"--judge: {args.checkpoint} did not learn from images (data.kind images)")
-    real = images.part("test")
+    real = painter.learned_from().part("test")
     sizes = {"channels": real.pixels.shape[1], "classes": len(real.classes), "size": list(real.pixels.shape[2:])}
     if differ := [
         f"{name} {sizes[name]}, not {_listed(classifier.config[name])}"

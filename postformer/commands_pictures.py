@@ -26,6 +26,8 @@ MOST_DRAWN = 1 << 28
 """Pixels that are."""
 RATE = 10.0
 """Frames a second of simulated physics."""
+MOST_LARGER = 64
+"""Times as many pixels as those of what a model learned from: attention compares all patches with all."""
 MOST_SCALE, LARGEST_SEED = 64, (1 << 63) - 1
 SHEET = 64
 """Frames of a video that are kept for its sheet."""
@@ -49,7 +51,8 @@ def dream_arguments(p: argparse.ArgumentParser, positive: Callable[[str], int]) 
                 "--from",
                 required=True,
                 metavar="CLIP",
-                help="a video, a picture, or SPLIT:NUMBER of what it learned from, such as test:0",
+                help="a video, a picture, or SPLIT:NUMBER of what it learned from, such as test:0"
+                + ("; the first frame of a video counts" if name == "animate" else ""),
             )
         if name == "connect":
             v.add_argument("--to", required=True, metavar="CLIP", help="what comes after")
@@ -67,7 +70,7 @@ def dream_arguments(p: argparse.ArgumentParser, positive: Callable[[str], int]) 
             v.add_argument("--backward", action="store_true", help="before the clip")
             v.add_argument(
                 "--steady",
-                type=float,
+                type=_strength,
                 metavar="T",
                 help="a model that is causal over frames reads what it drew as clean as of this time, above 0 to 1, which keeps small "
                 "errors from growing (default: 1)",
@@ -82,7 +85,7 @@ def dream_arguments(p: argparse.ArgumentParser, positive: Callable[[str], int]) 
         if name == "edit":
             v.add_argument(
                 "--strength",
-                type=float,
+                type=_strength,
                 default=0.5,
                 metavar="S",
                 help="above 0, which keeps all, to 1, which keeps nothing (default: 0.5)",
@@ -92,10 +95,14 @@ def dream_arguments(p: argparse.ArgumentParser, positive: Callable[[str], int]) 
         v.add_argument("--steps", type=positive, default=50, metavar="N", help="of denoising (default: 50)")
         v.add_argument("--method", choices=("euler", "heun", "multistep", "ancestral"), default="euler")
         v.add_argument(
-            "--guidance", type=float, default=1.0, metavar="G", help="above 1 follows label and text more closely (default: 1)"
+            "--guidance",
+            type=_guidance,
+            default=1.0,
+            metavar="G",
+            help="above 1 follows label and text more closely (default: 1)",
         )
         v.add_argument(
-            "--rate", type=float, metavar="FPS", help="frames a second of the file (default: as the video has, else 10)"
+            "--rate", type=_frame_rate, metavar="FPS", help="frames a second of the file (default: as the video has, else 10)"
         )
         v.add_argument(
             "--scale", type=_scale, default=4, metavar="N", help="file pixels along a side of each pixel (default: 4)"
@@ -116,6 +123,29 @@ def _seed(text: str) -> int:
     return int(text)
 
 
+def _number(text: str, low: float, high: float, *, least: bool) -> float:
+    """From `low`, itself only where it is the `least` allowed, to `high`."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = float("nan")
+    if not (low <= found if least else low < found) or not found <= high:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number {'from' if least else 'above'} {low:g} to {high:g}")
+    return found
+
+
+def _strength(text: str) -> float:
+    return _number(text, 0.0, 1.0, least=False)
+
+
+def _guidance(text: str) -> float:
+    return _number(text, 0.0, 1000.0, least=True)
+
+
+def _frame_rate(text: str) -> float:
+    return _number(text, 0.0, 240.0, least=False)
+
+
 def _scale(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= MOST_SCALE:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to {MOST_SCALE}")
@@ -129,6 +159,7 @@ def dream(args: argparse.Namespace) -> int:
     suffix = args.out.suffix
     if suffix not in KINDS and suffix != ".png":
         raise UserError(f"--out {args.out}: unknown kind of file '{suffix}'; choose from {', '.join(KINDS)}, .png")
+    _check_out(args)
     painter = Painter.of(args.checkpoint, seed=args.seed)
     with progress_bars() as show:
         pieces = _pieces(args, painter, show)
@@ -152,6 +183,18 @@ def dream(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_out(args: argparse.Namespace) -> None:
+    """Before anything is drawn. Raises UserError for a file that cannot be written, or that is what is gone on from."""
+    if args.out.is_dir():
+        raise UserError(f"--out {args.out}: is a folder; name a file in it")
+    if above := next((folder for folder in args.out.parents if folder.exists() and not folder.is_dir()), None):
+        raise UserError(f"--out {args.out}: {above} is a file, not a folder")
+    written = {args.out.resolve(), args.out.with_suffix(".sheet.png").resolve()}
+    for option in ("from", "to"):
+        if Path(name := getattr(args, option, "")).resolve() in written:
+            raise UserError(f"--out {args.out}: would be written over --{option} {name}; name another file")
+
+
 def _rate(args: argparse.Namespace) -> float:
     """Frames a second: those asked for, or of the video that is gone on from."""
     from postformer.data.video import MOST_RATE, frame_rate
@@ -172,6 +215,9 @@ def _pieces(args: argparse.Namespace, painter: Any, show: Callable[[str, int, in
             if (asked := args.count * (args.frames or painter.frames)) > MOST:
                 raise UserError(f"--count, --frames: {asked:,} frames; at most {MOST:,} are drawn at once, extend draws more")
             rows, columns = args.size or painter.size
+            if rows * columns > MOST_LARGER * painter.size[0] * painter.size[1]:
+                most = f"{MOST_LARGER} times as many pixels as the {painter.size[0]}x{painter.size[1]} that it learned from"
+                raise UserError(f"--size {rows}x{columns}: at most {most} are drawn")
             if (pixels := asked * rows * columns) > MOST_DRAWN:
                 raise UserError(f"--count, --frames, --size: {pixels:,} pixels; at most {MOST_DRAWN:,} are drawn at once")
             _say_doubt(args, painter)
@@ -179,8 +225,11 @@ def _pieces(args: argparse.Namespace, painter: Any, show: Callable[[str, int, in
         else:
             if args.verb in ("connect", "loop") and (args.frames or 0) > MOST:
                 raise UserError(f"--frames: {args.frames:,}; at most {MOST:,} are drawn at once")
-            before = args.verb in ("connect", "loop", "extend") and not getattr(args, "backward", False)
-            clip = painter.clip(getattr(args, "from"), "--from", still=args.verb == "animate", before=before)
+            if painter.frames == 1 and args.verb != "edit":
+                raise UserError(
+                    f"dream {args.verb}: {args.checkpoint}: it learned from single pictures; choose a run of videos"
+                )
+            clip = painter.clip(getattr(args, "from"), "--from")
             _say_doubt(args, painter)
             yield from _from_clip(args, painter, clip, how, {"generator": painter.generator, **words})
     except ValueError as e:
@@ -189,36 +238,59 @@ def _pieces(args: argparse.Namespace, painter: Any, show: Callable[[str, int, in
 
 def _say_doubt(args: argparse.Namespace, painter: Any) -> None:
     if doubt := painter.doubt(args.verb, backward=getattr(args, "backward", False)):
-        print(f"postformer: dream {args.verb}: {args.checkpoint}: {doubt}", file=sys.stderr)
+        _warn(f"dream {args.verb}: {args.checkpoint}: {doubt}")
 
 
 def _from_clip(args: argparse.Namespace, painter: Any, clip: Any, how: Any, words: dict[str, Any]) -> Iterator[Any]:
     """What a verb makes of a clip, which is among it, in the order of frames."""
-    from postformer.models.dreaming import edited, joined, looped
+    from postformer.models.dreaming import joined
 
     context = painter.context(getattr(args, "context", None))
     if args.verb == "edit":
-        yield edited(painter.model, clip[:, :, : painter.frames], args.strength, how, **words)
-    elif args.verb == "loop":
-        yield looped(painter.model, clip, painter.new_frames(args.frames, 2 * context), how, context=context, **words)
-    elif args.verb == "connect":
-        other = painter.clip(args.to, "--to", before=False)
-        before, after = clip[:, :, -context:], other[:, :, :context]
-        yield clip
-        yield joined(
-            painter.model, before, after, painter.new_frames(args.frames, before.shape[2] + after.shape[2]), how, **words
+        yield from _edited(args, painter, clip, how, words)
+    elif args.verb in ("connect", "loop"):
+        other = painter.clip(args.to, "--to") if args.verb == "connect" else clip
+        before, after = (
+            painter.patched(clip, before=True)[:, :, -context:],
+            painter.patched(other, before=False)[:, :, :context],
         )
-        yield other
+        new = painter.new_frames(args.frames, before.shape[2] + after.shape[2])
+        yield clip
+        yield joined(painter.model, before, after, new, how, **words)
+        if args.verb == "connect":
+            yield other
     elif args.verb == "animate":
-        yield clip
-        yield from painter.go_on(clip, painter.new_frames(args.frames, painter.part), how, painter.part, **words)
-    elif args.backward:
-        made = painter.go_on(clip, args.frames or painter.frames, how, context, backward=True, steady=args.steady, **words)
-        yield from _backwards(made)
-        yield clip
+        still = clip[:, :, :1].expand(-1, -1, painter.part, -1, -1)
+        yield still
+        yield from painter.go_on(still, painter.new_frames(args.frames, painter.part), how, painter.part, **words)
     else:
+        known = painter.patched(clip, before=not args.backward)
+        made = painter.go_on(
+            known, args.frames or painter.frames, how, context, backward=args.backward, steady=args.steady, **words
+        )
+        if args.backward:
+            yield from _backwards(made)
         yield clip
-        yield from painter.go_on(clip, args.frames or painter.frames, how, context, steady=args.steady, **words)
+        if not args.backward:
+            yield from made
+
+
+def _edited(args: argparse.Namespace, painter: Any, clip: Any, how: Any, words: dict[str, Any]) -> Iterator[Any]:
+    """All frames of a clip drawn anew, a window of them at a time; the last one ends with the clip."""
+    from postformer.models.dreaming import edited
+
+    count, window = clip.shape[2], painter.frames
+    if count > window:
+        _warn(f"dream edit: its {count} frames are drawn anew {window} at a time, each window for itself")
+    for begin in range(0, count, window):
+        first = max(min(begin, count - window), 0)
+        piece = painter.padded(clip[:, :, first : begin + window])
+        made = edited(painter.model, piece, args.strength, how, **words)
+        yield made[:, :, begin - first : min(window, count - first)]
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)
 
 
 def _backwards(pieces: Iterator[Any]) -> Iterator[Any]:

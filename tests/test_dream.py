@@ -9,7 +9,7 @@ import torch
 from postformer import cli
 from postformer.commands_pictures import _backwards
 from postformer.data.images import read_picture
-from postformer.data.video import read_video, video_file
+from postformer.data.video import read_video, video_file, write_picture
 from postformer.train.painter import Painter
 
 pytest.importorskip("av")
@@ -163,7 +163,7 @@ def test_a_causal_model_may_read_a_little_less_clean(runs, tmp_path, capsys):
     assert len(read_video(tmp_path / "a.mkv")[0]) == 16
     words = ("dream", "extend", "--from", "test:0", "--out", str(tmp_path / "c.mkv"))
     assert "--steady: goes with a model that is causal" in refused(capsys, *words, str(runs / "clips"), "--steady", "0.9")
-    assert "steady=2.0 must be above 0" in refused(capsys, *words, str(runs / "causal"), "--steady", "2")
+    assert "--steady: '2' is not a number above 0 to 1" in refused(capsys, *words, str(runs / "causal"), "--steady", "2")
     assert not (tmp_path / "c.mkv").exists()
 
 
@@ -294,9 +294,80 @@ def test_a_clip_keeps_the_frames_next_to_what_is_drawn(runs, tmp_path):
         write(frames)
     painter = Painter.of(runs / "clips")
     for before, kept in ((True, range(1, 9)), (False, range(8))):
-        found = painter.clip(str(tmp_path / "a.mkv"), "--from", before=before)
+        found = painter.patched(painter.clip(str(tmp_path / "a.mkv"), "--from"), before=before)
         shown = ((found[0].mean((0, 2, 3)) + 1) * 127.5).tolist()
         assert shown == pytest.approx([10 * i for i in kept], abs=1)
+
+
+@pytest.mark.parametrize(
+    ("verb", "more", "kept"),
+    [("extend", ["--frames", "2"], 0), ("extend", ["--frames", "2", "--backward"], 6), ("loop", ["--frames", "2"], 0)],
+)
+def test_no_known_frame_is_left_out(runs, tmp_path, verb, more, kept):
+    """Nine frames of a model that draws two at once: all nine are in what is written, and an edit has nine."""
+    frames = np.zeros((9, 16, 16, 3), np.uint8)
+    frames[:] = 10 * np.arange(9)[:, None, None, None]
+    with video_file(tmp_path / "a.mkv", 10.0) as write:
+        write(frames)
+    out = ["--from", str(tmp_path / "a.mkv"), "--steps", "1", "--scale", "1", "--out", str(tmp_path / "b.mkv")]
+    run("dream", verb, str(runs / "clips"), *more, *out)
+    found, _ = read_video(tmp_path / "b.mkv")
+    assert np.abs(found[kept : kept + 9].astype(int) - frames).max() <= 1
+
+
+def test_a_long_clip_is_edited_to_its_end(runs, tmp_path, capsys):
+    frames = np.zeros((19, 16, 16, 3), np.uint8)
+    frames[:] = 10 * np.arange(19)[:, None, None, None]
+    with video_file(tmp_path / "a.mkv", 10.0) as write:
+        write(frames)
+    out = ["--from", str(tmp_path / "a.mkv"), "--steps", "1", "--scale", "1", "--out", str(tmp_path / "b.mkv")]
+    run("dream", "edit", str(runs / "clips"), *out)
+    assert len(read_video(tmp_path / "b.mkv")[0]) == 19
+    assert "warning: dream edit: its 19 frames are drawn anew 8 at a time" in capsys.readouterr().err
+
+
+def test_what_is_gone_on_from_is_not_written_over(runs, tmp_path, capsys):
+    with video_file(tmp_path / "a.mkv", 10.0) as write:
+        write(np.zeros((8, 16, 16, 3), np.uint8))
+    (tmp_path / "folder.mkv").mkdir()
+    before = (tmp_path / "a.mkv").read_bytes()
+    words = ("dream", "extend", str(runs / "clips"), "--from", str(tmp_path / "a.mkv"), "--steps", "1", "--out")
+    assert "would be written over --from" in refused(capsys, *words, str(tmp_path / "a.mkv"))
+    assert "is a folder; name a file in it" in refused(capsys, *words, str(tmp_path / "folder.mkv"))
+    assert "is a file, not a folder" in refused(capsys, *words, str(tmp_path / "a.mkv" / "b.mkv"))
+    assert (tmp_path / "a.mkv").read_bytes() == before
+
+
+def test_data_that_changed_is_not_taken_for_what_was_learned(runs, tmp_path, capsys):
+    """A folder of classes in which one more appears: names and numbers would no longer be those of the model."""
+    rng = np.random.default_rng(0)
+    for name in ("b", "c"):
+        for i in range(20):
+            write_picture(tmp_path / "in" / name / f"{i}.png", rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    small = [*SMALL, f"data.path={tmp_path / 'in'}", "model.dim=24", "model.depth=1"]
+    run("train", "see-vit", *small, "--out", str(tmp_path / "see"))
+    run("train", "draw-dit", *small, 'model.mixers=[{kind="spacetime",heads=2}]', "--out", str(tmp_path / "draw"))
+    renamed = tmp_path / "other"
+    for name in ("c", "b"):
+        (renamed / name).mkdir(parents=True)
+        for i in range(3):
+            write_picture(renamed / name / f"{i}.png", rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    capsys.readouterr()
+    run("evaluate", str(tmp_path / "see"), "--images", str(renamed))
+    assert "of 6" in capsys.readouterr().out.splitlines()[0]
+    (renamed / "c").rename(renamed / "d")
+    assert "the model knows no class 'd'; it knows b, c" in refused(
+        capsys, "evaluate", str(tmp_path / "see"), "--images", str(renamed)
+    )
+    write_picture(tmp_path / "in" / "a" / "0.png", np.zeros((8, 8, 3), np.uint8))
+    out = ["--steps", "1", "--count", "1", "--out", str(tmp_path / "a.png")]
+    for words in (
+        ["evaluate", str(tmp_path / "see"), "--images", "test"],
+        ["evaluate", str(tmp_path / "draw"), "--judge", str(tmp_path / "see")],
+        ["dream", "draw", str(tmp_path / "draw"), "--label", "c", *out],
+    ):
+        assert "other images than the run names" in refused(capsys, *words)
+    run("dream", "draw", str(tmp_path / "draw"), "--label", "1", *out)
 
 
 def test_files_of_one_s_own_go_on(runs, tmp_path):
@@ -408,7 +479,10 @@ MISTAKES = [
         ["extend", "clips", "--out", "a.mp4", "--from", "test:0", "--context", "8"],
         "context=8 must be above 0 and below window=8",
     ),
-    (["edit", "clips", "--out", "a.mp4", "--from", "test:0", "--strength", "2"], "strength=2.0 must be above 0 and at most 1"),
+    (
+        ["edit", "clips", "--out", "a.mp4", "--from", "test:0", "--strength", "2"],
+        "--strength: '2' is not a number above 0 to 1",
+    ),
     (["draw", "nothing", "--out", "a.mp4"], "no such folder"),
     (["draw", "clips", "--out", "a.mp4", "--size", "0x16"], "'0x16' is not a size such as 32x48"),
     (
@@ -418,7 +492,7 @@ MISTAKES = [
     (["draw", "clips", "--out", "a.mp4", "--frames", "99999999"], "at most 4,096 are drawn at once, extend draws more"),
     (
         ["draw", "clips", "--out", "a.mp4", "--size", "9984x9984"],
-        "12,759,072,768 pixels; at most 268,435,456 are drawn at once",
+        "--size 9984x9984: at most 64 times as many pixels as the 16x16 that it learned from",
     ),
     (
         ["connect", "clips", "--out", "a.mp4", "--from", "test:0", "--to", "test:1", "--frames", "5000"],
@@ -426,10 +500,13 @@ MISTAKES = [
     ),
     (["draw", "clips", "--out", "a.mp4", "--seed", "99999999999999999999"], "is not a whole number from 0 to"),
     (["draw", "clips", "--out", "a.mp4", "--scale", "1000"], "'1000' is not a whole number from 1 to 64"),
-    (["draw", "pictures", "--out", "a.png", "--guidance", "nan"], "guidance=nan a number of at least 0"),
-    (["draw", "clips", "--out", "a.mp4", "--rate", "0"], "0.0 frames a second; expected above 0, at most 240"),
-    (["edit", "clips", "--out", "a.mp4", "--from", "test:0", "--strength", "nan"], "strength=nan must be above 0"),
-    (["extend", "pictures", "--out", "a.mp4", "--from", "test:0"], "context=1 must be above 0 and below window=1"),
+    (["draw", "pictures", "--out", "a.png", "--guidance", "nan"], "--guidance: 'nan' is not a number from 0 to 1000"),
+    (["draw", "clips", "--out", "a.mp4", "--rate", "0"], "--rate: '0' is not a number above 0 to 240"),
+    (
+        ["edit", "clips", "--out", "a.mp4", "--from", "test:0", "--strength", "nan"],
+        "--strength: 'nan' is not a number above 0 to 1",
+    ),
+    (["extend", "pictures", "--out", "a.mp4", "--from", "test:0"], "it learned from single pictures; choose a run of videos"),
     (["sing", "clips", "--out", "a.mp4"], "invalid choice: 'sing'"),
 ]
 
@@ -451,7 +528,7 @@ def test_a_classifier_is_evaluated_on_its_own_images_and_on_others(runs, tmp_pat
     run("evaluate", str(runs / "see"), "--images", str(tmp_path / "b.npz"))
     assert re.search(r"all +33.3% .*3 of 9", capsys.readouterr().out)
     np.savez(tmp_path / "c.npz", images=np.zeros((4, 8, 8, 3), np.uint8), labels=np.arange(4) % 2)
-    assert "2 classes of 3 channels, and the model knows 3 of 1" in refused(
+    assert "3 classes of 3 channels, and the model knows 3 of 1" in refused(
         capsys, "evaluate", str(runs / "see"), "--images", str(tmp_path / "c.npz")
     )
     assert "names no images; choose a run of vit" in refused(capsys, "evaluate", str(runs / "clips"), "--images", "test")

@@ -42,7 +42,7 @@ class Labelled:
 
     def values(self, numbers: Any = slice(None)) -> Float[Tensor, "n c h w"]:
         """These images, or all, from -1 to 1."""
-        return torch.from_numpy(self.pixels[numbers]).float() / 127.5 - 1
+        return torch.tensor(self.pixels[numbers]).float() / 127.5 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,11 @@ class Images:
     def classes(self) -> list[str]:
         """The names of the classes."""
         return self.all.classes
+
+    @property
+    def remarks(self) -> list[str]:
+        """What may not be as it was meant, in lines."""
+        return [f"data.path: {self.path}: all images are of one class"] if len(set(self.all.labels.tolist())) == 1 else []
 
     @property
     def clip_size(self) -> tuple[int, int, int]:
@@ -203,9 +208,9 @@ def _idx(path: Path, axes: int) -> np.ndarray:
         zero, kind, found = struct.unpack(">HBB", data[:4])
         shape = struct.unpack(f">{axes}I", data[4 : 4 + 4 * axes])
     except (struct.error, EOFError, zlib.error, gzip.BadGzipFile) as e:
-        raise DataError(f"{path}: not an IDX file: {e}") from e
+        raise DataError(f"{path}: not an IDX file: {e}; give one, an .npz file, or a folder of classes") from e
     if (zero, kind, found) != (0, 8, axes):
-        raise DataError(f"{path}: not an IDX file of bytes with {axes} axes")
+        raise DataError(f"{path}: not an IDX file of bytes with {axes} axes; give one, an .npz file, or a folder of classes")
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * axes)
     if len(values) != np.prod(shape, dtype=np.int64):
         raise DataError(f"{path}: it is cut short: {len(values):,} bytes, where its head says {shape}")

@@ -21,6 +21,10 @@ LOSSY = {"crf": "17", "preset": "medium"}
 """Of x264: what remains of an error is a few of 255 steps."""
 
 
+Size = tuple[int, int] | Callable[[int, int], tuple[int, int]]
+"""Rows and columns, or what tells from those of a picture the ones that it is brought to."""
+
+
 def _av() -> Any:
     try:
         import av
@@ -69,15 +73,15 @@ def frame_rate(path: str | Path) -> float:
         return float(stream.average_rate or 0)
 
 
-def read_video(path: str | Path, *, frames: int = MOST_FRAMES, size: tuple[int, int] | None = None) -> tuple[np.ndarray, float]:
-    """uint8 [f, h, w, 3] of the first `frames` frames, at `size` (rows, columns) if it is given, and frames a second.
+def read_video(path: str | Path, *, frames: int = MOST_FRAMES, size: Size | None = None) -> tuple[np.ndarray, float]:
+    """uint8 [f, h, w, 3] of the first `frames` frames, at `size` (rows, columns) if it is given or told of them, and frames a second.
 
     Raises DataError as `decoded` does, and where all together have more than MOST_READ pixels.
     """
     if not 1 <= frames <= MOST_FRAMES:
         raise DataError(f"{path}: frames={frames} must be 1 to {MOST_FRAMES:,}")
     found: list[np.ndarray] = []
-    for frame in itertools.islice(decoded(path, None if size is None else lambda rows, columns: size), frames):
+    for frame in itertools.islice(decoded(path, (lambda rows, columns: size) if isinstance(size, tuple) else size), frames):
         if (len(found) + 1) * frame.shape[0] * frame.shape[1] > MOST_READ:
             raise DataError(f"{path}: {len(found) + 1} frames have more than the {MOST_READ:,} pixels that are read")
         found.append(frame)

@@ -41,9 +41,9 @@ class Videos:
     file's shape, at about as many pixels as `size` has and no more, and what is shorter stays so: clips of one batch are of several
     sizes, each a multiple of `unit` = (frames, rows, columns), and a picture is a clip of one unit.
 
-    With `text` above 0 a model is told the caption of each, NAME.txt beside NAME.mp4, of at most so many bytes, and no class. Of at
-    least FEW files 20% are for tests and 5%, or one, for validation, whatever the seed; of fewer the last 20% of each one's frames, and
-    the 5% before those.
+    A picture or a video of one frame stands still. With `text` above 0 a model is told the caption of each, NAME.txt beside NAME.mp4, of
+    at most so many bytes, and no class. Of at least FEW files 20% are for tests and 5%, or one, for validation, whatever the seed; of
+    fewer the last 20% of each one's frames, and the 5% before those.
     """
 
     path: str
@@ -78,7 +78,9 @@ class Videos:
         found = [root] if root.is_file() else sorted(root.rglob("*"))
         found = [file for file in found if file.suffix.lower() in (*FILES, *PICTURES) and file.is_file()]
         if not found:
-            raise DataError(f"data.path: {self.path}: holds no file that ends with one of {', '.join((*FILES, *PICTURES))}")
+            raise DataError(
+                f"data.path: {self.path}: holds no file that ends with one of {', '.join(dict.fromkeys((*FILES, *PICTURES)))}"
+            )
         return found
 
     @functools.cached_property
@@ -107,9 +109,9 @@ class Videos:
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """What a saved run keeps of the data: the digest of its files' names and sizes. Raises DataError for others than the run names."""
+        """What a saved run keeps of the data: the digest of its files' names. Raises DataError for others than the run names."""
         root = Path(self.path)
-        listed = "\n".join(f"{'' if file == root else file.relative_to(root)} {file.stat().st_size}" for file in self.files)
+        listed = "\n".join("" if file == root else str(file.relative_to(root)) for file in self.files)
         digest = hashlib.sha256(listed.encode()).hexdigest()
         if self.sha256 not in (None, digest):
             raise DataError(f"data.path: {self.path}: other files than the run names (data.sha256={self.sha256})")
@@ -129,7 +131,39 @@ class Videos:
         """Batches of `batch` clips. Raises ValueError for another split."""
         if split not in SPLITS:
             raise ValueError(f"split: unknown {split!r}; choose from {', '.join(SPLITS)}")
+        self._check_captions()
         return VideoBatches(self, batch, seed, split)
+
+    @functools.cached_property
+    def _captions(self) -> list[str]:
+        return [beside(file) for file in self.files]
+
+    def _check_captions(self) -> None:
+        """Before anything is learned. Raises DataError for one that is too long, and where there are none."""
+        if not self.text:
+            return
+        if not any(self._captions):
+            raise DataError(f"data.text: no file has a caption beside it, such as {self.files[0].with_suffix('.txt')}")
+        for file, caption in zip(self.files, self._captions, strict=True):
+            if (size := len(caption.encode())) > self.text:
+                raise DataError(
+                    f"{file.with_suffix('.txt')}: a caption of {size} bytes, and data.text is {self.text}; make it larger"
+                )
+
+    @property
+    def remarks(self) -> list[str]:
+        """What may not be as it was meant, in lines."""
+        root, name = Path(self.path), f"data.path: {self.path}"
+        inside = [file for file in self.files if file.parent != root] if root.is_dir() else []
+        lines = []
+        if self.text and (without := [file.name for file in self.files if not beside(file)]):
+            lines.append(f"{name}: {len(without)} of {len(self.files)} files have no caption, such as {without[0]}")
+        if not self.text and inside and len(inside) < len(self.files):
+            loose = next(file.name for file in self.files if file.parent == root)
+            lines.append(f"{name}: {loose} lies in no folder of it, so folders are not told as classes")
+        if len(self.classes) == 1:
+            lines.append(f"{name}: all files are of one class, {self.classes[0]}")
+        return lines
 
     @functools.cached_property
     def _read(self) -> dict[int, np.ndarray]:
@@ -145,7 +179,7 @@ class Videos:
     def clip(self, number: int, split: str, draw: float) -> Tensor:
         """float32 [3, f, h, w] of a file's part that is of a split; `draw`, from 0 to 1, says where it begins. Raises DataError."""
         found, file = self.pictures(number), self.files[number]
-        if file.suffix.lower() in PICTURES:
+        if len(found) == 1:
             count = self.unit[0] if self.shape == "own" else self.frames
             found = found.repeat(count, 0)
         elif len(self.files) < FEW:
@@ -157,19 +191,16 @@ class Videos:
             frames = min(frames, len(found) // self.unit[0] * self.unit[0])
         if not 0 < frames <= len(found):
             raise DataError(
-                f"{file}: {len(found)} frames for {split}, and a clip has {self.frames}; take fewer (data.frames), or each "
-                "(data.every=1), or leave it out"
+                f"{file}: it has {len(found)} frames for {split}, where a clip has {self.frames}: set data.frames lower, data.every to 1, "
+                "or move it away"
             )
         first = min(int(draw * (len(found) - frames + 1)), len(found) - frames)
         return torch.from_numpy(from_pixels(found[first : first + frames]))
 
     def told(self, numbers: list[int]) -> dict[str, Tensor]:
-        """The captions or classes of files. Raises DataError for a caption that is too long."""
+        """The captions or classes of files."""
         if self.text:
-            try:
-                return {"text": torch.stack([encoded(beside(self.files[i]), self.text) for i in numbers])}
-            except ValueError as e:
-                raise DataError(f"data.text: {e}") from e
+            return {"text": torch.stack([encoded(self._captions[i], self.text) for i in numbers])}
         if self.classes:
             root = Path(self.path)
             return {"label": torch.tensor([self.classes.index(self.files[i].relative_to(root).parts[0]) for i in numbers])}
@@ -229,12 +260,12 @@ def _decoded(file: Path, videos: Videos, room: int) -> np.ndarray:
 
 
 def _frames(file: Path, videos: Videos) -> Iterator[np.ndarray]:
-    for i, frame in enumerate(decoded(file, lambda rows, columns: _scaled((rows, columns), videos))):
+    for i, frame in enumerate(decoded(file, lambda rows, columns: scaled((rows, columns), videos))):
         if i % videos.every == 0:
             yield _cropped(frame, videos)
 
 
-def _scaled(found: tuple[int, int], videos: Videos) -> tuple[int, int]:
+def scaled(found: tuple[int, int], videos: Videos) -> tuple[int, int]:
     """The rows and columns to which a frame is brought: those that cover a clip's, or of its own shape the unit's nearest multiples."""
     if videos.shape == "crop":
         by = max(want / has for want, has in zip(videos.size, found, strict=True))
@@ -255,5 +286,5 @@ def _cropped(frame: np.ndarray, videos: Videos) -> np.ndarray:
 def _fitted(picture: np.ndarray, videos: Videos) -> np.ndarray:
     from PIL import Image
 
-    rows, columns = _scaled((picture.shape[0], picture.shape[1]), videos)
+    rows, columns = scaled((picture.shape[0], picture.shape[1]), videos)
     return _cropped(np.asarray(Image.fromarray(picture).resize((columns, rows), Image.Resampling.BOX)), videos)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from postformer.config import MOST_THREADS, ConfigError, Run
+from postformer.data.sources import DataError
 from postformer.train import checkpoint
 from postformer.train.checkpoint import Environment, Record, Warn
 from postformer.train.log import JsonLog, Log, Progress, Row, finite
@@ -96,7 +97,7 @@ def train(
         for log in (JsonLog(out / "log.jsonl", trainer.record.step), *logs):
             trainer.logs.append(stack.enter_context(closing(log)))
         while trainer.record.step < run.train.steps:
-            progress = trainer.step()
+            progress = trainer.step_or_save()
             if on_step:
                 on_step(progress)
             stopping = bool(stop)
@@ -133,7 +134,18 @@ class _Trainer:
         if self.checkpoint:
             self.record = checkpoint.restore(self.checkpoint, self.run, self.objective, self.optimizer, self.warn)
             checkpoint.set_aside(self.out, self.record.step)
-        self.restored, self.began = self.record, time.perf_counter()
+        self.restored, self.began, self.saved = self.record, time.perf_counter(), self.record.step
+
+    def step_or_save(self) -> Progress:
+        """As `step`; where data cannot be read, what was learned is saved first."""
+        try:
+            return self.step()
+        except DataError as e:
+            if self.record.step == 0:
+                raise
+            if self.saved != self.record.step:
+                self.save()
+            raise DataError(f"{e}; step {self.record.step} is saved, and the same command goes on from there") from e
 
     def step(self) -> Progress:
         """One optimizer step over `accumulate` forward passes."""
@@ -191,11 +203,18 @@ class _Trainer:
             self.record = replace(self.record, valid=row)
             self._log(row)
         if stopping or last or (config.save_every and step % config.save_every == 0):
-            if not (self.out / "lock").exists():
-                raise TrainingError(f"{self.out}: was removed at or before step {step}, so nothing is saved; train again")
-            for log in self.logs:
-                log.sync()
-            self.checkpoint = checkpoint.save(self.out, self.run, self.record, self.objective, self.optimizer, self.save_model)
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint. Raises TrainingError where the directory is gone."""
+        if not (self.out / "lock").exists():
+            raise TrainingError(
+                f"{self.out}: was removed at or before step {self.record.step}, so nothing is saved; train again"
+            )
+        for log in self.logs:
+            log.sync()
+        self.checkpoint = checkpoint.save(self.out, self.run, self.record, self.objective, self.optimizer, self.save_model)
+        self.saved = self.record.step
 
     def summary(self, stopped: bool) -> Summary:
         """How the session ended."""

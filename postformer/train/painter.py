@@ -15,6 +15,7 @@ from postformer.data.captions import encoded
 from postformer.data.images import Images, opaque, read_picture
 from postformer.data.sources import DataError
 from postformer.data.video import from_pixels, read_video
+from postformer.data.videos import scaled
 from postformer.models import DENOISERS
 from postformer.models.dreaming import ahead, filled, rolled, together
 from postformer.models.sampling import Sampling, sample
@@ -79,6 +80,11 @@ class Painter:
             return f"it was taught with {count} known frames"
         return None
 
+    def learned_from(self) -> Any:
+        """The data of its run. Raises DataError where it is no longer what the model learned from."""
+        _ = self.data.identity
+        return self.data
+
     def told(self, label: str | None, text: str | None, count: int) -> dict[str, Tensor]:
         """What the model is told beside clips: of classes every one in turn where none is named, of texts nothing. Raises UserError."""
         return {**self._label(label, count), **self._text(text, count)}
@@ -91,11 +97,12 @@ class Painter:
             return {}
         if label is None:
             return {"label": torch.arange(count) % classes}
-        names: list[str] = self.data.classes
-        number = names.index(label) if label in names else int(label) if re.fullmatch("[0-9]{1,6}", label) else classes
-        if number >= classes:
+        if label.isdecimal() and int(label) < classes:
+            return {"label": torch.full((count,), int(label))}
+        names: list[str] = self.learned_from().classes
+        if label not in names:
             raise UserError(f"--label {label}: choose from {', '.join(names)}")
-        return {"label": torch.full((count,), number)}
+        return {"label": torch.full((count,), names.index(label))}
 
     def _text(self, text: str | None, count: int) -> dict[str, Tensor]:
         if not getattr(self.model, "vocab", 0):
@@ -130,7 +137,7 @@ class Painter:
             raise UserError(
                 "a model that did not learn from images (data.kind images) draws nothing that a classifier could judge"
             )
-        real = self.data.part("test")
+        real = self.learned_from().part("test")
         to, _ = halves(real.labels, seed)
         if len(to) < 2:
             raise UserError(f"a test part of {len(real.labels)} images is too small to judge by; 4 are needed")
@@ -147,29 +154,39 @@ class Painter:
         """How this model is sampled: by what it was taught to predict, on its path."""
         return Sampling(path=self.objective["path"], predict=self.objective["predict"], **words)
 
-    def clip(self, name: str, option: str, *, still: bool = False, before: bool = True) -> Tensor:
-        """[1, c, f, h, w] from a video, a picture, or SPLIT:NUMBER of what the model learned from; of a still its first frame.
-
-        Where frames do not fill whole patches those at the far end from what is drawn are left out, and too few are filled up there:
-        the first ones of a clip that goes `before` what is drawn, else the last. Raises UserError.
-        """
+    def clip(self, name: str, option: str) -> Tensor:
+        """[1, c, f, h, w] from a video, a picture, or SPLIT:NUMBER of what the model learned from. Raises UserError."""
         if match := re.fullmatch(r"([a-z]+):([0-9]{1,9})", name):
-            found = self._learned(match[1], int(match[2]), option)
-        elif Path(name).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
-            found = self._picture(Path(name))
-        else:
-            frames, _ = read_video(name, size=self.size)
-            found = torch.from_numpy(from_pixels(frames, self.model.channels))[None]
-        part = together(self.model)
-        if still:
-            return found[:, :, :1].expand(-1, -1, part, -1, -1)
-        found = filled(found, part, before=before)
-        over = found.shape[2] % part
-        return found[:, :, over:] if before else found[:, :, : found.shape[2] - over]
+            return self._learned(match[1], int(match[2]), option)
+        if Path(name).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
+            return self._picture(Path(name))
+        frames, _ = read_video(name, size=self.fitting)
+        return torch.from_numpy(from_pixels(frames, self.model.channels))[None]
+
+    def fitting(self, rows: int, columns: int) -> tuple[int, int]:
+        """To what size a picture of so many rows and columns is brought: that of what the model learned from, or, where each had its own
+        shape, one of this shape."""
+        if getattr(self.data, "shape", None) == "own":
+            return scaled((rows, columns), self.data)
+        return self.size
+
+    def patched(self, clip: Tensor, *, before: bool) -> Tensor:
+        """A clip of whole patches: where frames do not fill them, those at the far end from what is drawn are left out, and too few are
+        filled up there: the first ones of a clip that goes `before` what is drawn, else the last."""
+        clip = filled(clip, self.part, before=before)
+        over = clip.shape[2] % self.part
+        return clip[:, :, over:] if before else clip[:, :, : clip.shape[2] - over]
+
+    def padded(self, clip: Tensor) -> Tensor:
+        """A clip of whole patches that ends with more of its last frame."""
+        return filled(clip, -(-clip.shape[2] // self.part) * self.part, before=False)
 
     def _learned(self, split: str, number: int, option: str) -> Tensor:
         try:
-            batch = self.data.batches(1, seed=0, split=split).batch(number)
+            data = self.learned_from()
+            if split in getattr(data, "numbers", {}) and number >= (count := len(data.numbers[split])):
+                raise UserError(f"{option} {split}:{number}: {split} has {count}, from 0 to {count - 1}")
+            batch = data.batches(1, seed=0, split=split).batch(number)
         except (ValueError, DataError) as e:
             raise UserError(f"{option} {split}:{number}: {e}") from e
         if "images" in batch:
@@ -181,7 +198,8 @@ class Painter:
         pixels = opaque(read_picture(path)[None])[0]
         from PIL import Image
 
-        fitted = np.asarray(Image.fromarray(pixels).resize((self.size[1], self.size[0])))
+        rows, columns = self.fitting(pixels.shape[0], pixels.shape[1])
+        fitted = np.asarray(Image.fromarray(pixels).resize((columns, rows)))
         return torch.from_numpy(from_pixels(fitted[None], self.model.channels))[None]
 
     def go_on(

@@ -141,6 +141,8 @@ def train_run(
     check(run)
     run, objective, data = prepare(run)
     model = objective.model
+    for line in getattr(data, "remarks", ()):
+        warn(line)
     if run.begin is not None and checkpoint.latest(out, lambda line: None) is None:
         for line in begin_with(objective, _weights(run.begin), run.begin):
             warn(line)
@@ -193,6 +195,9 @@ def model_folder(path: str | Path, *, warn: Callable[[str], None] = to_stderr) -
         return folder
     if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/")):
         raise ModelError(f"{path}: no such folder; name a run, a checkpoint, a model folder, or a hub's owner/name")
+    if Path(str(path).split("/")[0]).is_dir():
+        there = sorted(child.name for child in folder.parent.iterdir() if child.is_dir()) if folder.parent.is_dir() else []
+        raise ModelError(f"{path}: no such folder; in {folder.parent} there are {', '.join(there[:8]) or 'none'}")
     return fetch(str(path))
 
 

@@ -1,9 +1,12 @@
 """Folders of videos and pictures as clips: of one size or of their own, told by class or by caption, whole through every mistake."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
+from postformer import cli
 from postformer.config import ConfigError, build
 from postformer.data import DATA
 from postformer.data.captions import VOCAB, encoded
@@ -81,7 +84,7 @@ def test_captions_are_told_instead_of_classes(folder):
     assert "label" not in batch
     for row, text in zip(batch["rows"], batch["text"], strict=True):
         assert torch.equal(text, encoded(f"number {int(row[:2])}", 16))
-    with pytest.raises(DataError, match=r"data\.text: a text of 8 bytes, where the model was taught at most 4: 'number"):
+    with pytest.raises(DataError, match=r"00\.txt: a caption of 8 bytes, and data\.text is 4; make it larger"):
         Videos(path=str(folder), frames=4, size=(8, 8), text=4).batches(12, 0).batch(0)
 
 
@@ -92,7 +95,7 @@ def test_of_own_shapes_each_clip_keeps_its_own(tmp_path):
     videos = Videos(path=str(tmp_path), frames=4, size=(32, 32), shape="own", unit=(2, 8, 8))
     batch = videos.batches(4, 0, "test").batch
     shapes = {}
-    with pytest.raises(DataError, match=r"short.mkv: 1 frames for test, and a clip has 4; take fewer"):
+    with pytest.raises(DataError, match=r"short.mkv: it has 1 frames for test, where a clip has 4: set data.frames lower"):
         batch(0)
     (tmp_path / "short.mkv").unlink()
     for name in ("wide", "tall", "still"):
@@ -160,5 +163,59 @@ def test_a_caption_that_is_no_text_is_told(tmp_path):
     with pytest.raises(DataError, match=r"a\.txt: it is not UTF-8"):
         Videos(path=str(tmp_path), frames=2, size=(8, 8), text=8).batches(1, 0).batch(0)
     (tmp_path / "a.txt").unlink()
-    text = Videos(path=str(tmp_path), frames=2, size=(8, 8), text=8).batches(1, 0).batch(0)["text"]
-    assert bool((text == VOCAB).all())
+    with pytest.raises(DataError, match=r"data\.text: no file has a caption beside it, such as .*a\.txt"):
+        Videos(path=str(tmp_path), frames=2, size=(8, 8), text=8).batches(1, 0)
+    write_video(tmp_path / "b.mkv", frames(24, 8, 8))
+    (tmp_path / "b.txt").write_text("b")
+    videos = Videos(path=str(tmp_path), frames=2, size=(8, 8), text=8)
+    text = {row[0]: said for row, said in zip(*(videos.batches(2, 0).batch(0)[k] for k in ("rows", "text")), strict=True)}
+    assert bool((text["a"] == VOCAB).all())
+    assert text["b"].tolist() == [98, *[VOCAB] * 7]
+    assert videos.remarks == [f"data.path: {tmp_path}: 1 of 2 files have no caption, such as a.mkv"]
+
+
+def test_what_may_not_be_meant_is_remarked(folder, tmp_path):
+    assert Videos(path=str(folder)).remarks == []
+    assert "all files are of one class, in" in Videos(path=str(_copied(folder / "fly", tmp_path / "one" / "in"))).remarks[0]
+    _copied(folder / "fly", tmp_path / "two" / "in")
+    write_video(tmp_path / "two" / "loose.mkv", frames(4, 8, 8))
+    assert "loose.mkv lies in no folder of it" in Videos(path=str(tmp_path / "two")).remarks[0]
+    write_video(tmp_path / "c.mkv", frames(1, 8, 8))
+    assert Videos(path=str(tmp_path / "c.mkv"), size=(8, 8)).batches(1, 0).batch(0)["clips"].shape[2] == 16
+
+
+def test_a_file_that_breaks_ends_a_run_with_what_it_learned(tmp_path, capsys):
+    """And with the file mended the same command goes on."""
+    for i in range(12):
+        write_video(tmp_path / "in" / f"{i:02d}.mkv", frames(4, 16, 16))
+    words = ["train", "dream-dit", f'data={{kind="videos",path="{tmp_path / "in"}",size=[16,16],frames=4}}', "train.steps=4"]
+    words += [
+        "train.batch=3",
+        "model.dim=24",
+        "model.depth=1",
+        "objective.known=0.0",
+        "optim.warmup=1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    whole = Videos(path=str(tmp_path / "in"), size=(16, 16), frames=4).batches(3, 0)
+    seen = {step: {row.split()[0] for row in whole.batch(step)["rows"]} for step in range(2)}
+    broken = tmp_path / "in" / min(seen[1] - seen[0])
+    kept = broken.read_bytes()
+    broken.write_bytes(b"none")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{broken.name}: not a video that can be read" in error
+    assert "step 1 is saved, and the same command goes on from there" in error
+    broken.write_bytes(kept)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 0
+    assert "step 4 of 4" in capsys.readouterr().out
+
+
+def _copied(source, to):
+    shutil.copytree(source, to)
+    return to.parent
