@@ -8,7 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from postformer import __version__, commands, commands_cost, commands_experts, commands_memory, commands_pictures
+from postformer import (
+    __version__,
+    arguments_pictures,
+    commands,
+    commands_cost,
+    commands_experts,
+    commands_memory,
+    commands_pictures,
+)
 from postformer.config import MOST_THREADS, UserError
 
 
@@ -258,7 +266,7 @@ def _ask_arguments(p: Parser) -> None:
 
 
 def _dream_arguments(p: Parser) -> None:
-    commands_pictures.dream_arguments(p, positive)
+    arguments_pictures.dream_arguments(p, positive)
 
 
 def _corpus_arguments(p: Parser) -> None:

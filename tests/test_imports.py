@@ -30,6 +30,7 @@ LAYERS = {
     "commands_experts": 12,
     "commands_cost": 12,
     "commands_judged": 11,
+    "arguments_pictures": 10,
     "commands_pictures": 11,
     "cli": 13,
     "__main__": 14,

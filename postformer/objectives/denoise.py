@@ -17,11 +17,26 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from postformer.models.routing import after_step, routed
-from postformer.ops.diffusion import FINEST, LEAST, Kind, Path, Scales, data_of, noise_of, noised, scales, target, weight_of
+from postformer.ops.diffusion import (
+    FINEST,
+    LEAST,
+    Kind,
+    Path,
+    Scales,
+    data_of,
+    noise_of,
+    noised,
+    scales,
+    stride_told,
+    target,
+    weight_of,
+)
 from postformer.ops.layers import checked_word
 
 Times = Literal["logit-normal", "uniform"]
 Ends = Literal["first", "last", "both", "any"]
+TAUGHT = 8
+"""Steps of a teacher in one step of its student."""
 WARMING = 10
 """The average follows the model closely in the first steps: after n of them it keeps at most (1 + n) / (10 + n)."""
 
@@ -34,7 +49,9 @@ class Denoise(nn.Module):
     `label_dropout` of the labels (and texts) are not told, which guidance needs. Of clips of several frames a share `known` has some
     whole frames without noise, at one of its `ends` (the first, the last, both, or any): `known_frames` of them, fewer than a clip has, or
     any number where that is 0. A share `apart` has a time of its own for each frame. A share `shortcut` teaches a model with strides that
-    one long step is two of half its length. `average` above 0 keeps a slow average of the weights, by which samples are drawn.
+    one long step is two of half its length; with `few` above 0 a step of a path of so many is instead where a teacher, the model with the
+    weights that a run begins with, comes to in TAUGHT steps (distillation as of Salimans & Ho 2022, arXiv 2202.00512, section 3, in one
+    stage). `average` above 0 keeps a slow average of the weights, by which samples are drawn.
     """
 
     def __init__(
@@ -54,6 +71,7 @@ class Denoise(nn.Module):
         known_frames: int = 0,
         apart: float = 0.0,
         shortcut: float = 0.0,
+        few: int = 0,
         average: float = 0.999,
     ):
         super().__init__()
@@ -96,6 +114,11 @@ class Denoise(nn.Module):
         self.times, self.mean, self.spread, self.floor = times, mean, spread, floor
         if shortcut and (path != "linear" or not average or getattr(model, "stride", None) is None):
             raise ValueError(f"shortcut={shortcut} goes with path='linear', an average, and a model with strides=true")
+        if few and (not shortcut or stride_told(few) == 0):
+            choices = ", ".join(str(2**n) for n in range(FINEST))
+            raise ValueError(f"few={few} must be one of {choices}, and goes with shortcut above 0")
+        self.few = few
+        self.teacher = copy.deepcopy(model).requires_grad_(False) if few else None
         self.label_dropout, self.known, self.apart, self.decay = label_dropout, known, apart, average
         self.ends: tuple[Ends, ...] = tuple(ends)
         self.shortcut, self.known_frames = shortcut, known_frames
@@ -162,6 +185,8 @@ class Denoise(nn.Module):
         assert self.average is not None
         model: Any = self.average
         n = max(round(self.shortcut * len(x)), 1)
+        if self.teacher is not None:
+            return self._taught(n, (x, noise, z, times, goal), words)
         count = 2 ** torch.randint(1, FINEST + 1, (n,), device=x.device)  # steps of d that a whole path has
         d = 1.0 / count
         t = (torch.rand(n, device=x.device) * (count // 2)).floor() * 2 * d
@@ -177,12 +202,37 @@ class Denoise(nn.Module):
         first = noised(x[:n], noise[:n], here)
         v = velocity(first, t)
         both = (v + velocity(first + d.view(-1, 1, 1, 1, 1) * v, t + d)) / 2
+        return self._together((first, t, both, 2 * d), (z, times, goal))
+
+    def _together(
+        self, strided: tuple[Tensor, Tensor, Tensor, Tensor], others: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The batch's first clips as points, times, mean velocities and strides, and the rest of its points, times and goals."""
+        (first, t, both, strides), (z, times, goal) = strided, others
+        here, n = scales("linear", t, axes=4), len(first)
         data = first + here.s * both
         said = {"x": data, "v": both, "noise": noise_of(data, first, here)}[self.predict]
-        strides = torch.cat([2 * d, d.new_zeros(len(x) - n)])
         parts = ((first, z), (t[:, None].expand(-1, times.shape[1]), times), (said, goal))
         z, times, goal = (torch.cat([mine, theirs[n:]]) for mine, theirs in parts)
-        return z, times, goal, strides
+        return z, times, goal, torch.cat([strides, strides.new_zeros(len(z) - n)])
+
+    def _taught(
+        self, n: int, batch: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], words: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As `_shortcut`, with a step of a path of `few` whose end is the teacher's."""
+        teacher: Any = self.teacher
+        x, noise, z, times, goal = batch
+        stride = 1 / self.few
+        t = torch.randint(self.few, (n,), device=x.device) * stride
+        own = {name: value[:n] for name, value in words.items()}
+        first = point = noised(x[:n], noise[:n], scales("linear", t, axes=4))
+        for i in range(TAUGHT):
+            now = t + i * stride / TAUGHT
+            here = scales("linear", now, axes=4)
+            said, _ = teacher(point, now, **own)
+            v = (data_of(self.predict, "linear", said, point, here) - point) / here.s.clamp(min=LEAST)
+            point = point + stride / TAUGHT * v
+        return self._together((first, t, (point - first) / stride, torch.full_like(t, stride)), (z, times, goal))
 
     def drawn(self, x: Float[Tensor, "b c f h w"], *, short: bool = False) -> tuple[Float[Tensor, "b f"], Bool[Tensor, "b f"]]:
         """A time for each frame, and which frames carry noise at all: those of a known frame are 1 and not taught. Frames of one patch

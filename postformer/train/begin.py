@@ -26,8 +26,8 @@ def averaged(folder: Path) -> dict[str, Tensor] | None:
 
 
 def begin_with(objective: Any, weights: dict[str, Tensor], name: str) -> list[str]:
-    """The model of an objective, and its average, get the weights that they have a place of the same shape for; the others stay as they
-    were drawn, and a line that is returned tells them.
+    """The model of an objective, its average and its teacher get the weights that they have a place of the same shape for; the others stay
+    as they were drawn, and a line that is returned tells them.
 
     Raises ConfigError where that is less than LEAST of the model.
     """
@@ -44,6 +44,7 @@ def begin_with(objective: Any, weights: dict[str, Tensor], name: str) -> list[st
         raise ConfigError(
             f"begin: {name}: only {share:.0%} of the model have a weight of the same name and shape there; give it that model's settings"
         )
-    if getattr(objective, "average", None) is not None:
-        objective.average.load_state_dict(model.state_dict())
+    for name in ("average", "teacher"):
+        if getattr(objective, name, None) is not None:
+            getattr(objective, name).load_state_dict(model.state_dict())
     return [f"begin: {name}: {share:.1%} of the model are taken from there; as drawn: {told}"] if left else []

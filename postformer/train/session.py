@@ -141,6 +141,7 @@ def train_run(
     check(run)
     run, objective, data = prepare(run)
     model = objective.model
+    _check_teacher(run, objective)
     for line in getattr(data, "remarks", ()):
         warn(line)
     if run.begin is not None and checkpoint.latest(out, lambda line: None) is None:
@@ -155,6 +156,11 @@ def train_run(
     return train(
         run, out, objective=objective, data=data, save_model=save, on_step=on_step, resume=resume, logs=logs, warn=warn
     )
+
+
+def _check_teacher(run: Run, objective: Any) -> None:
+    if getattr(objective, "teacher", None) is not None and run.begin is None:
+        raise ConfigError(f"objective.few: {objective.few} steps are learned from a teacher: name one, begin=RUN")
 
 
 def _weights(path: str) -> dict[str, Tensor]:

@@ -306,6 +306,34 @@ def test_a_shortcut_s_goal_is_two_steps_of_half_its_length():
     assert torch.allclose(goal, (first + second) / 2, atol=1e-5)
 
 
+def test_a_student_s_goal_is_where_its_teacher_comes_to():
+    """A teacher whose velocity is z: in eight steps of 1/32 a point grows by (1 + 1/32)^8."""
+
+    class Growing(nn.Module):
+        patch, classes, stride = (1, 1, 1), 0, object()
+
+        def __init__(self):
+            super().__init__()
+            self.p = nn.Parameter(torch.zeros(()))
+
+        def forward(self, clips, time, stride=None):
+            return clips + self.p, None
+
+    torch.manual_seed(0)
+    objective = Denoise(Growing(), predict="v", loss="v", shortcut=0.5, few=4)
+    x, noise = torch.randn(2, 400, 1, 1, 1, 1)
+    z, times, goal, strides = objective._shortcut(x, noise, x, torch.zeros(400, 1), x, {})
+    assert strides.tolist() == [0.25] * 200 + [0.0] * 200
+    assert sorted(set(times[:200, 0].tolist())) == [0, 0.25, 0.5, 0.75]
+    t = times[:200].view(-1, 1, 1, 1, 1)
+    assert torch.allclose(z[:200], t * x[:200] + (1 - t) * noise[:200])
+    assert torch.allclose(goal[:200], z[:200] * ((1 + 1 / 32) ** 8 - 1) / 0.25, atol=1e-5)
+    assert torch.equal(goal[200:], x[200:])
+    assert not any(p.requires_grad for p in objective.teacher.parameters())
+    with pytest.raises(ValueError, match="few=3 must be one of 1, 2, 4, 8, 16, 32, 64"):
+        Denoise(Growing(), predict="v", loss="v", shortcut=0.5, few=3)
+
+
 def test_a_model_of_few_steps_draws_better_in_two_than_one_without():
     torch.manual_seed(0)
     found = {}

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from postformer import cli
 from postformer.train.painter import Painter
@@ -51,6 +52,16 @@ def test_a_model_of_few_steps_begins_as_the_one_without(folder, capsys):
         expected, _ = Painter.of(folder / "draw").model(clips, time)
         found, _ = open_model(folder / "student")(clips, time, stride=torch.tensor([0.25, 0.0]))
     assert torch.equal(found, expected)
+
+
+def test_a_student_s_teacher_is_what_it_begins_with(folder, capsys):
+    few = ("train.steps=2", "model.strides=true", "objective.shortcut=1.0", "objective.few=4")
+    train(folder, "taught", *few, f"begin={folder / 'draw'}")
+    saved = load_file(next((folder / "taught" / "checkpoints").iterdir()) / "objective.safetensors")
+    for name, value in Painter.of(folder / "draw").model.state_dict().items():
+        assert torch.equal(saved[f"teacher.{name}"], value)
+    train(folder, "untaught", *few, code=2)
+    assert "objective.few: 4 steps are learned from a teacher: name one, begin=RUN" in capsys.readouterr().err
 
 
 def test_other_classes_begin_as_drawn_and_the_rest_as_learned(folder, capsys):
