@@ -23,6 +23,7 @@ LAYERS = {
     "models": 5,
     "objectives": 6,
     "train": 7,
+    "embodied": 7,
     "recipes": 8,
     "claims": 9,
     "commands": 10,

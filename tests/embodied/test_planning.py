@@ -1,0 +1,105 @@
+"""Plans: the known best one is found by every method, problems do not mix, states are forked and not changed."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from postformer.embodied.planning import Plan, Search, ahead, bounded, searched, to_goal
+from postformer.models.world import World
+
+SEARCHES = {
+    "cem": Search(horizon=5, samples=200, iterations=15, elites=20, limit=1.0),
+    "mppi": Search(method="mppi", horizon=5, samples=200, iterations=15, elites=20, limit=1.0, temperature=0.3),
+    "gradient": Search(method="gradient", horizon=5, samples=8, iterations=60, elites=2, limit=1.0, spread=0.1),
+}
+
+
+def walked(goal):
+    """A point that begins at 0 and goes by its actions: how far from the goal it ends, and a little for the way."""
+
+    def cost(actions):
+        return (actions.sum(-2) - goal[:, None]).square().sum(-1) + 0.01 * actions.square().sum((-1, -2))
+
+    return cost
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+def test_the_best_plan_is_found(method):
+    """Equal steps straight to the goal: x = goal / (h + 0.01) each; and as far as it can where the goal is too far."""
+    goal = torch.tensor([[2.0, -1.0], [0.0, 0.5], [30.0, 40.0]])
+    plan = searched(walked(goal), (3, 2), SEARCHES[method], generator=torch.Generator().manual_seed(0))
+    expected = (goal / 5.01)[:, None].expand(3, 5, 2).clone()
+    expected[2] = torch.tensor([0.6, 0.8])
+    assert (plan.actions - expected).abs().max() < 0.3
+    assert (plan.actions.sum(1) - expected.sum(1)).abs().max() < 0.12
+    assert torch.allclose(walked(goal)(plan.actions[:, None])[:, 0], plan.cost, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+def test_a_search_is_never_worse_than_what_it_begins_with(method):
+    goal = torch.tensor([[2.0, -1.0]])
+    best = searched(walked(goal), (1, 2), SEARCHES[method], generator=torch.Generator().manual_seed(0))
+    few = Search(method=method, horizon=5, samples=4, iterations=1, elites=2)
+    again = searched(walked(goal), (1, 2), few, begin=best.actions, generator=torch.Generator().manual_seed(1))
+    assert float(again.cost) <= float(best.cost) + 1e-6
+    assert float(searched(walked(goal), (1, 2), few, generator=torch.Generator().manual_seed(1)).cost) > float(again.cost)
+
+
+def test_what_is_left_of_a_plan_is_moved_on():
+    plan = Plan(torch.arange(6.0).view(1, 3, 2), torch.zeros(1))
+    assert ahead(plan, 2).tolist() == [[[4, 5], [0, 0], [0, 0]]]
+
+
+@given(st.lists(st.floats(-50, 50), min_size=2, max_size=2), st.floats(0.1, 5))
+def test_actions_keep_their_direction_within_the_limit(action, limit):
+    found = bounded(torch.tensor(action, dtype=torch.float64), limit)
+    length = torch.tensor(action, dtype=torch.float64).norm()
+    assert float(found.norm()) <= limit * (1 + 1e-9)
+    assert torch.allclose(found * length, torch.tensor(action, dtype=torch.float64) * found.norm(), atol=1e-6)
+
+
+def world():
+    torch.manual_seed(0)
+    model = World(1, (8, 8), 2, dim=4, widths=(4,), width=8, depth=1, mixers=({"kind": "gated_delta", "heads": 2},))
+    torch.nn.init.normal_(model.head.weight, std=0.5)
+    return model.eval()
+
+
+def test_the_cost_is_how_far_it_imagines_to_be():
+    model, now, goal = world(), torch.randn(3, 4), torch.randn(3, 4)
+    actions = torch.randn(3, 2, 3, 2)
+    with torch.no_grad():
+        found = to_goal(model, now, goal, lasting=2, last=0.5, scale=3.0)(actions)
+        for i in range(3):
+            for j in range(2):
+                made, _ = model.imagine(now[i : i + 1], 3 * actions[i, j : j + 1].repeat_interleave(2, 1))
+                far = (made[0] - goal[i]).square().mean(-1)
+                assert float(found[i, j]) == pytest.approx(float(far.mean() + 0.5 * far[-1]), rel=1e-4)
+
+
+def test_samples_fork_from_the_state_and_leave_it_as_it_was():
+    model, now, goal = world(), torch.randn(2, 4), torch.randn(2, 4)
+    with torch.no_grad():
+        made, state = model.imagine(now, torch.randn(2, 3, 2))
+        before = [leaf.clone() for layer in state for leaf in layer]
+        actions = torch.randn(2, 5, 3, 2)
+        found = to_goal(model, made[:, -1], goal, state=state)(actions)
+        own, _ = model.imagine(made[:1, -1], actions[0, 2:3], tuple(type(s)(*(leaf[:1] for leaf in s)) for s in state))
+        assert float(found[0, 2]) == pytest.approx(float((own[0] - goal[0]).square().mean()), rel=1e-4)
+        fresh = to_goal(model, made[:, -1], goal)(actions)
+    assert not torch.allclose(found, fresh)
+    for leaf, kept in zip((leaf for layer in state for leaf in layer), before, strict=True):
+        assert torch.equal(leaf, kept)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ({"elites": 400}, "elites=400 from 2 to samples=300"),
+        ({"momentum": 1.0}, r"momentum=1\.0 from 0 to below 1"),
+    ],
+)
+def test_mistakes_are_told(words, says):
+    with pytest.raises(ValueError, match=says):
+        Search(**words)
