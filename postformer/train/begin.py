@@ -44,7 +44,7 @@ def begin_with(objective: Any, weights: dict[str, Tensor], name: str) -> list[st
         raise ConfigError(
             f"begin: {name}: only {share:.0%} of the model have a weight of the same name and shape there; give it that model's settings"
         )
-    for name in ("average", "teacher"):
-        if getattr(objective, name, None) is not None:
-            getattr(objective, name).load_state_dict(model.state_dict())
+    for copy in ("average", "teacher"):
+        if getattr(objective, copy, None) is not None:
+            getattr(objective, copy).load_state_dict(model.state_dict())
     return [f"begin: {name}: {share:.1%} of the model are taken from there; as drawn: {told}"] if left else []
