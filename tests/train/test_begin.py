@@ -44,9 +44,9 @@ def test_weights_are_those_that_the_other_draws_with(folder, capsys):
 def test_a_model_of_few_steps_begins_as_the_one_without(folder, capsys):
     words = ("train.steps=1", "optim.lr=0.0", "model.strides=true", "objective.shortcut=0.5", f"begin={folder / 'draw'}")
     train(folder, "student", *words)
-    assert (
-        "of the model are taken from there; as drawn: stride.out.bias, stride.out.weight, stride.up" in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert f"begin: {folder / 'draw'}: " in error
+    assert "of the model are taken from there; as drawn: stride.out.bias, stride.out.weight, stride.up" in error
     clips, time = torch.randn(2, 1, 1, 8, 8), torch.rand(2)
     with torch.no_grad():
         expected, _ = Painter.of(folder / "draw").model(clips, time)
