@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import math
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from postformer.data.captions import LONGEST, VOCAB, beside, encoded
+from postformer.data.frames import Frames
 from postformer.data.images import PICTURES, opaque, read_picture
 from postformer.data.sources import DataError
 from postformer.data.task import SPLITS
@@ -28,8 +28,6 @@ FILES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".gif", ".m4v")
 TEST, VALID = 0.2, 0.05
 """Shares of the files, drawn once and for all, or of each file's frames where there are fewer files than FEW."""
 FEW = 10
-MOST_BYTES = 1 << 36
-"""Of decoded frames."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,36 +164,31 @@ class Videos:
         return lines
 
     @functools.cached_property
-    def _read(self) -> dict[int, np.ndarray]:
-        return {}
-
-    def pictures(self, number: int) -> np.ndarray:
-        """uint8 [f, h, w, 3]: every frame of a file that a clip may have, at the size of its clips. Raises DataError."""
-        if number not in self._read:
-            taken = sum(found.nbytes for found in self._read.values())
-            self._read[number] = _decoded(self.files[number], self, MOST_BYTES - taken)
-        return self._read[number]
+    def _kept(self) -> Frames:
+        return Frames()
 
     def clip(self, number: int, split: str, draw: float) -> Tensor:
         """float32 [3, f, h, w] of a file's part that is of a split; `draw`, from 0 to 1, says where it begins. Raises DataError."""
-        found, file = self.pictures(number), self.files[number]
-        if len(found) == 1:
-            count = self.unit[0] if self.shape == "own" else self.frames
-            found = found.repeat(count, 0)
-        elif len(self.files) < FEW:
-            ends = [0, *(round(len(found) * share) for share in (1 - TEST - VALID, 1 - TEST)), len(found)]
+        kept, file = self._kept, self.files[number]
+        count = kept.count(number, file, lambda: _decoded(file, self))
+        if count == 1:
+            still = kept.read(number, 0, 1).repeat(self.unit[0] if self.shape == "own" else self.frames, 0)
+            return torch.from_numpy(from_pixels(still))
+        begin, end = 0, count
+        if len(self.files) < FEW:
+            ends = [0, *(round(count * share) for share in (1 - TEST - VALID, 1 - TEST)), count]
             part = ("train", "valid", "test").index(split)
-            found = found[ends[part] : ends[part + 1]]
+            begin, end = ends[part : part + 2]
         frames = self.frames
         if self.shape == "own":
-            frames = min(frames, len(found) // self.unit[0] * self.unit[0])
-        if not 0 < frames <= len(found):
+            frames = min(frames, (end - begin) // self.unit[0] * self.unit[0])
+        if not 0 < frames <= end - begin:
             raise DataError(
-                f"{file}: it has {len(found)} frames for {split}, where a clip has {self.frames}: set data.frames lower, data.every to 1, "
+                f"{file}: it has {end - begin} frames for {split}, where a clip has {self.frames}: set data.frames lower, data.every to 1, "
                 "or move it away"
             )
-        first = min(int(draw * (len(found) - frames + 1)), len(found) - frames)
-        return torch.from_numpy(from_pixels(found[first : first + frames]))
+        first = begin + min(int(draw * (end - begin - frames + 1)), end - begin - frames)
+        return torch.from_numpy(from_pixels(kept.read(number, first, frames)))
 
     def told(self, numbers: list[int]) -> dict[str, Tensor]:
         """The captions or classes of files."""
@@ -239,27 +232,11 @@ class VideoBatches:
         return files[at], float(np.random.default_rng([self.seed, epoch, at]).uniform())
 
 
-def _decoded(file: Path, videos: Videos, room: int) -> np.ndarray:
-    """Frames at the size of the clips, on the disk."""
+def _decoded(file: Path, videos: Videos) -> Iterator[np.ndarray]:
+    """Frames at the size of the clips. Raises DataError."""
     if file.suffix.lower() in PICTURES:
-        picture = opaque(read_picture(file)[None])[0]
-        return _fitted(picture, videos)[None]
-    with tempfile.TemporaryFile() as out:
-        shape: tuple[int, ...] = ()
-        for i, frame in enumerate(_frames(file, videos)):
-            if i and frame.shape != shape:
-                raise DataError(f"{file}: frames of several sizes")
-            shape, room = frame.shape, room - frame.nbytes
-            if room < 0:
-                raise DataError(
-                    f"{file}: more than {MOST_BYTES:,} bytes of frames; give a smaller data.size or a larger data.every"
-                )
-            out.write(frame.tobytes())
-        out.flush()
-        return np.memmap(out, np.uint8, "r", shape=(out.tell() // math.prod(shape), *shape))
-
-
-def _frames(file: Path, videos: Videos) -> Iterator[np.ndarray]:
+        yield _fitted(opaque(read_picture(file)[None])[0], videos)
+        return
     for i, frame in enumerate(decoded(file, lambda rows, columns: scaled((rows, columns), videos))):
         if i % videos.every == 0:
             yield _cropped(frame, videos)

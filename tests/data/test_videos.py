@@ -10,6 +10,7 @@ from postformer import cli
 from postformer.config import ConfigError, build
 from postformer.data import DATA
 from postformer.data.captions import VOCAB, encoded
+from postformer.data.frames import Frames
 from postformer.data.prose import data_folder
 from postformer.data.sources import DataError
 from postformer.data.video import from_pixels, write_picture, write_video
@@ -118,6 +119,21 @@ def test_few_files_are_parted_by_their_frames(tmp_path):
     }
     assert seen == {"train": set(range(18)), "valid": {18}, "test": set(range(19, 24))}
     assert FEW > 1
+
+
+def test_frames_wait_on_the_disk_whatever_fails(monkeypatch):
+    kept, pictures = Frames(), frames(6, 4, 5)
+    broken = iter([pictures[0], np.zeros((9, 9, 3), np.uint8)])
+    assert kept.count(3, "a", lambda: iter(pictures)) == 6
+    with pytest.raises(DataError, match="b: frames of several sizes"):
+        kept.count(4, "b", lambda: broken)
+    assert kept.count(4, "b", lambda: iter(pictures[2:4])) == 2
+    assert np.array_equal(kept.read(3, 1, 4), pictures[1:5])
+    assert np.array_equal(kept.read(4, 0, 2), pictures[2:4])
+    assert kept.count(3, "a", lambda: iter(())) == 6
+    monkeypatch.setattr("postformer.data.frames.MOST_BYTES", 100)
+    with pytest.raises(DataError, match="c: more than 100 bytes of frames; give a smaller"):
+        kept.count(5, "c", lambda: iter(pictures))
 
 
 def test_a_run_names_its_files(folder):
