@@ -171,7 +171,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path):
     [
         (["--parts", "forwards"], "unknown 'forwards'; choose from forward, backward"),
         (["--threads", "0"], "must be at least 1"),
-        (["--llama-source", "/nowhere"], "no such folder: /nowhere"),
+        (["--llama-source", "/proc/nowhere"], "no such folder: /proc/nowhere"),
         (["--render", "/nowhere.json"], "/nowhere.json: cannot be read"),
         (["--render", __file__], "cannot be read"),
     ],
