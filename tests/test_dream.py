@@ -169,7 +169,7 @@ def test_a_causal_model_may_read_a_little_less_clean(runs, tmp_path, capsys):
 
 def test_a_memory_that_grows_is_said(runs):
     painter = Painter.of(runs / "causal")
-    assert painter.doubt("extend") is None or "window" not in painter.doubt("extend")
+    assert painter.doubt("extend") is None
     painter.model.backbone.blocks[0].mixer.window = None
     painter.objective = {**painter.objective, "known": 1.0, "ends": ["first"]}
     assert "has no window" in painter.doubt("extend")

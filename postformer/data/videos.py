@@ -41,7 +41,7 @@ class Videos:
 
     A picture or a video of one frame stands still. With `text` above 0 a model is told the caption of each, NAME.txt beside NAME.mp4, of
     at most so many bytes, and no class. Of at least FEW files 20% are for tests and 5%, or one, for validation, whatever the seed; of
-    fewer the last 20% of each one's frames, and the 5% before those.
+    fewer the last 20% of each one's frames, and the 5% before those; a picture is in all three then.
     """
 
     path: str
