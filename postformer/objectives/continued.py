@@ -91,6 +91,8 @@ def continued(
     return Continued.of(scores)
 
 
+TAKES = {"label": "classes", "text": "vocab"}
+"""By which size a model says that it takes what it is told."""
 Told = Callable[[int, int], Mapping[str, Any]]
 """The number of the first clip, and of how many: what a model is told of them."""
 
@@ -101,14 +103,15 @@ def told_by(physics: Physics, *, seed: int = 0, split: str = "test") -> Told:
 
 
 def by_model(model: Any, how: Sampling, *, known: int = KNOWN, seed: int = 0, told: Told = lambda first, count: {}) -> GoesOn:
-    """A model of videos goes on: frame by frame from its state where it has one, else all new frames at once.
+    """A model of videos goes on, told what it takes: frame by frame from its state where it has one, else all new frames at once.
 
     Raises ValueError where known or new frames do not fill whole patches.
     """
 
     def goes_on(true: Tensor, first: int) -> Tensor:
         generator = torch.Generator().manual_seed(PRIME * seed + first)
-        before, new, words = true[:, :, :known], true.shape[2] - known, told(first, len(true))
+        before, new = true[:, :, :known], true.shape[2] - known
+        words = {name: value for name, value in told(first, len(true)).items() if getattr(model, TAKES[name], 0)}
         if has_state(model):
             made = torch.cat([*rolled(model, before, new, how, generator=generator, **words)], 2)[:, :, :new]
         else:

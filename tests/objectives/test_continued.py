@@ -6,7 +6,7 @@ import torch
 from postformer.data.physics import Physics
 from postformer.models.diffusion import DiT
 from postformer.models.sampling import Sampling
-from postformer.objectives.continued import Continued, by_model, continued, rivals, table
+from postformer.objectives.continued import Continued, by_model, continued, rivals, table, told_by
 
 PHYSICS = Physics(frames=8, size=16)
 
@@ -37,6 +37,22 @@ def test_a_model_that_draws_the_truth_scores_as_true_clips():
         assert values == pytest.approx(floor.figures[name], abs=1e-6), name
     assert own.mean("there") == 1
     assert own.mean("energy") is None
+
+
+def test_a_model_is_told_what_it_takes_and_nothing_else():
+    """A class for one that knows classes; to one that knows none they are not told, though the data has them."""
+    every = Physics(scene="all", frames=8, size=16)
+    clips = torch.from_numpy(every.clip(1, seed=0, split="test"))[None]
+    made = []
+    for classes in (5, 0):
+        torch.manual_seed(0)
+        model = DiT(3, patch=(2, 8, 8), dim=24, depth=1, classes=classes)
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(0))
+        told = [told_by(every), lambda first, count: {"label": torch.full((count,), 3)}]
+        made.append([by_model(model, Sampling(steps=1), told=each)(clips, 1) for each in told])
+    assert not torch.equal(*made[0])
+    assert torch.equal(*made[1])
 
 
 def test_the_rivals_stand_in_their_order_and_a_table_tells_them():
