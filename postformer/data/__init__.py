@@ -5,6 +5,8 @@ from postformer.data.build import build_corpus
 from postformer.data.corpus import Corpus, Manifest, Tokenized, open_corpus, remarks
 from postformer.data.diary import Diaries, Diary
 from postformer.data.embedded import corpus_from, default_corpus
+from postformer.data.episode_writer import EpisodeWriter
+from postformer.data.episodes import Episodes
 from postformer.data.images import Images
 from postformer.data.needles import Needles
 from postformer.data.physics import Physics
@@ -27,6 +29,7 @@ DATA: dict[str, Any] = {
     "physics": Physics,
     "videos": Videos,
     "rooms": Rooms,
+    "episodes": Episodes,
 }
 """Kinds of `Run.data`."""
 
@@ -40,6 +43,8 @@ __all__ = [
     "Diaries",
     "Diary",
     "Document",
+    "EpisodeWriter",
+    "Episodes",
     "Images",
     "Manifest",
     "Needles",

@@ -83,10 +83,10 @@ class Physics:
             raise ValueError(f"frames={self.frames} must be at least 1, size={self.size} at least 8 and dt={self.dt} above 0")
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, Any]:
         """What a model is told of the data."""
         told = {"vocab": VOCAB} if self.text else {"classes": len(COUNTS)} if self.scene == "all" else {}
-        return {"channels": 3, **told}
+        return {"channels": 3, "size": (self.size, self.size), **told}
 
     @property
     def classes(self) -> list[str]:

@@ -97,23 +97,26 @@ def anywhere(rng: np.random.Generator, layout: Layout) -> Places:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rooms:
-    """A run's data: walks of `steps` pushes through two rooms, drawn as a function of (seed, split, number). Of all walks the share
-    `through` passes the door. `fixed` keeps wall and door where they are."""
+    """A run's data: walks of `steps` actions through two rooms, drawn as a function of (seed, split, number). An action is `stride` pushes,
+    after which there is a picture. Of all walks the share `through` passes the door. `fixed` keeps wall and door where they are."""
 
     steps: int = 16
+    stride: int = 1
     fixed: bool = True
     through: float = 0.35
     tokens: None = dataclasses.field(default=None, init=False, repr=False)
     """There is no tokenizer."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 <= self.through <= 1:
-            raise ValueError(f"steps={self.steps} must be at least 1 and through={self.through} from 0 to 1")
+        if min(self.steps, self.stride) < 1 or not 0 <= self.through <= 1:
+            raise ValueError(
+                f"steps={self.steps} and stride={self.stride} must be at least 1 and through={self.through} from 0 to 1"
+            )
 
     @property
     def sizes(self) -> dict[str, Any]:
         """What a model is told of the data."""
-        return {"channels": 2, "size": (SIDE, SIDE), "actions": 2}
+        return {"channels": 2, "size": (SIDE, SIDE), "actions": 2 * self.stride}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -137,29 +140,29 @@ class RoomsBatches:
     split: str
 
     def batch(self, step: int) -> dict[str, Any]:
-        """`{"observations": float32 [b, steps + 1, 2, 65, 65] from 0 to 1, "actions": float32 [b, steps, 2] in pixels, "states": float32
-        [b, steps + 1, 2], "rows": names for errors}`."""
+        """`{"observations": float32 [b, steps + 1, 2, 65, 65] from 0 to 1, "actions": float32 [b, steps, 2 stride] in pixels, "states":
+        float32 [b, steps + 1, 2], "rows": names for errors}`."""
         numbers = range(step * self.size, (step + 1) * self.size)
         rngs = [np.random.default_rng([self.seed, SPLITS.index(self.split), i]) for i in numbers]
         layout = np.concatenate([layouts(rng, 1, fixed=self.rooms.fixed) for rng in rngs])
         walks = [self._walk(rng, own[None]) for rng, own in zip(rngs, layout, strict=True)]
         start, pushes = (np.stack(part) for part in zip(*walks, strict=True))
         states = [start]
-        for t in range(self.rooms.steps):
+        for t in range(pushes.shape[1]):
             states.append(moved(states[-1], pushes[:, t], layout))
-        places = np.stack(states, 1)
+        places = np.stack(states[:: self.rooms.stride], 1)
         seen = dots(places)
         observed = np.stack([seen, np.broadcast_to(walls(layout)[:, None], seen.shape)], 2)
         return {
             "observations": torch.from_numpy(observed),
-            "actions": _tensor(pushes),
+            "actions": _tensor(pushes.reshape(len(pushes), self.rooms.steps, -1)),
             "states": _tensor(places),
             "rows": [f"rooms {self.split} {i}" for i in numbers],
         }
 
     def _walk(self, rng: np.random.Generator, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-        """Where a walk begins [2], and its pushes [steps, 2]; one that is to pass the door lies so that it would."""
-        steps = self.rooms.steps
+        """Where a walk begins [2], and its pushes [steps x stride, 2]; one that is to pass the door lies so that it would."""
+        steps = self.rooms.steps * self.rooms.stride
         turns = rng.normal(0, TURN, steps).cumsum()
         mean, deviation, least, most = STEP
         length = rng.normal(mean, deviation, steps).clip(least, most)

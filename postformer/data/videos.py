@@ -95,10 +95,10 @@ class Videos:
         return self.text
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, Any]:
         """What a model is told of the data."""
         told = {"vocab": VOCAB} if self.text else {"classes": len(self.classes)} if self.classes else {}
-        return {"channels": 3, **told}
+        return {"channels": 3, "size": self.size, **told}
 
     @property
     def clip_size(self) -> tuple[int, int, int]:

@@ -37,6 +37,9 @@ class Search:
     `spread`, of which the best `elites` count: "cem" alike, "mppi" each by exp(-cost / `temperature`), costs counted from the least in
     units of the elites' deviation. "gradient" follows the cost of all samples with Adam at the rate `spread` and takes the best.
 
+    Noise has the power 1 / frequency ** `colour` over a plan's actions: at 0 each action is drawn by itself, above it they go together
+    (Pinneri et al. 2020, iCEM, arXiv 2008.06389, section 3.1).
+
     Actions are no longer than `limit`. The mean and the deviation keep the share `momentum` of what they were; the deviation stays at
     least `least`.
     """
@@ -51,6 +54,7 @@ class Search:
     limit: float = 1.0
     momentum: float = 0.1
     temperature: float = 0.5
+    colour: float = 0.0
 
     def __post_init__(self) -> None:
         checked_word("method", self.method, Method)
@@ -82,7 +86,7 @@ def searched(
         return _descended(cost, mean, best, search, generator)
     deviation = torch.full_like(mean, search.spread)
     for _ in range(search.iterations):
-        noise = torch.randn(size[0], search.samples, *mean.shape[1:], generator=generator)
+        noise = _noise((size[0], search.samples, *mean.shape[1:]), search.colour, generator)
         noise[:, 0] = 0  # the mean itself is among them
         drawn = bounded(mean[:, None] + deviation[:, None] * noise, search.limit)
         with torch.no_grad():
@@ -96,6 +100,22 @@ def searched(
         mean = torch.lerp(centre, mean, search.momentum)
         deviation = torch.lerp(width, deviation, search.momentum).clamp(min=search.least)
     return best
+
+
+def _noise(size: tuple[int, ...], colour: float, generator: torch.Generator | None) -> Float[Tensor, "b n h k"]:
+    """Normal noise with deviation 1, of the colour along the actions."""
+    white = torch.randn(size, generator=generator)
+    if not colour or size[2] < 2:
+        return white
+    frequency = torch.fft.rfftfreq(size[2])
+    frequency[0] = frequency[1]
+    scale = frequency ** (-colour / 2)
+    twice = torch.full_like(scale, 2.0)  # but for the ends a frequency stands for two
+    twice[0] = 1.0
+    if size[2] % 2 == 0:
+        twice[-1] = 1.0
+    scale = scale / ((twice * scale.square()).sum() / size[2]).sqrt()
+    return torch.fft.irfft(torch.fft.rfft(white, dim=2) * scale[:, None], n=size[2], dim=2)
 
 
 def _weights(least: Float[Tensor, "b e"], search: Search) -> Float[Tensor, "b e"]:
@@ -145,18 +165,17 @@ def to_goal(
     state: states.State | None = None,
     lasting: int = 1,
     last: float = 0.0,
-    scale: float = 1.0,
 ) -> Cost:
     """How far from a goal a `World` imagines to be: the mean square over all steps, and `last` times more that of the last one. An action
-    is `lasting` steps long, in the units of the data times `scale`. All samples of a problem fork from its state, and none of them changes
-    it."""
+    is done `lasting` times; where the model's own actions are that many in one, they are told it as one. All samples of a problem fork
+    from its state, and none of them changes it."""
 
     def cost(actions: Tensor) -> Tensor:
         b, n = actions.shape[:2]
         rows = torch.arange(b).repeat_interleave(n)
         forked = None if state is None else states.take(state, rows)
-        steps = actions.flatten(0, 1).repeat_interleave(lasting, 1) * scale
-        made, _ = model.imagine(now[rows], steps, forked)
+        steps = actions.flatten(0, 1).repeat_interleave(lasting, 1)
+        made, _ = model.imagine(now[rows], steps.reshape(b * n, -1, model.actions), forked)
         far = (made - goal[rows, None]).square().mean(-1)
         return (far.mean(1) + last * far[:, -1]).view(b, n)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from postformer.ops.attention import read_whole
 from postformer.ops.layers import Linear, RMSNorm, checked_eps, checked_word, head_width
 from postformer.ops.packing import WHOLE, Packing
-from postformer.ops.spacetime import Reach, documents_apart, grid_places, rotate, sees
+from postformer.ops.spacetime import Pairs, Reach, documents_apart, grid_places, rotate, sees
 
 
 class SpacetimeState(NamedTuple):
@@ -32,7 +32,8 @@ class SpacetimeState(NamedTuple):
 class SpacetimeAttention(nn.Module):
     """`reach` says what a token sees of its clip: "all" of it, its "frame", its "place" in every frame, or the "past": its frame and those
     before, of which a `window` keeps the last frames, its own among them. `kv_heads` divides `heads`; `qk_norm` normalises queries and keys
-    of each head; `bias` gives queries, keys, values and the output biases; without `rope` tokens carry their positions themselves.
+    of each head; `bias` gives queries, keys, values and the output biases; without `rope` tokens carry their positions themselves;
+    `rope_pairs` "tiled" turns coordinates as V-JEPA 2 does (`postformer.ops.spacetime.tiled`).
 
     Only "past" has a state, and its laws hold for pieces that are whole frames: a frame's tokens see each other.
     """
@@ -51,6 +52,7 @@ class SpacetimeAttention(nn.Module):
         bias: bool = False,
         rope: bool = True,
         rope_base: float = 1e4,
+        rope_pairs: Pairs = "halves",
     ):
         super().__init__()
         self.heads, self.groups = heads, kv_heads or heads
@@ -61,6 +63,7 @@ class SpacetimeAttention(nn.Module):
         if rope_base <= 0:
             raise ValueError(f"rope_base={rope_base} must be above 0")
         self.window, self.rope, self.rope_base = window, rope, rope_base
+        self.rope_pairs: Pairs = checked_word("rope_pairs", rope_pairs, Pairs)  # type: ignore[assignment]
         self.q = Linear(dim, heads * self.width, bias=bias)
         self.k = Linear(dim, self.groups * self.width, bias=bias)
         self.v = Linear(dim, self.groups * self.width, bias=bias)
@@ -87,7 +90,8 @@ class SpacetimeAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         places = packing.places if packing.places is not None else grid_places((1, 1, x.shape[1]), x)[None]
         if self.rope:
-            q, k = rotate(torch.cat([q, k], 2), places, self.rope_base).split([self.heads, self.groups], 2)
+            turned = rotate(torch.cat([q, k], 2), places, self.rope_base, self.rope_pairs)
+            q, k = turned.split([self.heads, self.groups], 2)
         if state is not None:
             y, state = self._after(q, k, v, places.expand(len(x), -1, -1), state, packing)
         elif self.reach in ("frame", "place") and packing.whole and packing.grid and math.prod(packing.grid) == x.shape[1]:

@@ -1,4 +1,4 @@
-"""Weights of ViT and DiT in the layouts of the transformers, timm and diffusers libraries, as ours.
+"""Weights of ViT, DiT and V-JEPA 2 in the layouts of the transformers, timm and diffusers libraries, as ours.
 
 What differs: a convolution's weights are our linear layer's, the class token's position is added to it once and for all, and DiT's last
 layer has its channels last within a pixel where ours has them first.
@@ -182,6 +182,76 @@ def dit_tensors(theirs: Tensors, outputs: int) -> dict[str, Tensor]:
             found[f"head.{leaf}"] = value.unflatten(0, (-1, outputs)).transpose(0, 1).flatten(0, 1)
         else:
             raise ConfigError(f"dit: '{name}' is no tensor of a DiT that is read")
+    return found
+
+
+def vjepa2_options(config: Mapping[str, Any]) -> Spec:
+    """Our keywords of `jepa` for a `vjepa2` configuration of transformers. Raises ConfigError for what we have not."""
+    if config.get("hidden_act", "gelu") != "gelu" or not config.get("qkv_bias", True):
+        raise ConfigError(
+            f"vjepa2: hidden_act={config.get('hidden_act')!r} and qkv_bias={config.get('qkv_bias')} are not read; 'gelu' and true are"
+        )
+    dim, predictor_dim = config.get("hidden_size", 1024), config.get("pred_hidden_size", 384)
+
+    def mixers(heads: int) -> tuple[Spec, ...]:
+        return ({"kind": "spacetime", "heads": heads, "bias": True, "rope_pairs": "tiled"},)
+
+    def ffns(width: int, ratio: float) -> tuple[Spec, ...]:
+        return ({"kind": "mlp", "hidden": int(width * ratio), "activation": "gelu", "bias": True},)
+
+    return {
+        "channels": config.get("in_chans", 3),
+        "patch": (config.get("tubelet_size", 2), *_both(config.get("patch_size", 16))),
+        "dim": dim,
+        "depth": config.get("num_hidden_layers", 24),
+        "mixers": mixers(config.get("num_attention_heads", 16)),
+        "ffns": ffns(dim, config.get("mlp_ratio", 4.0)),
+        "predictor_dim": predictor_dim,
+        "predictor_depth": config.get("pred_num_hidden_layers", 12),
+        "predictor_mixers": mixers(config.get("pred_num_attention_heads", 12)),
+        "predictor_ffns": ffns(predictor_dim, config.get("pred_mlp_ratio", 4.0)),
+        "masks": config.get("pred_num_mask_tokens", 10),
+        "norm_eps": config.get("layer_norm_eps", 1e-6),
+    }
+
+
+VJEPA2_NAMES = {
+    "norm1": "norm",
+    "norm2": "ffn_norm",
+    "attention.query": "mixer.q",
+    "attention.key": "mixer.k",
+    "attention.value": "mixer.v",
+    "attention.proj": "mixer.out",
+    "mlp.fc1": "ffn.up",
+    "mlp.fc2": "ffn.out",
+}
+VJEPA2_ENDS = {
+    "encoder.embeddings.patch_embeddings.proj": "embed",
+    "encoder.layernorm": "backbone.norm",
+    "predictor.embeddings.predictor_embeddings": "squeeze",
+    "predictor.layernorm": "predictor.norm",
+    "predictor.proj": "head",
+}
+
+
+def vjepa2_tensors(theirs: Tensors) -> dict[str, Tensor]:
+    """Our tensors for those of transformers' `VJEPA2Model`, or of a classifier on it without its pooler and its head. Raises ConfigError
+    for a name that is none of its."""
+    found = {}
+    for name, value in theirs.items():
+        part, _, leaf = name.removeprefix("vjepa2.").rpartition(".")
+        if part.startswith(("pooler", "classifier")):
+            continue
+        layer = re.fullmatch(r"(encoder|predictor)\.layer\.(\d+)\.(.+)", part)
+        if layer and layer[3] in VJEPA2_NAMES:
+            stack = {"encoder": "backbone", "predictor": "predictor"}[layer[1]]
+            found[f"{stack}.blocks.{layer[2]}.{VJEPA2_NAMES[layer[3]]}.{leaf}"] = value
+        elif part in VJEPA2_ENDS:
+            found[f"{VJEPA2_ENDS[part]}.{leaf}"] = value.flatten(1) if value.ndim > 2 else value
+        elif leaf == "mask_tokens":
+            found["mask"] = value[:, 0, 0]
+        else:
+            raise ConfigError(f"vjepa2: '{name}' is no tensor of a V-JEPA 2 that is read")
     return found
 
 

@@ -22,7 +22,7 @@ from postformer.ffn.moe import MoE
 from postformer.files import durable_file, write_durably
 from postformer.models import MODELS
 from postformer.models.convert import language_options, language_tensors
-from postformer.models.convert_pictures import vit_options, vit_tensors
+from postformer.models.convert_pictures import vit_options, vit_tensors, vjepa2_options, vjepa2_tensors
 from postformer.models.expert_store import ExpertMemory, ExpertStore, expert_names
 from postformer.models.routing import group_of
 from postformer.tokens.patches import grid_of
@@ -64,7 +64,7 @@ def save_model(model: nn.Module, folder: str | Path, tensors: Mapping[str, Tenso
 
 def load_model(folder: str | Path, *, trust_kinds: bool = False, experts: ExpertMemory | None = None) -> Any:
     """The model of a folder, in evaluation mode on the CPU; also folders of the transformers library: `llama`, `mamba`, `mamba2`,
-    `mixtral`, `qwen2_moe`, `qwen3_moe`, `olmoe` and `vit`.
+    `mixtral`, `qwen2_moe`, `qwen3_moe`, `olmoe`, `vit` and `vjepa2`.
 
     `trust_kinds` allows a configuration that names classes of other packages, which are then imported. With `experts` the experts stay in
     the file and are read as they are needed. Raises ModelError, ExpertsError or ConfigError, each with the file and what is wrong with it.
@@ -79,6 +79,8 @@ def load_model(folder: str | Path, *, trust_kinds: bool = False, experts: Expert
     elif config.get("model_type") == "vit":
         words = {"kind": "vit", **vit_options(config)}
         tensors = vit_tensors(tensors, grid_of((1, *words["size"]), (1, *words["patch"]))[1:])
+    elif config.get("model_type") == "vjepa2":
+        words, tensors = {"kind": "jepa", **vjepa2_options(config)}, vjepa2_tensors(tensors)
     elif "model_type" in config:
         options = language_options(config)
         words, tensors = {"kind": "language", **options}, language_tensors(tensors, options["tied"])

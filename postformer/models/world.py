@@ -20,24 +20,30 @@ from postformer.ops.layers import Linear
 
 
 class Stem(nn.Module):
-    """Convolutions of 3 x 3, each of which halves the picture, group norms, and a linear layer over what is left."""
+    """Convolutions, the first with a stride of `first` and the others of 2, their filters twice as wide but for a pixel; group norms; and a
+    linear layer over what is left."""
 
-    def __init__(self, channels: int, size: tuple[int, int], widths: tuple[int, ...], dim: int):
+    def __init__(self, channels: int, size: tuple[int, int], widths: tuple[int, ...], dim: int, first: int = 4):
         super().__init__()
         inputs = (channels, *widths)
+        strides = (first, *[2] * (len(widths) - 1))
         self.convolutions = nn.ModuleList(
-            [nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(inputs, widths, strict=False)]
-        )
+            [
+                nn.Conv2d(a, b, 2 * stride - 1, stride=stride, padding=stride - 1)
+                for a, b, stride in zip(inputs, widths, strides, strict=False)
+            ]
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # twice as fast where channels are few
         self.norms = nn.ModuleList([nn.GroupNorm(1, width) for width in widths])
         rows, columns = size
         self.sizes: list[tuple[int, int]] = []
-        for _ in widths:
-            rows, columns = (rows + 1) // 2, (columns + 1) // 2
+        for stride in strides:
+            rows, columns = -(-rows // stride), -(-columns // stride)
             self.sizes.append((rows, columns))
         self.out = Linear(widths[-1] * rows * columns, dim)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """Embeddings of pictures."""
+        x = x.contiguous(memory_format=torch.channels_last)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = F.silu(norm(convolution(x)))
         return self.out(x.flatten(1))
@@ -51,9 +57,46 @@ class Stem(nn.Module):
         return sum(each) + 2 * self.out.weight.numel()
 
 
+class Look(nn.Module):
+    """The stem's way back: from an embedding a picture, by convolutions over ever larger ones, the last in blocks of pixels."""
+
+    def __init__(self, channels: int, size: tuple[int, int], stem: Stem, dim: int):
+        super().__init__()
+        widths = [int(convolution.weight.shape[0]) for convolution in stem.convolutions]  # type: ignore[union-attr]
+        self.size, self.sizes = size, stem.sizes[::-1]
+        rows, columns = self.sizes[0]
+        self.first = Linear(dim, widths[-1] * rows * columns)
+        self.convolutions = nn.ModuleList(
+            [nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True)]
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.norms = nn.ModuleList([nn.GroupNorm(1, width) for width in widths[:0:-1]])
+        self.stride = -(-size[0] // stem.sizes[0][0])
+        self.out = nn.Conv2d(widths[0], channels * self.stride**2, 3, padding=1)
+
+    def forward(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n c h w"]:
+        """Pictures of embeddings."""
+        x = self.first(z).unflatten(1, (-1, *self.sizes[0])).contiguous(memory_format=torch.channels_last)
+        for convolution, norm, size in zip(self.convolutions, self.norms, self.sizes[1:], strict=True):
+            x = convolution(F.interpolate(F.silu(norm(x)), size=size))
+        x = F.pixel_shuffle(self.out(F.silu(x)), self.stride)
+        return x[..., : self.size[0], : self.size[1]]
+
+    def flops(self) -> int:
+        """Floating-point operations of a picture."""
+        each = (
+            2 * convolution.weight.numel() * rows * columns  # type: ignore[union-attr]
+            for convolution, (rows, columns) in zip(
+                [*self.convolutions, self.out], [*self.sizes[1:], self.sizes[-1]], strict=True
+            )
+        )
+        return 2 * self.first.weight.numel() + sum(each)
+
+
 class World(nn.Module):
     """`encode` embeds pictures of `channels` and `size` in `dim` numbers, `predict` tells of embeddings and the `actions` numbers of what
-    is done the next embeddings. `width` is that of the predictor."""
+    is done the next embeddings; with `look` there is `decode`, which draws what embeddings tell of. The encoder has convolutions of
+    `widths`, the first with the stride `first`; `width` and `depth` are those of the predictor. In a world where nothing is done `actions`
+    is 0."""
 
     tokens: None = None
     compute_dtype: torch.dtype | None = None
@@ -62,20 +105,23 @@ class World(nn.Module):
         self,
         channels: int,
         size: tuple[int, int],
-        actions: int,
+        actions: int = 0,
         *,
-        dim: int = 128,
-        widths: tuple[int, ...] = (16, 32, 64, 64),
-        width: int = 256,
-        depth: int = 2,
+        dim: int = 64,
+        widths: tuple[int, ...] = (32, 64, 64),
+        first: int = 4,
+        width: int = 128,
+        depth: int = 1,
+        look: bool = False,
         mixers: tuple[Spec, ...] = ({"kind": "gated_delta", "heads": 4},),
         ffns: tuple[Spec, ...] = ({"kind": "mlp"},),
         norm_eps: float = 1e-5,
     ):
         super().__init__()
-        if min(channels, actions, dim, width, *size, *widths) < 1 or not widths:
+        if min(channels, dim, width, first, *size, *widths, actions + 1) < 1 or not widths:
             raise ValueError(
-                f"channels={channels}, actions={actions}, dim={dim}, width={width}, size={size} and widths={widths} must be at least 1"
+                f"channels={channels}, dim={dim}, width={width}, first={first}, size={size} and widths={widths} must be at least 1, "
+                f"actions={actions} at least 0"
             )
         self.config: Spec = {
             "kind": "world",
@@ -84,15 +130,18 @@ class World(nn.Module):
             "actions": actions,
             "dim": dim,
             "widths": list(widths),
+            "first": first,
             "width": width,
             "depth": depth,
+            "look": look,
             "mixers": complete_pattern(mixers, MIXERS, "model.mixers"),
             "ffns": complete_pattern(ffns, FFNS, "model.ffns"),
             "norm_eps": norm_eps,
         }
         self.channels, self.size, self.actions, self.dim = channels, size, actions, dim
-        self.stem = Stem(channels, size, widths, dim)
-        self.embed, self.act = Linear(dim, width), Linear(actions, width)
+        self.stem = Stem(channels, size, widths, dim, first)
+        self.look = Look(channels, size, self.stem, dim) if look else None
+        self.embed, self.act = Linear(dim, width), Linear(actions, width) if actions else None
         self.backbone = Backbone(width, depth, mixers, ffns, norm_eps)
         self.head = Linear(width, dim)
         nn.init.zeros_(self.head.weight)
@@ -103,6 +152,12 @@ class World(nn.Module):
         if (*seen.shape[-3:],) != (self.channels, *self.size):
             raise ValueError(f"pictures of {tuple(seen.shape[-3:])}; the model takes {(self.channels, *self.size)}")
         return self.stem(seen.reshape(-1, *seen.shape[-3:])).reshape(*seen.shape[:-3], self.dim)
+
+    def decode(self, z: Float[Tensor, "*b d"]) -> Float[Tensor, "*b c h w"]:
+        """Pictures of embeddings. Raises ValueError for a model without `look`."""
+        if self.look is None:
+            raise ValueError("this model embeds and does not draw: it was made without look=True")
+        return self.look(z.reshape(-1, self.dim)).reshape(*z.shape[:-1], self.channels, *self.size)
 
     def init_state(self, batch: int) -> State:
         """Nothing done yet."""
@@ -115,7 +170,8 @@ class World(nn.Module):
         it. Raises ValueError for actions of other numbers."""
         if actions.shape[-1] != self.actions or actions.shape[:2] != z.shape[:2]:
             raise ValueError(f"actions: {tuple(actions.shape)}; expected {(*z.shape[:2], self.actions)}")
-        x, state = self.backbone(self.embed(z) + self.act(actions), state)
+        x = self.embed(z)
+        x, state = self.backbone(x if self.act is None else x + self.act(actions), state)
         return z + self.head(x), state
 
     def imagine(
@@ -131,10 +187,20 @@ class World(nn.Module):
             out.append(z)
         return torch.stack(out, 1), state
 
+    def foresee(
+        self, z: Float[Tensor, "b known d"], actions: Float[Tensor, "b t k"]
+    ) -> tuple[Float[Tensor, "b ahead d"], State]:
+        """The embeddings after the last of some known ones, as many as there are more actions than lead from one known one to the next; and
+        the state then."""
+        state, before = self.init_state(len(z)), z.shape[1] - 1
+        if before:
+            _, state = self.predict(z[:, :-1], actions[:, :before], state)
+        return self.imagine(z[:, -1], actions[:, before:], state)
+
     def cost(self, length: int) -> Cost:
         """Cost formulas of a row of `length` steps, each of which is seen; a decoded step is an imagined one."""
         parameters = sum(p.numel() for p in self.parameters())
-        ends = 2 * sum(m.weight.numel() for m in (self.embed, self.act, self.head))
+        ends = 2 * sum(m.weight.numel() for m in (self.embed, self.act, self.head) if m is not None)
         return Cost(
             parameters=parameters,
             active_parameters=parameters - self.backbone.idle_parameters(),

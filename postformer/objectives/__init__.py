@@ -7,6 +7,7 @@ from postformer.objectives.classify import Classify
 from postformer.objectives.denoise import Denoise
 from postformer.objectives.forecast import Forecast
 from postformer.objectives.latent import Latent
+from postformer.objectives.masked import Masked
 from postformer.objectives.next_token import NextToken
 
 OBJECTIVES: dict[str, Any] = {
@@ -16,4 +17,5 @@ OBJECTIVES: dict[str, Any] = {
     "classify": Classify,
     "denoise": Denoise,
     "latent": Latent,
+    "masked": Masked,
 }

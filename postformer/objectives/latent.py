@@ -8,29 +8,38 @@ SIGReg keeps all embeddings near a standard normal cloud (LeJEPA: Balestriero & 
 b worlds, t steps, d numbers of an embedding, k of an action.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from postformer.data.walks import walks
 from postformer.models.routing import after_step
-from postformer.ops.isotropy import correlated, directions, effective_rank, sigreg, too_narrow
-from postformer.ops.layers import Linear
+from postformer.ops.isotropy import Watch, correlated, deviation, directions, effective_rank, sigreg, too_narrow
+from postformer.ops.layers import Linear, checked_word
+
+Target = Literal["embeddings", "pictures"]
 
 
 class Latent(nn.Module):
-    """Teaches a `World`: the squared error of the next embedding (`step`) and of `ahead` imagined ones from the first (`imagined`), with
-    the weights of what keeps embeddings apart: `normal` of SIGReg along `lines` directions at each step, `wide` and `apart` of variance
-    and covariance, `slow` of how far embeddings move in a step, and `inverse` of the error of actions that are told from two embeddings in
-    turn by a small network."""
+    """Teaches a `World`: the squared error of the next embedding (`step`) and of `ahead` imagined ones after `known` pictures (`imagined`;
+    0: as many as there are), with the weights of what keeps embeddings apart: `normal` of SIGReg along `lines` directions at each step,
+    `wide` and `apart` of variance and covariance, `slow` of how far embeddings move in a step, and `inverse` of the error of actions that
+    are told from two embeddings in turn by a small network. `look` is the weight of what is drawn of embeddings, which learns from them and
+    does not change them.
+
+    With target="pictures" both errors are those of the pictures that are drawn of predicted embeddings: a rival that predicts pixels.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         *,
+        target: Target = "embeddings",
         step: float = 1.0,
         imagined: float = 1.0,
+        known: int = 1,
         ahead: int = 0,
         normal: float = 0.1,
         lines: int = 256,
@@ -38,55 +47,72 @@ class Latent(nn.Module):
         apart: float = 0.0,
         slow: float = 0.0,
         inverse: float = 0.0,
+        look: float = 0.0,
     ):
         super().__init__()
         weights = {"step": step, "imagined": imagined, "normal": normal, "wide": wide, "apart": apart, "slow": slow}
-        if min(*weights.values(), inverse) < 0 or lines < 1 or ahead < 0:
+        weights |= {"inverse": inverse, "look": look}
+        if min(weights.values()) < 0 or min(lines, known) < 1 or ahead < 0:
             told = ", ".join(f"{name}={value:g}" for name, value in weights.items())
-            raise ValueError(f"{told}, inverse={inverse:g} and ahead={ahead} must be at least 0, lines={lines} at least 1")
+            raise ValueError(f"{told} and ahead={ahead} must be at least 0, known={known} and lines={lines} at least 1")
         if step == imagined == 0:
             raise ValueError("step=0 and imagined=0: nothing would be predicted")
         self.model: Any = model
-        self.weights, self.inverse, self.ahead, self.lines = weights, inverse, ahead, lines
+        if (look or target == "pictures") and not getattr(model, "look", None):
+            raise ValueError("look and target='pictures' ask for a model that draws: model.look=true")
+        if inverse and not self.model.actions:
+            raise ValueError(f"inverse={inverse:g}: nothing is done in this world; take 0")
+        self.target = checked_word("target", target, Target)
+        self.weights, self.known, self.ahead, self.lines = weights, known, ahead, lines
         self.told = _Told(self.model.dim, self.model.actions) if inverse else None
+        self.watch = Watch()
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """`batch["observations"]` is Float [b, t + 1, c, h, w], `batch["actions"]` Float [b, t, k].
+        """`batch["observations"]` is Float [b, t + 1, c, h, w] and `batch["actions"]` Float [b, t, k]; or, where nothing is done,
+        `batch["clips"]` Float [b, c, t + 1, h, w].
 
-        Returns the loss, its parts, the effective rank of the embeddings and the tokens. Raises ValueError where more steps are to be
-        imagined than there are.
+        Returns the loss, its parts, the effective rank and the mean standard deviation of the embeddings, and the tokens. Raises ValueError
+        where more steps are to be imagined than there are.
         """
-        actions = batch["actions"]
-        ahead = self.ahead or actions.shape[1]
-        if ahead > actions.shape[1]:
-            raise ValueError(f"ahead={ahead}: walks have {actions.shape[1]} steps")
-        z = self.model.encode(batch["observations"])
-        parts = self._parts(z, actions, ahead)
-        weights = self.weights | {"inverse": self.inverse}
-        loss = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
-        rank = torch.tensor(effective_rank(z.detach().flatten(0, 1)[: 4 * z.shape[-1]]))
+        seen, actions = walks(batch)
+        ahead = self.ahead or actions.shape[1] + 1 - self.known
+        if ahead < 1 or self.known + ahead > actions.shape[1] + 1:
+            raise ValueError(f"known={self.known}, ahead={self.ahead}: walks have {actions.shape[1]} steps")
+        z = self.model.encode(seen)
+        parts = {name: part() for name, part in self._parts(seen, z, actions, ahead).items() if self.weights[name]}
+        loss = torch.stack([self.weights[name] * value for name, value in parts.items()]).sum()
         told = {name: value.detach() for name, value in parts.items()}
-        return {"loss": loss, **told, "rank": rank, "tokens": torch.tensor(z.shape[0] * z.shape[1])}
+        flat = z.detach().flatten(0, 1)[: 8 * z.shape[-1]]
+        self.last = effective_rank(flat), deviation(flat)
+        measured = {"rank": torch.tensor(self.last[0]), "deviation": torch.tensor(self.last[1])}
+        return {"loss": loss, **told, **measured, "tokens": torch.tensor(z.shape[0] * z.shape[1])}
 
     def after_step(self, step: int) -> None:
-        """Mixtures of experts are corrected."""
+        """Mixtures of experts are corrected. Raises Collapse where embeddings have become alike."""
         after_step(self.model)
+        self.watch.look(*self.last)
 
-    def _parts(self, z: Tensor, actions: Tensor, ahead: int) -> dict[str, Tensor]:
-        """What has a weight."""
+    def _parts(self, seen: Tensor, z: Tensor, actions: Tensor, ahead: int) -> dict[str, Any]:
+        """What can have a weight, each to be called."""
+        known, model = self.known, self.model
         flat = z.flatten(0, 1)
-        parts = {
-            "step": lambda: F.mse_loss(self.model.predict(z[:, :-1], actions)[0], z[:, 1:]),
-            "imagined": lambda: F.mse_loss(self.model.imagine(z[:, 0], actions[:, :ahead])[0], z[:, 1 : ahead + 1]),
+        goals = z if self.target == "embeddings" else seen
+        drawn = (lambda z: z) if self.target == "embeddings" else model.decode
+
+        def imagined() -> Tensor:
+            made, _ = model.foresee(z[:, :known], actions[:, : known - 1 + ahead])
+            return F.mse_loss(drawn(made), goals[:, known : known + ahead])
+
+        return {
+            "step": lambda: F.mse_loss(drawn(model.predict(z[:, :-1], actions)[0]), goals[:, 1:]),
+            "imagined": imagined,
             "normal": lambda: self._normal(z),
             "wide": lambda: too_narrow(flat),
             "apart": lambda: correlated(flat),
             "slow": lambda: (z[:, 1:] - z[:, :-1]).square().mean(),
+            "inverse": lambda: F.mse_loss(self.told(z[:, :-1], z[:, 1:]), actions),  # type: ignore[misc]
+            "look": lambda: F.mse_loss(model.decode(z.detach()), seen),
         }
-        out = {name: part() for name, part in parts.items() if self.weights[name]}
-        if self.told is not None:
-            out["inverse"] = F.mse_loss(self.told(z[:, :-1], z[:, 1:]), actions)
-        return out
 
     def _normal(self, z: Tensor) -> Tensor:
         along = directions(z.shape[-1], self.lines, z)

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from postformer.config import UserError
+
 POINTS, REACH = 17, 3.0
 """Points of the characteristic function that are compared, from 0 to REACH."""
 
@@ -47,9 +49,39 @@ def correlated(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
 def effective_rank(z: Float[Tensor, "n d"]) -> float:
     """The exponential of the entropy of the singular values of centred embeddings as shares: from 1, all on a line, to d; 0 where all are
     the same."""
-    values = torch.linalg.svdvals((z - z.mean(0)).double())
+    z = (z - z.mean(0)).double()
+    values = torch.linalg.eigvalsh(z.T @ z if len(z) >= z.shape[1] else z @ z.T).clamp(min=0).sqrt()
     total = values.sum()
-    if float(total) <= 1e-12:
+    if float(total) <= 1e-6:  # the root of what is left of zero in float64
         return 0.0
     share = values / total
     return float((-(share * share.clamp(min=1e-300).log()).sum()).exp())
+
+
+def deviation(z: Float[Tensor, "n d"]) -> float:
+    """The mean standard deviation of a dimension."""
+    return float(z.double().std(0, correction=0).mean())
+
+
+class Collapse(UserError):
+    """Embeddings that have become alike, so that predicting them means nothing."""
+
+
+class Watch:
+    """Looks at the embeddings of each training step. `patience` steps in a row with an effective rank below `rank`, or with less than
+    `share` of the deviation of the first step, are a collapse. The rank alone would not tell one in which all shrink alike."""
+
+    def __init__(self, *, rank: float = 1.5, share: float = 0.1, patience: int = 50):
+        self.rank, self.share, self.patience = rank, share, patience
+        self.first, self.low = 0.0, 0
+
+    def look(self, rank: float, spread: float) -> None:
+        """Take a step's effective rank and deviation. Raises Collapse."""
+        self.first = self.first or spread
+        self.low = self.low + 1 if rank < self.rank or spread < self.share * self.first else 0
+        if self.low >= self.patience:
+            raise Collapse(
+                f"the embeddings collapsed: for {self.low} steps their effective rank was below {self.rank:g} or their deviation below "
+                f"{self.share:g} of the {self.first:.3g} at the start; the last have {rank:.2f} and {spread:.3g}. What keeps embeddings "
+                "apart has too little weight: raise objective.normal (or wide and apart), or learn slower"
+            )

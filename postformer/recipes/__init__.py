@@ -26,6 +26,7 @@ from postformer.recipes.pictures import (
     see_vit,
 )
 from postformer.recipes.tasks import induction, modular_arithmetic, parity, parity_real, selective_copying
+from postformer.recipes.worlds import world_physics, world_pixels, world_rooms
 
 RECIPES: dict[str, Callable[[], Run]] = {
     "text-mamba": text_mamba,
@@ -56,4 +57,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "physics-causal": physics_causal,
     "dream-dit": dream_dit,
     "physics-unet": physics_unet,
+    "world-rooms": world_rooms,
+    "world-physics": world_physics,
+    "world-pixels": world_pixels,
 }

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from postformer.config import ConfigError, Run, build, complete, plain, read
 from postformer.data import ASKED, DATA, READINGS
 from postformer.data.reading import Reading
-from postformer.models import CLASSIFIERS, DENOISERS, FORECASTERS, MODELS, WORLDS
+from postformer.models import CLASSIFIERS, DENOISERS, EMBEDDERS, FORECASTERS, MODELS, WORLDS
 from postformer.models.expert_store import ExpertMemory
 from postformer.models.hub import ModelError, fetch, load_model, save_model
+from postformer.models.world import World
 from postformer.objectives import OBJECTIVES
 from postformer.objectives.rates import FILE as RATES
 from postformer.train import checkpoint, loop
@@ -25,10 +26,11 @@ from postformer.train.optim import make_optimizer
 
 KINDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "series": (FORECASTERS, ("forecast",)),
-    "images": ({**CLASSIFIERS, **DENOISERS}, ("classify", "denoise")),
-    "physics": (DENOISERS, ("denoise",)),
-    "videos": (DENOISERS, ("denoise",)),
+    "images": ({**CLASSIFIERS, **DENOISERS, **EMBEDDERS}, ("classify", "denoise", "masked")),
+    "physics": ({**DENOISERS, **EMBEDDERS, **WORLDS}, ("denoise", "masked", "latent")),
+    "videos": ({**DENOISERS, **EMBEDDERS, **WORLDS}, ("denoise", "masked", "latent")),
     "rooms": (WORLDS, ("latent",)),
+    "episodes": (WORLDS, ("latent",)),
 }
 """The models and objectives that go with a kind of data; every other kind is text."""
 TEXT: tuple[dict[str, Any], tuple[str, ...]] = ({"language": MODELS["language"]}, ("next_token", "answers"))
@@ -63,29 +65,42 @@ def _check_kinds(run: Run) -> None:
                 f"{part}.kind: '{kind}' does not fit data.kind, which is '{run.data['kind']}'; choose from {', '.join(fitting)}"
             )
     model, objective = run.model.get("kind"), run.objective.get("kind")
-    for kinds, wanted in ((CLASSIFIERS, "classify"), (DENOISERS, "denoise")):
+    for kinds, wanted in ((CLASSIFIERS, "classify"), (DENOISERS, "denoise"), (EMBEDDERS, "masked"), (WORLDS, "latent")):
         if model in kinds and objective in OBJECTIVES and objective != wanted:
             raise ConfigError(f"objective.kind: '{objective}' does not teach model.kind, which is '{model}'; choose {wanted}")
 
 
 def _check_clips(data: Any, model: Any, objective: Any) -> None:
-    """Clips of the data are of sizes that a model which draws can have, and longer than what they know. Raises ConfigError."""
+    """Clips of the data are of sizes that a model which draws or embeds can have, longer than what they know, and masks leave some of them
+    to be seen. Raises ConfigError."""
     mixed = getattr(data, "shape", None) == "own"
-    if mixed and (objective.shortcut or not hasattr(model, "packed")):
+    if isinstance(model, World):
+        if mixed:
+            raise ConfigError(
+                "data.shape: 'own' puts clips of several sizes into a batch, which a world does not take; choose crop"
+            )
+        if objective.known + max(objective.ahead, 1) > data.clip_size[0]:
+            raise ConfigError(
+                f"objective.known: {objective.known} and ahead={objective.ahead} are more than the {data.clip_size[0]} frames of a clip"
+            )
+        return
+    if mixed and (not hasattr(model, "packed") or objective.shortcut):
         raise ConfigError("data.shape: 'own' puts clips of several sizes into a batch, which goes with a dit without shortcut")
-    if objective.known_frames >= data.clip_size[0]:
+    if getattr(objective, "known_frames", 0) >= data.clip_size[0]:
         raise ConfigError(
             f"objective.known_frames: {objective.known_frames} must be fewer than the {data.clip_size[0]} frames of a clip"
         )
     try:
-        model.grid(data.unit if mixed else data.clip_size)
+        grid = model.grid(data.unit if mixed else data.clip_size)
+        if hasattr(objective, "masks"):
+            objective.masks(1, grid, torch.Generator(device="cpu"))
     except ValueError as e:
         raise ConfigError(f"data{'.unit' if mixed else ''}: {e}, or change the model") from e
 
 
 def _sizes_to_try(run: Run) -> dict[str, Any]:
     """What a model will be told of its data, or what stands for it before images are read."""
-    if run.data["kind"] in ("series", "physics", "videos", "rooms"):
+    if run.data["kind"] in ("series", "physics", "videos", "rooms", "episodes"):
         return _known(run, build(run.data, DATA, "data").sizes)
     if run.data["kind"] == "images":
         side = run.data.get("size") or run.model.get("patch")
@@ -123,7 +138,7 @@ def prepare(run: Run) -> tuple[Run, nn.Module, Any]:
     model = build({k: v for k, v in run.model.items() if k not in sizes}, MODELS, "model", **sizes)
     model.tokens = data.tokens
     objective = build(run.objective, OBJECTIVES, "objective", model=model)
-    if run.model["kind"] in DENOISERS:
+    if run.data["kind"] in ("physics", "videos", "images") and run.model["kind"] in (*DENOISERS, *EMBEDDERS, *WORLDS):
         _check_clips(data, model, objective)
     return dataclasses.replace(run, model=model.config, data={**run.data, **data.identity}), objective, data
 

@@ -95,7 +95,7 @@ def test_a_video_is_a_function_of_its_number(scene, split):
 
 def test_all_scenes_come_in_turn_each_a_class():
     physics, names = Physics(scene="all", frames=8), list(COUNTS)
-    assert physics.sizes == {"channels": 3, "classes": 5}
+    assert physics.sizes == {"channels": 3, "size": (32, 32), "classes": 5}
     batch = physics.batches(10, 0).batch(0)
     assert batch["label"].tolist() == 2 * [0, 1, 2, 3, 4]
     for i, clip in enumerate(batch["clips"]):
@@ -105,7 +105,7 @@ def test_all_scenes_come_in_turn_each_a_class():
 
 def test_captions_say_what_happens():
     physics = Physics(scene="all", text=True)
-    assert physics.sizes == {"channels": 3, "vocab": 256}
+    assert physics.sizes == {"channels": 3, "size": (32, 32), "vocab": 256}
     batch = physics.batches(100, 0).batch(0)
     said = [bytes(text[text < 256].tolist()).decode() for text in batch["text"]]
     found = [physics.scenario(i, seed=0) for i in range(100)]

@@ -118,7 +118,7 @@ def test_moving_walls_are_whole_pixels_of_their_ranges():
 
 
 def test_mistakes_are_told():
-    with pytest.raises(ValueError, match=r"steps=0 must be at least 1 and through=0\.35 from 0 to 1"):
+    with pytest.raises(ValueError, match=r"steps=0 and stride=1 must be at least 1 and through=0\.35 from 0 to 1"):
         Rooms(steps=0)
     with pytest.raises(ValueError, match="unknown 'tset'; choose from"):
         Rooms().batches(1, 0, "tset")

@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 
 def test_clips_are_of_one_size_and_told_their_class(folder):
     videos = Videos(path=str(folder), frames=8, size=(16, 16))
-    assert videos.sizes == {"channels": 3, "classes": 2}
+    assert videos.sizes == {"channels": 3, "size": (16, 16), "classes": 2}
     assert videos.classes == ["fall", "fly"]
     batch = videos.batches(4, seed=0).batch(0)
     assert batch["clips"].shape == (4, 3, 8, 16, 16)
@@ -80,7 +80,7 @@ def test_frames_are_taken_from_the_middle_and_every_how_many_th(folder):
 
 def test_captions_are_told_instead_of_classes(folder):
     videos = Videos(path=str(folder), frames=4, size=(8, 8), text=16)
-    assert videos.sizes == {"channels": 3, "vocab": VOCAB}
+    assert videos.sizes == {"channels": 3, "size": (8, 8), "vocab": VOCAB}
     batch = videos.batches(3, 0).batch(0)
     assert "label" not in batch
     for row, text in zip(batch["rows"], batch["text"], strict=True):

@@ -70,10 +70,10 @@ def test_the_cost_is_how_far_it_imagines_to_be():
     model, now, goal = world(), torch.randn(3, 4), torch.randn(3, 4)
     actions = torch.randn(3, 2, 3, 2)
     with torch.no_grad():
-        found = to_goal(model, now, goal, lasting=2, last=0.5, scale=3.0)(actions)
+        found = to_goal(model, now, goal, lasting=2, last=0.5)(actions)
         for i in range(3):
             for j in range(2):
-                made, _ = model.imagine(now[i : i + 1], 3 * actions[i, j : j + 1].repeat_interleave(2, 1))
+                made, _ = model.imagine(now[i : i + 1], actions[i, j : j + 1].repeat_interleave(2, 1))
                 far = (made[0] - goal[i]).square().mean(-1)
                 assert float(found[i, j]) == pytest.approx(float(far.mean() + 0.5 * far[-1]), rel=1e-4)
 

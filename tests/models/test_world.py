@@ -81,3 +81,29 @@ def test_a_config_makes_the_same_model():
     again = build(model.config, MODELS, "model")
     assert again.config == model.config
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(("size", "first"), [((17, 13), 4), ((32, 32), 4), ((65, 65), 4), ((9, 9), 2)])
+def test_pictures_are_drawn_in_their_own_size(size, first):
+    model = World(3, size, dim=6, widths=(4, 6, 8), first=first, width=8, depth=1, look=True, mixers=(MIXERS["gated_delta"],))
+    z = torch.randn(2, 3, 6)
+    drawn = model.decode(z)
+    assert drawn.shape == (2, 3, 3, *size)
+    assert torch.allclose(model.decode(z[1, 2]), drawn[1, 2], atol=1e-6)
+    with FlopCounterMode(display=False) as counter:
+        model.decode(z[0])
+    assert counter.get_total_flops() == 3 * model.look.flops()
+    with pytest.raises(ValueError, match="without look=True"):
+        world().decode(z.double())
+
+
+def test_a_world_in_which_nothing_is_done():
+    model = World(3, (8, 8), dim=4, widths=(4,), width=8, depth=1, mixers=(MIXERS["gated_delta"],))
+    torch.nn.init.normal_(model.head.weight, std=0.5)
+    z = torch.randn(2, 6, 4)
+    whole, _ = model.predict(z[:, :5], torch.zeros(2, 5, 0))
+    made, _ = model.foresee(z[:, :3], torch.zeros(2, 4, 0))
+    assert torch.allclose(made[:, 0], whole[:, 2], atol=1e-6)
+    assert made.shape == (2, 2, 4)
+    assert "act.weight" not in model.state_dict()
+    assert build(model.config, MODELS, "model").config == model.config

@@ -1,13 +1,16 @@
 """What a model of a world is taught: by hand, and that without what keeps embeddings apart they collapse."""
 
+import json
+
 import pytest
 import torch
 
-from postformer.config import ConfigError, build
+from postformer.config import ConfigError, OptimConfig, Run, TrainConfig, UserError, build
 from postformer.data.rooms import Rooms
 from postformer.models.world import World
 from postformer.objectives import OBJECTIVES
 from postformer.objectives.latent import Latent
+from postformer.train.session import train_run
 
 
 class Known(torch.nn.Module):
@@ -22,8 +25,8 @@ class Known(torch.nn.Module):
     def predict(self, z, actions, state=None):
         return z + actions, state
 
-    def imagine(self, z, actions, state=None):
-        return z[:, None] + actions.cumsum(1), state
+    def foresee(self, z, actions):
+        return z[:, -1:] + actions[:, z.shape[1] - 1 :].cumsum(1), None
 
 
 def batch():
@@ -43,7 +46,54 @@ def test_each_part_by_hand():
     assert out["imagined"].item() == pytest.approx(imagined.item())
     assert out["loss"].item() == pytest.approx((2 * step + 3 * imagined + 0.5 * slow).item())
     assert int(out["tokens"]) == 15
-    assert out.keys() == {"loss", "step", "imagined", "slow", "rank", "tokens"}
+    assert out.keys() == {"loss", "step", "imagined", "slow", "rank", "deviation", "tokens"}
+
+
+def test_imagination_begins_after_what_is_known():
+    given, model = batch(), Known()
+    z, a = model.encode(given["observations"]), given["actions"]
+    out = Latent(model, step=0.0, known=3, normal=0.0)(given)
+    assert out["imagined"].item() == pytest.approx(((z[:, 2:3] + a[:, 2:].cumsum(1) - z[:, 3:]) ** 2).mean().item())
+    clips = {"clips": given["observations"].transpose(1, 2)}
+    again = Latent(World(1, (2, 2), dim=2, widths=(4,), width=8, depth=1), known=2, normal=0.0)(clips)
+    assert again["imagined"] > 0
+
+
+def drawing(**words):
+    torch.manual_seed(0)
+    return World(
+        2, (9, 9), 2, dim=4, widths=(4, 6), width=8, depth=1, look=True, mixers=({"kind": "gated_delta", "heads": 2},), **words
+    )
+
+
+def test_a_look_learns_and_teaches_nothing():
+    model = drawing()
+    given = {"observations": torch.rand(3, 5, 2, 9, 9), "actions": torch.randn(3, 4, 2)}
+    Latent(model, step=0.0, imagined=1e-9, normal=0.0, look=1.0)(given)["look"].item()
+    objective = Latent(model, imagined=0.0, normal=0.0, look=1.0)
+    alone, z = drawing(), model.encode(given["observations"])
+    out = objective(given)
+    assert out["look"].item() == pytest.approx((model.decode(z) - given["observations"]).square().mean().item())
+    out["loss"].backward()
+    Latent(alone, imagined=0.0, normal=0.0)(given)["loss"].backward()
+    for (name, p), q in zip(model.named_parameters(), alone.parameters(), strict=True):
+        if name.startswith("look"):
+            assert p.grad is not None
+            assert q.grad is None
+        elif p.grad is not None:
+            assert torch.allclose(p.grad, q.grad, atol=1e-7)
+
+
+def test_a_rival_predicts_pictures():
+    model = drawing()
+    torch.nn.init.normal_(model.head.weight, std=0.5)
+    given = {"observations": torch.rand(3, 5, 2, 9, 9), "actions": torch.randn(3, 4, 2)}
+    out = Latent(model, target="pictures", normal=0.0, known=2)(given)
+    z = model.encode(given["observations"])
+    made, _ = model.predict(z[:, :-1], given["actions"])
+    ahead, _ = model.foresee(z[:, :2], given["actions"])
+    assert out["step"].item() == pytest.approx((model.decode(made) - given["observations"][:, 1:]).square().mean().item())
+    assert out["imagined"].item() == pytest.approx((model.decode(ahead) - given["observations"][:, 2:]).square().mean().item())
 
 
 def test_actions_are_told_from_two_embeddings_in_turn():
@@ -73,12 +123,33 @@ def test_embeddings_collapse_without_what_keeps_them_apart():
     assert lost.std(0).mean() < 0.1 * kept.std(0).mean()
 
 
+def test_a_collapse_stops_training(tmp_path):
+    data = {"kind": "rooms", "steps": 3}
+    model = {"kind": "world", "dim": 8, "widths": [4, 8], "width": 16, "mixers": [{"kind": "gated_delta", "heads": 2}]}
+    words = {"kind": "latent", "normal": 0.0, "imagined": 0.0}
+    run = Run(
+        name="lost",
+        model=model,
+        objective=words,
+        data=data,
+        optim=OptimConfig(lr=1e-2, warmup=0),
+        train=TrainConfig(steps=400, batch=8, log_every=1),
+    )
+    with pytest.raises(UserError, match=r"the embeddings collapsed: for 50 steps .* raise objective\.normal"):
+        train_run(run, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert 50 <= len(rows) < 390
+    assert rows[-1]["deviation"] < 0.1 * rows[0]["deviation"] or rows[-1]["rank"] < 1.5
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         ({"normal": -1}, "normal=-1"),
         ({"step": 0, "imagined": 0}, "nothing would be predicted"),
         ({"lines": 0}, "lines=0 at least 1"),
+        ({"look": 1.0}, "a model that draws: model.look=true"),
+        ({"target": "pixels"}, "choose from embeddings, pictures"),
     ],
 )
 def test_mistakes_are_told(words, says):
@@ -87,5 +158,5 @@ def test_mistakes_are_told(words, says):
 
 
 def test_more_steps_than_there_are_are_told():
-    with pytest.raises(ValueError, match="ahead=9: walks have 4 steps"):
+    with pytest.raises(ValueError, match="known=1, ahead=9: walks have 4 steps"):
         Latent(Known(), ahead=9)(batch())

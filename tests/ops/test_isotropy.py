@@ -7,7 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postformer.ops.isotropy import POINTS, REACH, correlated, directions, effective_rank, sigreg, too_narrow
+from postformer.ops.isotropy import (
+    POINTS,
+    REACH,
+    Collapse,
+    Watch,
+    correlated,
+    deviation,
+    directions,
+    effective_rank,
+    sigreg,
+    too_narrow,
+)
 
 
 def integral(f, points=20_001):
@@ -73,3 +84,17 @@ def test_the_rank_of_known_clouds():
     uneven = torch.randn(100_000, 2) * torch.tensor([3.0, 1.0])
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert effective_rank(uneven) == pytest.approx(math.exp(entropy), rel=0.01)
+
+
+def test_deviation_is_the_mean_of_the_dimensions():
+    assert deviation(torch.tensor([[1.0, 2.0], [3.0, 8.0]])) == pytest.approx((1 + 3) / 2)
+
+
+def test_a_watch_tells_a_collapse_and_nothing_else():
+    watch = Watch(patience=3)
+    for rank, spread in [(5.0, 0.4), (1.2, 0.4), (1.2, 0.4), (4.0, 0.4), (5.0, 0.03), (5.0, 0.03), (5.0, 0.05)]:
+        watch.look(rank, spread)
+    for _ in range(2):
+        watch.look(5.0, 0.03)
+    with pytest.raises(Collapse, match=r"for 3 steps .* of the 0\.4 at the start; the last have 5\.00 and 0\.03"):
+        watch.look(5.0, 0.03)

@@ -1,0 +1,46 @@
+"""Models of a world: what is seen as an embedding, and from it and what is done the next one."""
+
+from postformer.config import OptimConfig, Run, Spec, TrainConfig
+
+SMALL: Spec = {"kind": "gated_delta", "heads": 4, "head_dim": 8, "value_expand": 1, "conv": 2}
+"""A state of 1,024 numbers and little more: a search for plans keeps one for each of its samples."""
+BLOCK = 5
+"""Pushes of an action in the rooms: plans see past the door in 16 of them."""
+
+
+def _run(name: str, model: Spec, objective: Spec, data: Spec, *, steps: int, batch: int) -> Run:
+    return Run(
+        name=name,
+        model={"kind": "world", **model},
+        objective={"kind": "latent", **objective},
+        data=data,
+        optim=OptimConfig(lr=2e-3, weight_decay=1e-4, warmup=100, schedule="wsd", decay=0.4, final=0.02),
+        train=TrainConfig(steps=steps, batch=batch, save_every=500, log_every=50),
+    )
+
+
+def world_rooms() -> Run:
+    """Two rooms, kept apart by SIGReg, with the action told from two embeddings in turn."""
+    model: Spec = {"dim": 48, "width": 128, "depth": 1, "mixers": (SMALL,), "ffns": ({"kind": "mlp", "hidden": 256},)}
+    data: Spec = {"kind": "rooms", "steps": 16, "stride": BLOCK}
+    return _run("world-rooms", model, {"normal": 0.1, "inverse": 1.0}, data, steps=3000, batch=64)
+
+
+CLIPS: Spec = {"kind": "physics", "scene": "all", "frames": 20, "size": 32}
+SEEN = 6
+"""Known frames of a clip from which a second is imagined, and more."""
+
+
+def _physics(name: str, objective: Spec) -> Run:
+    model: Spec = {"dim": 96, "width": 192, "depth": 2, "mixers": ({"kind": "gated_delta", "heads": 4},), "look": True}
+    return _run(name, model, {"known": SEEN, **objective}, CLIPS, steps=3000, batch=32)
+
+
+def world_physics() -> Run:
+    """Discs in all scenes, predicted as embeddings; what it imagines is drawn for people to look at."""
+    return _physics("world-physics", {"normal": 0.1, "look": 1.0})
+
+
+def world_pixels() -> Run:
+    """world-physics's rival of its operations: the same model, taught the pixels of what comes next."""
+    return _physics("world-pixels", {"normal": 0.0, "target": "pictures"})
