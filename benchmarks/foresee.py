@@ -21,24 +21,17 @@ import study_results as results
 import torch
 from study_results import Line
 
+from postformer.claims.imagining import GROUPS, SCENES, errors, surprises, untrained
 from postformer.claims.stats import mean_interval, mean_over, share_over
 from postformer.cli import positive, seed_list
 from postformer.config import Run, UserError, override, parse, plain
-from postformer.data.impossible import EASY, KINDS, pair
-from postformer.data.physics import Physics
-from postformer.objectives.foreseen import foreseen
-from postformer.objectives.surprise import surprise, told_apart
+from postformer.data.impossible import EASY, KINDS
+from postformer.objectives.surprise import told_apart
 from postformer.recipes import RECIPES
 from postformer.train.process import threads
-from postformer.train.session import open_model, prepare, train_run
+from postformer.train.session import open_model, train_run
 
 MODELS = ("world-physics", "world-pixels", "untrained")
-SCENES = ("uniform", "collision", "parabola", "occlusion")
-AHEAD = 10
-"""Frames of a second."""
-SEED = 1000
-"""Clips that are asked are those of SEED and more."""
-GROUPS = {"place": "units", "velocity": "units/s", "mass ratio": "log"}
 
 
 def run_of(model: str, seed: int, args: argparse.Namespace) -> Run:
@@ -63,8 +56,8 @@ def study(args: argparse.Namespace) -> None:
             line: Line = {"model": _label(model, run, args), "seed": seed, "trained_s": seconds}
             line |= {"parameters": sum(p.numel() for p in trained.parameters())}
             with threads(args.threads):
-                line["foreseen"] = {scene: _foreseen(trained, run, scene, seed, args) for scene in SCENES}
-                line["surprise"] = {kind: _surprised(trained, run, kind, seed, args) for kind in KINDS}
+                line["foreseen"] = {scene: errors(trained, run, scene, seed, args.clips) for scene in SCENES}
+                line["surprise"] = {kind: surprises(trained, run, kind, seed, args.pairs) for kind in KINDS}
             results.add(path, of, line, began)
             print(f"{line['model']}, seed {seed}: {_brief(line)}", flush=True)
 
@@ -76,42 +69,12 @@ def _label(model: str, run: Run, args: argparse.Namespace) -> str:
 
 def _model(run: Run, model: str, args: argparse.Namespace) -> tuple[Any, float]:
     if model == "untrained":
-        return prepare(run)[1].eval().model, 0.0
+        return untrained(run), 0.0
     folder = args.out / f"{model}-{run.seed}-{results.digest(run)[:8]}"
     summary = train_run(run, folder)
     if summary.stopped:
         sys.exit(130)
     return open_model(folder).eval(), summary.seconds
-
-
-def _foreseen(model: Any, run: Run, scene: str, seed: int, args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Of each clip the error a second ahead by group of attributes: of places the distance, of others the mean size."""
-    physics = Physics(**{**{k: v for k, v in run.data.items() if k != "kind"}, "scene": scene})
-    found = foreseen(model, physics, run.objective["known"], seed=SEED + seed, clips=args.clips)
-    told: dict[str, dict[str, list[float]]] = {}
-    for group in GROUPS:
-        columns = [i for i, name in enumerate(found.names) if name.startswith(group)]
-        if columns:
-            each = {}
-            for way in ("imagined", "floor", "last"):
-                error = getattr(found, way)[:, AHEAD - 1, columns]
-                size = error.unflatten(-1, (-1, 2)).norm(dim=-1).mean(-1) if group != "mass ratio" else error.abs().mean(-1)
-                each[way] = [round(float(value), 5) for value in size]
-            told[group] = each
-    return told
-
-
-def _surprised(model: Any, run: Run, kind: str, seed: int, args: argparse.Namespace) -> dict[str, list[float]]:
-    """The mean surprise of both clips of each pair."""
-    physics = Physics(**{k: v for k, v in run.data.items() if k != "kind"})
-    pictures = run.objective.get("target") == "pictures"
-    told: dict[str, list[float]] = {"possible": [], "impossible": []}
-    for begin in range(0, args.pairs, 50):
-        pairs = [pair(physics, kind, i, seed=SEED + seed) for i in range(begin, min(begin + 50, args.pairs))]
-        for name in told:
-            clips = torch.from_numpy(np.stack([getattr(made, name) for made in pairs]))
-            told[name] += surprise(model, {"clips": clips}, pictures=pictures).mean(1).tolist()
-    return told
 
 
 def _apart(found: dict[str, list[float]]) -> Any:

@@ -41,6 +41,7 @@ CASES = {
     "gated-delta-small": {"kind": "gated_delta", "heads": 1, "head_dim": 3, "value_expand": 1, "conv": 2, "negative": False},
     "mamba2-threshold": {"kind": "mamba2", "state": 3, "head_dim": 8, "threshold": 0.05, "gates": "conv"},
     "gated-delta-threshold": {"kind": "gated_delta", "heads": 2, "threshold": 0.5, "gates": "conv"},
+    "mingru": {"kind": "mingru", "expand": 2},
     "lmm": {"kind": "lmm", "heads": 2, "chunk": 4},
     "lmm-matrix": {"kind": "lmm", "heads": 2, "depth": 1, "chunk": 3, "momentum": False, "forgetting": False, "conv": 1},
     "lmm-persistent": {"kind": "lmm", "heads": 1, "depth": 3, "expand": 1, "chunk": 5, "persistent": 3, "bias": "huber"},

@@ -19,6 +19,8 @@ SENTENCES = {
     "experts_quality": "Experts make a model better at the same operations a token, nearly as good as a dense one of all its parameters.",
     "spacetime_patches": "A U-Net lets legs melt; a transformer over spacetime patches keeps the physics of a video continuous.",
     "patches_see": "Cut into patches, an image is a text: a Transformer sees as well as a convolutional net.",
+    "latent_physics": "It predicts the next second's frame vectors, and physics can be read off them.",
+    "intuitive_physics": "A world model in latent space knows what cannot be: it is surprised by the impossible.",
 }
 """Each claim as the field says it, by its name: that of its file, which is not imported before it is run."""
 

@@ -55,7 +55,7 @@ class Environment(gymnasium.Env[np.ndarray, np.ndarray], ABC):
         """A beginning, and the state of a goal that can be reached and is not reached yet."""
 
     @abstractmethod
-    def apart(self, states: Float[np.ndarray, "*n s"], goals: Float[np.ndarray, "*n s"]) -> Float[np.ndarray, "*n m"]:
+    def apart(self, states: Float[np.ndarray, "*n s"], goals: Float[np.ndarray, "*#n s"]) -> Float[np.ndarray, "*n m"]:
         """How far states are from goals: first what the rule of success looks at, then what a stricter one does too."""
 
     @abstractmethod
@@ -70,7 +70,7 @@ class Environment(gymnasium.Env[np.ndarray, np.ndarray], ABC):
         """States after each action of some plans, all of which begin at one snapshot: what a planner asks that knows the simulator."""
         return self.states(self.advance(np.broadcast_to(snapshot, (len(actions), len(snapshot))), actions))
 
-    def reached(self, states: Float[np.ndarray, "*n s"], goals: Float[np.ndarray, "*n s"]) -> Bool[np.ndarray, "*n 2"]:
+    def reached(self, states: Float[np.ndarray, "*n s"], goals: Float[np.ndarray, "*#n s"]) -> Bool[np.ndarray, "*n 2"]:
         """Whether states count as the goals, by the rule of success and by the stricter one."""
         near = self.apart(states, goals) <= np.array(self.bounds)
         return np.stack([near[..., 0], near.all(-1)], -1)
@@ -81,11 +81,10 @@ class Environment(gymnasium.Env[np.ndarray, np.ndarray], ABC):
         """A new problem, a function of the seed; with options `{"start": physics, "goal": state}` that one. Raises ValueError for other
         options."""
         super().reset(seed=seed)
-        self._now, self.goal = self.problem(self.np_random)
-        if options:
-            if options.keys() != {"start", "goal"}:
-                raise ValueError(f"options: {', '.join(options)}; give both start and goal, or none")
-            self._now, self.goal = np.array(options["start"]), np.array(options["goal"])
+        if options and options.keys() != {"start", "goal"}:
+            raise ValueError(f"options: {', '.join(options)}; give both start and goal, or none")
+        start, self.goal = (options["start"], options["goal"]) if options else self.problem(self.np_random)
+        self.restore(start)
         self._done = 0
         self.goal_picture = self.pictures(self.goal)
         return self._seen()[0], self._info()
@@ -95,7 +94,7 @@ class Environment(gymnasium.Env[np.ndarray, np.ndarray], ABC):
         self._now = self.advance(self._now[None], np.asarray(action)[None, None])[0, 0]
         self._done += 1
         info = self._info()
-        return self._seen()[0], -info[self.apartness[0]], False, self._done >= self.steps, info
+        return self._seen()[0], -info[self.apartness[0]], False, self._over(), info
 
     def snapshot(self) -> Float[np.ndarray, "p"]:
         """All that the future depends on, but for the goal."""
@@ -104,6 +103,9 @@ class Environment(gymnasium.Env[np.ndarray, np.ndarray], ABC):
     def restore(self, snapshot: Float[np.ndarray, "p"]) -> None:
         """Go back to a snapshot."""
         self._now = snapshot.copy()
+
+    def _over(self) -> bool:
+        return self._done >= self.steps
 
     def _seen(self) -> Shaped[np.ndarray, "1 c h w"]:
         return self.pictures(self.states(self._now[None]))

@@ -10,6 +10,7 @@ from postformer.mixers.delta import GatedDelta
 from postformer.mixers.mamba import Mamba
 from postformer.mixers.mamba2 import Mamba2
 from postformer.mixers.mamba3 import Mamba3
+from postformer.mixers.mingru import MinGRU
 from postformer.mixers.scan_order import Scan
 from postformer.mixers.spacetime import SpacetimeAttention
 from postformer.mixers.titans import LMM
@@ -52,6 +53,7 @@ MIXERS: dict[str, Any] = {
     "mamba2": Mamba2,
     "mamba3": Mamba3,
     "gated_delta": GatedDelta,
+    "mingru": MinGRU,
     "lmm": LMM,
     "mac": MAC,
     "mag": MAG,

@@ -170,18 +170,28 @@ class World(nn.Module):
         it. Raises ValueError for actions of other numbers."""
         if actions.shape[-1] != self.actions or actions.shape[:2] != z.shape[:2]:
             raise ValueError(f"actions: {tuple(actions.shape)}; expected {(*z.shape[:2], self.actions)}")
+        return self._next(z, self._told(actions), state)
+
+    def _told(self, actions: Float[Tensor, "b t k"]) -> Float[Tensor, "b t w"] | None:
+        """What the predictor is told of actions; nothing where there are none."""
+        return None if self.act is None else self.act(actions)
+
+    def _next(self, z: Tensor, told: Tensor | None, state: State | None) -> tuple[Tensor, State | None]:
         x = self.embed(z)
-        x, state = self.backbone(x if self.act is None else x + self.act(actions), state)
+        x, state = self.backbone(x if told is None else x + told, state)
         return z + self.head(x), state
 
     def imagine(
         self, z: Float[Tensor, "b d"], actions: Float[Tensor, "b t k"], state: State | None = None
     ) -> tuple[Float[Tensor, "b t d"], State]:
-        """The embeddings after each of some actions, none of which was seen: each is predicted from the one before; and the state then."""
+        """The embeddings after each of some actions, none of which was seen: each is predicted from the one before; and the state then.
+        Raises ValueError for actions of other numbers."""
+        if actions.shape[-1] != self.actions or len(actions) != len(z):
+            raise ValueError(f"actions: {tuple(actions.shape)}; expected {(len(z), actions.shape[1], self.actions)}")
         state = self.init_state(len(z)) if state is None else state
-        out = []
+        told, out = self._told(actions), []
         for t in range(actions.shape[1]):
-            step, state = self.predict(z[:, None], actions[:, t : t + 1], state)
+            step, state = self._next(z[:, None], None if told is None else told[:, t : t + 1], state)
             assert state is not None
             z = step[:, 0]
             out.append(z)

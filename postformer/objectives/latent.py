@@ -20,12 +20,15 @@ from postformer.ops.isotropy import Watch, correlated, deviation, directions, ef
 from postformer.ops.layers import Linear, checked_word
 
 Target = Literal["embeddings", "pictures"]
+MOVING = 0.3
+"""Of a number's deviation within walks the least."""
 
 
 class Latent(nn.Module):
     """Teaches a `World`: the squared error of the next embedding (`step`) and of `ahead` imagined ones after `known` pictures (`imagined`;
     0: as many as there are), with the weights of what keeps embeddings apart: `normal` of SIGReg along `lines` directions at each step,
-    `wide` and `apart` of variance and covariance, `slow` of how far embeddings move in a step, and `inverse` of the error of actions that
+    `wide` and `apart` of variance and covariance, `moving` of the deviation from each walk's own mean, which may not be below MOVING (so
+    that what stands still in a walk cannot be all that is embedded), `slow` of how far embeddings move in a step, and `inverse` of the error of actions that
     are told from two embeddings in turn by a small network. `look` is the weight of what is drawn of embeddings, which learns from them and
     does not change them.
 
@@ -45,13 +48,14 @@ class Latent(nn.Module):
         lines: int = 256,
         wide: float = 0.0,
         apart: float = 0.0,
+        moving: float = 0.0,
         slow: float = 0.0,
         inverse: float = 0.0,
         look: float = 0.0,
     ):
         super().__init__()
-        weights = {"step": step, "imagined": imagined, "normal": normal, "wide": wide, "apart": apart, "slow": slow}
-        weights |= {"inverse": inverse, "look": look}
+        weights = {"step": step, "imagined": imagined, "normal": normal, "wide": wide, "apart": apart, "moving": moving}
+        weights |= {"slow": slow, "inverse": inverse, "look": look}
         if min(weights.values()) < 0 or min(lines, known) < 1 or ahead < 0:
             told = ", ".join(f"{name}={value:g}" for name, value in weights.items())
             raise ValueError(f"{told} and ahead={ahead} must be at least 0, known={known} and lines={lines} at least 1")
@@ -109,6 +113,7 @@ class Latent(nn.Module):
             "normal": lambda: self._normal(z),
             "wide": lambda: too_narrow(flat),
             "apart": lambda: correlated(flat),
+            "moving": lambda: too_narrow((z - z.mean(1, keepdim=True)).flatten(0, 1), MOVING),
             "slow": lambda: (z[:, 1:] - z[:, :-1]).square().mean(),
             "inverse": lambda: F.mse_loss(self.told(z[:, :-1], z[:, 1:]), actions),  # type: ignore[misc]
             "look": lambda: F.mse_loss(model.decode(z.detach()), seen),

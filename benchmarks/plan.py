@@ -1,0 +1,250 @@
+"""Plans to what a picture shows, searched for in a model's imagination: what is reached, beside rivals that know nothing or all.
+
+    python benchmarks/plan.py --tasks rooms --seeds 0
+    python benchmarks/plan.py --tasks rooms,moving --methods cem,mppi --problems 200
+    python benchmarks/plan.py --render runs/plan
+
+A model learns walks as its recipe says and plans from what it sees to what it is shown. Beside it: the same search with a model that
+learned nothing and in the simulator itself (an oracle), going straight for the goal with the true state known, and actions at random. No
+problem is solved at its beginning. Success is the task's rule at the end of an episode, and a stricter one beside it; how well a linear
+probe reads the state off embeddings is told too. Trained runs and measured cells stay in --out, so that an interrupted study goes on. The
+measure: docs/worlds.md.
+"""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import study_results as results
+import torch
+from study_results import Line
+
+from postformer.claims.stats import median_interval, share_over
+from postformer.cli import positive, seed_list
+from postformer.config import Run, Spec, UserError, override, parse, plain
+from postformer.embodied.acting import Imagined
+from postformer.embodied.environment import Environment
+from postformer.embodied.planning import Search
+from postformer.embodied.rooms import TwoRooms
+from postformer.embodied.trials import Policy, Problems, at_random, following, foreseen, problems, tried
+from postformer.models.probes import probe
+from postformer.recipes import RECIPES
+from postformer.train.process import threads
+from postformer.train.session import open_model, prepare, train_run
+
+METHODS = ("cem", "mppi", "gradient")
+SEED = 1000
+"""Problems that are posed are those of SEED and more."""
+WALKS = 64
+"""Walks off which a probe learns to read the state, and as many on which it is judged."""
+TIMED = 9
+
+
+class Task(NamedTuple):
+    """How a task is posed and planned for: its environment, the recipe and what is changed of it, the steps of an episode, how long an
+    action of a plan lasts, how many are done before the next look, the weight of a plan's end, and the search."""
+
+    env: Callable[[], Environment]
+    recipe: str
+    data: Spec
+    steps: int
+    lasting: int
+    execute: int
+    last: float
+    search: Search
+
+
+ROOMS = Search(horizon=16, samples=200, iterations=4, elites=16, spread=1.0, least=0.15, limit=1.8, colour=2.0)
+TASKS = {
+    "rooms": Task(lambda: TwoRooms(fixed=True), "world-rooms", {}, 200, 5, 2, 30.0, ROOMS),
+    "moving": Task(lambda: TwoRooms(fixed=False), "world-rooms", {"fixed": False}, 200, 5, 2, 30.0, ROOMS),
+}
+OTHERS = ("random", "straight", "oracle")
+
+
+def run_of(task: Task, seed: int, args: argparse.Namespace) -> Run:
+    """The recipe's run on a task's data."""
+    run = RECIPES[task.recipe]()
+    train = dataclasses.replace(run.train, threads=args.threads, steps=args.steps or run.train.steps)
+    run = dataclasses.replace(run, seed=seed, data={**run.data, **task.data}, train=train)
+    return parse(Run, override(plain(run), args.set)) if args.set else run
+
+
+def study(args: argparse.Namespace) -> None:
+    """Train and measure what is not there yet."""
+    for name in args.tasks:
+        task = TASKS[name]
+        for way in args.others:
+            _measured(name, task, Run(name=way, model={}, seed=0, data={"kind": name}), way, None, args)
+        for seed in args.seeds:
+            run = run_of(task, seed, args)
+            trained, seconds = _model(run, name, args)
+            told = f"{run.train.steps:,} steps" + "".join(f", {word}" for word in args.set)
+            for method in args.methods:
+                _measured(name, task, run, f"{method}, {told}", trained, args, method=method, trained_s=seconds)
+            if "untrained" in args.models:
+                untrained = prepare(run)[1].eval().model
+                _measured(name, task, run, "cem, untrained", untrained, args, method="cem", trained_s=0.0)
+
+
+def _model(run: Run, name: str, args: argparse.Namespace) -> tuple[Any, float]:
+    folder = args.out / f"{name}-{run.seed}-{results.digest(run)[:8]}"
+    summary = train_run(run, folder)
+    if summary.stopped:
+        sys.exit(130)
+    return open_model(folder).eval(), summary.seconds
+
+
+def _measured(name: str, task: Task, run: Run, way: str, model: Any, args: argparse.Namespace, **more: Any) -> None:
+    search = dataclasses.replace(task.search, method=more.get("method", "cem"))
+    if search.method == "gradient":  # follows a few plans far instead of drawing many
+        search = dataclasses.replace(
+            search, samples=max(search.samples // 16, 2), iterations=20, elites=2, spread=0.3 * search.spread
+        )
+    path, settings = args.out / "plan.jsonl", plain({**task._asdict(), "env": name, "search": dataclasses.asdict(search)})
+    of = results.digest(run, way, settings, args.problems)
+    if results.find(path, of):
+        return
+    env, began = task.env(), results.about(run)
+    posed = problems(env, range(SEED, SEED + args.problems))
+    with threads(args.threads):
+        policy = _policy(env, task, way, model, search)
+        clock = time.perf_counter()
+        found = tried(env, policy, posed, task.steps)
+        line: Line = {"task": name, "way": way, "seed": run.seed, "seconds": time.perf_counter() - clock, **more}
+        line |= {"at_end": found.at_end.astype(int).tolist(), "ever": found.ever.astype(int).tolist()}
+        line["end"] = found.end[:, 0].round(4).tolist()
+        if model is not None:
+            line |= {"parameters": sum(p.numel() for p in model.parameters()), "probe": _probed(model, run)}
+            line["plan_s"] = _plan_times(env, task, model, search, posed)
+    results.add(path, of, line, began)
+    print(
+        f"{name}, {way}, seed {run.seed}: {_share([line], 0)} at the end, {_share([line], 1)} by the stricter rule", flush=True
+    )
+
+
+def _policy(env: Environment, task: Task, way: str, model: Any, search: Search) -> Policy:
+    generator = torch.Generator().manual_seed(0)
+    if way == "random":
+        return at_random(env, np.random.default_rng(0), task.lasting)
+    if way == "straight":
+        return following(env, env.straight)
+    if way == "oracle":
+        cost = _nearness(env, task.last)
+        return foreseen(env, cost, search, lasting=task.lasting, execute=task.execute, generator=generator)
+    return Imagined(env, model, search, lasting=task.lasting, execute=task.execute, last=task.last, generator=generator)
+
+
+def _nearness(env: Environment, last: float) -> Any:
+    def cost(states: np.ndarray, goals: np.ndarray) -> np.ndarray:
+        far = env.apart(states, np.broadcast_to(goals, states.shape))[..., 0] ** 2
+        return far.mean(-1) + last * far[..., -1]
+
+    return cost
+
+
+@torch.no_grad()
+def _probed(model: Any, run: Run) -> dict[str, list[float]]:
+    """R2 and RMSE of the state's numbers that change from walk to walk or within one."""
+    data = prepare(run)[2]
+    parts = []
+    for split in ("train", "test"):
+        batch = data.batches(WALKS, SEED, split).batch(0)
+        parts.append((model.encode(batch["observations"]).flatten(0, 1), batch["states"].flatten(0, 1)))
+    (z, truth), (other, told) = parts
+    score = probe(z, truth).score(other, told)
+    return {"r2": score.r2.tolist(), "rmse": score.rmse.tolist()}
+
+
+def _plan_times(env: Environment, task: Task, model: Any, search: Search, posed: Problems) -> list[float]:
+    """Seconds of a search for one problem, each time from nothing."""
+    times = []
+    for i in range(TIMED + 1):
+        policy = Imagined(env, model, search, lasting=task.lasting, execute=task.execute, last=task.last)
+        clock = time.perf_counter()
+        policy(posed.start[i : i + 1], posed.goal[i : i + 1])
+        times.append(time.perf_counter() - clock)
+    return times[1:]
+
+
+def render(path: Path) -> str:
+    """For each task what was reached, by all seeds, and what embeddings tell of the state."""
+    lines = results.latest(results.read(path), "task", "way", "seed")
+    parts: list[str] = []
+    for task in dict.fromkeys(line["task"] for line in lines):
+        own = [line for line in lines if line["task"] == task]
+        parts += [f"**{task}**, {len(own[0]['end'])} problems", ""]
+        parts += ["| | reached at the end | stricter | ever | ms a plan | R2 of the state | RMSE |", "|" + "---|" * 7]
+        for way in dict.fromkeys(line["way"] for line in own):
+            rows = [line for line in own if line["way"] == way]
+            cells = [
+                _share(rows, 0),
+                _share(rows, 1),
+                _share(rows, 0, "ever"),
+                _ms(rows),
+                *(_probe(rows, name) for name in ("r2", "rmse")),
+            ]
+            parts.append("| " + " | ".join([way, *cells]) + " |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _share(lines: list[Line], rule: int, when: str = "at_end") -> str:
+    counts = [(sum(row[rule] for row in line[when]), len(line[when])) for line in lines]
+    found = share_over(counts)
+    each = f" ({'/'.join(f'{k / n:.1%}' for k, n in counts)})" if len(counts) > 1 else ""
+    return f"{found.value:.1%} [{found.low:.1%}, {found.high:.1%}]{each}"
+
+
+def _ms(lines: list[Line]) -> str:
+    times = [1000 * second for line in lines for second in line.get("plan_s", ())]
+    if not times:
+        return "-"
+    found = median_interval(times)
+    return f"{found.value:.0f} [{found.low:.0f}, {found.high:.0f}]"
+
+
+def _probe(lines: list[Line], name: str) -> str:
+    if "probe" not in lines[0]:
+        return "-"
+    values = np.array([line["probe"][name] for line in lines])
+    return ", ".join(f"{value:.5g}" for value in values.mean(0))
+
+
+def main() -> int:
+    """Train, measure, and print the tables. Raises UserError."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default=",".join(TASKS), help="of %(default)s")
+    parser.add_argument("--methods", default="cem,mppi", help=f"of {','.join(METHODS)} (default: %(default)s)")
+    parser.add_argument("--models", default="trained,untrained", help="of %(default)s")
+    parser.add_argument("--others", default=",".join(OTHERS), help="of %(default)s")
+    parser.add_argument("--seeds", type=seed_list, default=(0, 1, 2), help="default: 0,1,2")
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--steps", type=positive, help="train for other steps than the recipes say")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the runs, as model.dim=64")
+    parser.add_argument("--problems", type=positive, default=200, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("runs/plan"))
+    parser.add_argument("--render", type=Path, metavar="FOLDER", help="print a study's tables, and measure nothing")
+    args = parser.parse_args()
+    if args.render:
+        print(render(results.of_study(args.render, "plan.jsonl")))
+        return 0
+    for word, choices in (("tasks", TASKS), ("methods", METHODS), ("models", ("trained", "untrained")), ("others", OTHERS)):
+        setattr(args, word, results.chosen(word, getattr(args, word), choices))
+    results.folder(args.out)
+    study(args)
+    print(render(args.out / "plan.jsonl"))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as e:
+        print(f"plan: {e}", file=sys.stderr)
+        sys.exit(2)

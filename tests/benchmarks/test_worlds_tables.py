@@ -1,0 +1,74 @@
+"""The tables of benchmarks/foresee.py and benchmarks/plan.py."""
+
+import dataclasses
+import json
+
+from benchmarks import foresee, plan
+from postformer.data.impossible import KINDS
+
+
+def test_errors_and_pairs_are_told_by_model(tmp_path):
+    def line(model, seed, imagined, impossible):
+        errors = {"place": {"imagined": imagined, "floor": [0.1, 0.1], "last": [1.0, 2.0]}}
+        pairs = {"possible": [1.0, 2.0], "impossible": impossible}
+        return {
+            "model": model,
+            "seed": seed,
+            "foreseen": dict.fromkeys(foresee.SCENES, errors),
+            "surprise": dict.fromkeys(KINDS, pairs),
+            "of": f"{model}{seed}",
+        }
+
+    lines = [line("physics, 9 steps", 0, [0.2, 0.4], [3.0, 3.0]), line("physics, 9 steps", 1, [0.4, 0.6], [3.0, 1.0])]
+    (tmp_path / "foresee.jsonl").write_text("\n".join(json.dumps(one) for one in lines))
+    text = foresee.render(tmp_path / "foresee.jsonl").splitlines()
+    assert text[2] == "| scene | attribute | physics, 9 steps |"
+    assert text[4].startswith("| uniform | place, units | 0.4 [")
+    assert text[4].endswith("] (0.1; 1.5) |")
+    assert next(row for row in text if row.startswith("| vanishes")) == "| vanishes (easy) | 75.0% [0.0%, 100.0%] (0.81) |"
+
+
+def test_what_was_reached_is_told_by_seed(tmp_path):
+    def line(way, seed, at_end, **more):
+        return {
+            "task": "rooms",
+            "way": way,
+            "seed": seed,
+            "at_end": at_end,
+            "ever": [[1, 1]] * 2,
+            "end": [1.0, 2.0],
+            "of": f"{way}{seed}",
+            **more,
+        }
+
+    told = {"probe": {"r2": [0.5, 1.0], "rmse": [2.0, 4.0]}, "plan_s": [0.1, 0.1]}
+    lines = [
+        line("random", 0, [[0, 0], [1, 0]]),
+        line("cem, 9 steps", 0, [[1, 0], [1, 1]], **told),
+        line("cem, 9 steps", 1, [[1, 0], [1, 0]], **told),
+    ]
+    (tmp_path / "plan.jsonl").write_text("\n".join(json.dumps(one) for one in lines))
+    text = plan.render(tmp_path / "plan.jsonl").splitlines()
+    assert text[0] == "**rooms**, 2 problems"
+    assert text[4].startswith("| random | 50.0% [")
+    assert text[4].endswith("| - | - | - |")
+    assert "(100.0%/100.0%)" in text[5]
+    assert text[5].endswith("| 100 [100, 100] | 0.5, 1 | 2, 4 |")
+
+
+def test_the_untrained_model_of_a_task_is_measured(tmp_path, monkeypatch):
+    """The whole way of a cell, with the smallest search."""
+    small = plan.TASKS["rooms"]._replace(
+        steps=20, search=dataclasses.replace(plan.ROOMS, horizon=2, samples=4, elites=2, iterations=1)
+    )
+    monkeypatch.setitem(plan.TASKS, "rooms", small)
+    monkeypatch.setattr(plan, "WALKS", 8)
+    words = "plan --tasks rooms --seeds 0 --problems 2 --threads 1 --steps 2 --methods cem --set train.batch=2 --out"
+    monkeypatch.setattr("sys.argv", [*words.split(), str(tmp_path)])
+    assert plan.main() == 0
+    rows = [json.loads(row) for row in (tmp_path / "plan.jsonl").read_text().splitlines()]
+    assert [row["way"] for row in rows] == ["random", "straight", "oracle", "cem, 2 steps, train.batch=2", "cem, untrained"]
+    assert all(len(row["at_end"]) == 2 for row in rows)
+    before = (tmp_path / "plan.jsonl").read_text()
+    assert plan.main() == 0
+    assert (tmp_path / "plan.jsonl").read_text() == before
