@@ -27,7 +27,7 @@ from study_results import Line
 from postformer.claims.stats import median_interval, share_over
 from postformer.cli import positive, seed_list
 from postformer.config import Run, Spec, UserError, override, parse, plain
-from postformer.embodied.acting import Imagined
+from postformer.embodied.acting import Imagined, Reached
 from postformer.embodied.environment import Environment
 from postformer.embodied.planning import Search
 from postformer.embodied.rooms import TwoRooms
@@ -37,7 +37,8 @@ from postformer.recipes import RECIPES
 from postformer.train.process import threads
 from postformer.train.session import open_model, prepare, train_run
 
-METHODS = ("cem", "mppi", "gradient")
+METHODS = ("reach", "cem", "mppi", "gradient")
+"""What the model tells at once without a search, and the searches."""
 SEED = 1000
 """Problems that are posed are those of SEED and more."""
 WALKS = 64
@@ -101,7 +102,8 @@ def _model(run: Run, name: str, args: argparse.Namespace) -> tuple[Any, float]:
 
 
 def _measured(name: str, task: Task, run: Run, way: str, model: Any, args: argparse.Namespace, **more: Any) -> None:
-    search = dataclasses.replace(task.search, method=more.get("method", "cem"))
+    method = more.get("method", "cem")
+    search = dataclasses.replace(task.search, method="cem" if method == "reach" else method)
     if search.method == "gradient":  # follows a few plans far instead of drawing many
         search = dataclasses.replace(
             search, samples=max(search.samples // 16, 2), iterations=20, elites=2, spread=0.3 * search.spread
@@ -121,7 +123,7 @@ def _measured(name: str, task: Task, run: Run, way: str, model: Any, args: argpa
         line["end"] = found.end[:, 0].round(4).tolist()
         if model is not None:
             line |= {"parameters": sum(p.numel() for p in model.parameters()), "probe": _probed(model, run)}
-            line["plan_s"] = _plan_times(env, task, model, search, posed)
+            line["plan_s"] = _plan_times(lambda: _policy(env, task, way, model, search), posed)
     results.add(path, of, line, began)
     print(
         f"{name}, {way}, seed {run.seed}: {_share([line], 0)} at the end, {_share([line], 1)} by the stricter rule", flush=True
@@ -137,12 +139,14 @@ def _policy(env: Environment, task: Task, way: str, model: Any, search: Search) 
     if way == "oracle":
         cost = _nearness(env, task.last)
         return foreseen(env, cost, search, lasting=task.lasting, execute=task.execute, generator=generator)
+    if way.startswith("reach"):
+        return Reached(env, model, search.limit)
     return Imagined(env, model, search, lasting=task.lasting, execute=task.execute, last=task.last, generator=generator)
 
 
 def _nearness(env: Environment, last: float) -> Any:
     def cost(states: np.ndarray, goals: np.ndarray) -> np.ndarray:
-        far = env.apart(states, np.broadcast_to(goals, states.shape))[..., 0] ** 2
+        far = env.apart(states, goals)[..., 0] ** 2
         return far.mean(-1) + last * far[..., -1]
 
     return cost
@@ -161,13 +165,13 @@ def _probed(model: Any, run: Run) -> dict[str, list[float]]:
     return {"r2": score.r2.tolist(), "rmse": score.rmse.tolist()}
 
 
-def _plan_times(env: Environment, task: Task, model: Any, search: Search, posed: Problems) -> list[float]:
-    """Seconds of a search for one problem, each time from nothing."""
+def _plan_times(policy: Callable[[], Policy], posed: Problems) -> list[float]:
+    """Seconds to the first actions of one problem, each time from nothing."""
     times = []
     for i in range(TIMED + 1):
-        policy = Imagined(env, model, search, lasting=task.lasting, execute=task.execute, last=task.last)
+        one, own = [i % len(posed.start)], policy()
         clock = time.perf_counter()
-        policy(posed.start[i : i + 1], posed.goal[i : i + 1])
+        own(posed.start[one], posed.goal[one])
         times.append(time.perf_counter() - clock)
     return times[1:]
 
@@ -220,7 +224,7 @@ def main() -> int:
     """Train, measure, and print the tables. Raises UserError."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default=",".join(TASKS), help="of %(default)s")
-    parser.add_argument("--methods", default="cem,mppi", help=f"of {','.join(METHODS)} (default: %(default)s)")
+    parser.add_argument("--methods", default="reach,cem,mppi", help=f"of {','.join(METHODS)} (default: %(default)s)")
     parser.add_argument("--models", default="trained,untrained", help="of %(default)s")
     parser.add_argument("--others", default=",".join(OTHERS), help="of %(default)s")
     parser.add_argument("--seeds", type=seed_list, default=(0, 1, 2), help="default: 0,1,2")

@@ -13,7 +13,7 @@ from postformer.claims.words import interval, value
 from postformer.config import Run
 from postformer.recipes.worlds import world_physics, world_pixels
 
-LEARN, SAMPLED = 0.8, 4
+LEARN, SAMPLED = 0.8, 2
 """Training's share of the budget, and the steps of each model that are timed before."""
 ASKED = ((600, 200), (150, 50), (0, 20))
 """From which budget of a seed on how many clips of a scene, or pairs of a kind, are asked."""

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from postformer.claims.film import Film, Strip, Track, strip
-from postformer.claims.imagining import AHEAD, GROUPS, NAMES, SCENES, said
-from postformer.claims.ledger import Number, Table
+from postformer.claims.imagining import AHEAD, GROUPS, NAMES, SCENES, above, below, said
+from postformer.claims.ledger import Number, Real, Table
 from postformer.claims.stats import mean_over
 from postformer.config import parse
 
@@ -33,14 +33,14 @@ def error(e: Evidence, model: str, group: str, way: str = "imagined", scenes: Se
     return _mean(e, _sizes(e, model, group, way, scenes), group)
 
 
-def excess(e: Evidence, factor: float) -> Number:
+def excess(e: Evidence, factor: Real) -> Number:
     """By how much the place's error exceeds so many times that of the probe on what truly comes, clip by clip."""
     return _mean(e, _sizes(e, "embeddings", "place", "imagined") - factor * _sizes(e, "embeddings", "place", "floor"), "place")
 
 
-def before(e: Evidence, group: str) -> Number:
-    """By how much the last frames' error exceeds that of what the embeddings' model imagines, clip by clip."""
-    return _mean(e, _sizes(e, "embeddings", group, "last") - _sizes(e, "embeddings", group, "imagined"), group)
+def before(e: Evidence, group: str, model: str = "embeddings") -> Number:
+    """By how much the last frames' error exceeds that of what a model imagines, clip by clip."""
+    return _mean(e, _sizes(e, model, group, "last") - _sizes(e, model, group, "imagined"), group)
 
 
 def beyond(e: Evidence, model: str) -> Number:
@@ -116,11 +116,11 @@ def limits(e: Evidence) -> tuple[str, ...]:
 
 def consequences(e: Evidence) -> tuple[str, ...]:
     off = {model: error(e, model, "place") for model in NAMES}
-    last = error(e, "embeddings", "place", "last")
     best = min(off, key=lambda model: off[model].value or 0.0)
-    known = (off[best].value or 0.0) < (last.value or 0.0)
+    gain = before(e, "place", best)
+    worth = "it foresees more than that" if above(gain) else "which is no ranking"
     return (
-        f"Least off a second ahead: the model that {NAMES[best]} ({said(off[best])}).",
-        f"What was seen last is off by {said(last)}: "
-        + ("the model foresees more than that." if known else "no model here is worth its training for such clips."),
+        f"Least off a second ahead: the model that {NAMES[best]}, by {said(off[best])}.",
+        f"The last frames that it saw are off by {said(error(e, best, 'place', 'last'))}: "
+        + ("no model here is worth its training for such clips." if below(gain) else f"{worth}."),
     )

@@ -104,18 +104,15 @@ def searched(
 
 def _noise(size: tuple[int, ...], colour: float, generator: torch.Generator | None) -> Float[Tensor, "b n h k"]:
     """Normal noise with deviation 1, of the colour along the actions."""
-    white = torch.randn(size, generator=generator)
-    if not colour or size[2] < 2:
+    white, h = torch.randn(size, generator=generator), size[2]
+    if not colour or h < 2:
         return white
-    frequency = torch.fft.rfftfreq(size[2])
-    frequency[0] = frequency[1]
-    scale = frequency ** (-colour / 2)
-    twice = torch.full_like(scale, 2.0)  # but for the ends a frequency stands for two
-    twice[0] = 1.0
-    if size[2] % 2 == 0:
-        twice[-1] = 1.0
-    scale = scale / ((twice * scale.square()).sum() / size[2]).sqrt()
-    return torch.fft.irfft(torch.fft.rfft(white, dim=2) * scale[:, None], n=size[2], dim=2)
+    frequency = torch.arange(h).clamp(max=h - torch.arange(h)).clamp(min=1).double() / h
+    strength = frequency ** (-colour / 2)
+    strength = strength / strength.square().mean().sqrt()
+    lag = (torch.arange(h)[:, None] - torch.arange(h)) * (2 * torch.pi / h)
+    around = (strength * (lag[..., None] * torch.arange(h)).cos()).mean(-1)  # a circulant matrix with these eigenvalues
+    return torch.einsum("ij,bnjk->bnik", around.float(), white)
 
 
 def _weights(least: Float[Tensor, "b e"], search: Search) -> Float[Tensor, "b e"]:

@@ -50,7 +50,7 @@ class TwoRooms(Environment):
             if (start[0] < layout[0, 0]) != (goal[0] < layout[0, 0]) and np.hypot(*(start - goal)) > NEAR:
                 return np.concatenate([start, layout[0]]), np.concatenate([goal, layout[0]])
 
-    def apart(self, states: Float[np.ndarray, "*n s"], goals: Float[np.ndarray, "*n s"]) -> Float[np.ndarray, "*n m"]:
+    def apart(self, states: Float[np.ndarray, "*n s"], goals: Float[np.ndarray, "*#n s"]) -> Float[np.ndarray, "*n m"]:
         far = np.hypot(states[..., 0] - goals[..., 0], states[..., 1] - goals[..., 1])
         return np.stack([far, far], -1)
 

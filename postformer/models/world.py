@@ -92,9 +92,21 @@ class Look(nn.Module):
         return 2 * self.first.weight.numel() + sum(each)
 
 
+class Reach(nn.Module):
+    """From an embedding and that of a goal some steps ahead what is done first (the inverse model of arXiv 2605.08732)."""
+
+    def __init__(self, dim: int, actions: int, width: int):
+        super().__init__()
+        self.inp, self.middle, self.out = Linear(2 * dim, width), Linear(width, width), Linear(width, actions)
+
+    def forward(self, z: Float[Tensor, "*b d"], goal: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
+        return self.out(F.silu(self.middle(F.silu(self.inp(torch.cat([z, goal], -1))))))
+
+
 class World(nn.Module):
     """`encode` embeds pictures of `channels` and `size` in `dim` numbers, `predict` tells of embeddings and the `actions` numbers of what
-    is done the next embeddings; with `look` there is `decode`, which draws what embeddings tell of. The encoder has convolutions of
+    is done the next embeddings; with `look` there is `decode`, which draws what embeddings tell of, and
+    with `reach` a network of that width, `reach`, which tells what leads from an embedding to another. The encoder has convolutions of
     `widths`, the first with the stride `first`; `width` and `depth` are those of the predictor. In a world where nothing is done `actions`
     is 0."""
 
@@ -113,15 +125,16 @@ class World(nn.Module):
         width: int = 128,
         depth: int = 1,
         look: bool = False,
+        reach: int = 0,
         mixers: tuple[Spec, ...] = ({"kind": "gated_delta", "heads": 4},),
         ffns: tuple[Spec, ...] = ({"kind": "mlp"},),
         norm_eps: float = 1e-5,
     ):
         super().__init__()
-        if min(channels, dim, width, first, *size, *widths, actions + 1) < 1 or not widths:
+        if min(channels, dim, width, first, *size, *widths, actions + 1, reach + 1) < 1 or not widths:
             raise ValueError(
                 f"channels={channels}, dim={dim}, width={width}, first={first}, size={size} and widths={widths} must be at least 1, "
-                f"actions={actions} at least 0"
+                f"actions={actions} and reach={reach} at least 0"
             )
         self.config: Spec = {
             "kind": "world",
@@ -134,6 +147,7 @@ class World(nn.Module):
             "width": width,
             "depth": depth,
             "look": look,
+            "reach": reach,
             "mixers": complete_pattern(mixers, MIXERS, "model.mixers"),
             "ffns": complete_pattern(ffns, FFNS, "model.ffns"),
             "norm_eps": norm_eps,
@@ -141,6 +155,9 @@ class World(nn.Module):
         self.channels, self.size, self.actions, self.dim = channels, size, actions, dim
         self.stem = Stem(channels, size, widths, dim, first)
         self.look = Look(channels, size, self.stem, dim) if look else None
+        if reach and not actions:
+            raise ValueError(f"reach={reach}: nothing is done in this world; take 0")
+        self.reach = Reach(dim, actions, reach) if reach else None
         self.embed, self.act = Linear(dim, width), Linear(actions, width) if actions else None
         self.backbone = Backbone(width, depth, mixers, ffns, norm_eps)
         self.head = Linear(width, dim)

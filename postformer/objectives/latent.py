@@ -28,9 +28,9 @@ class Latent(nn.Module):
     """Teaches a `World`: the squared error of the next embedding (`step`) and of `ahead` imagined ones after `known` pictures (`imagined`;
     0: as many as there are), with the weights of what keeps embeddings apart: `normal` of SIGReg along `lines` directions at each step,
     `wide` and `apart` of variance and covariance, `moving` of the deviation from each walk's own mean, which may not be below MOVING (so
-    that what stands still in a walk cannot be all that is embedded), `slow` of how far embeddings move in a step, and `inverse` of the error of actions that
-    are told from two embeddings in turn by a small network. `look` is the weight of what is drawn of embeddings, which learns from them and
-    does not change them.
+    that what stands still in a walk cannot be all that is embedded), `slow` of how far embeddings move in a step, and `inverse` of the
+    error of actions that are told from two embeddings in turn by a small network. `look` is the weight of what is drawn of embeddings, and
+    `reach` that of what was done first between two of them, any number of steps apart: both learn from embeddings and do not change them.
 
     With target="pictures" both errors are those of the pictures that are drawn of predicted embeddings: a rival that predicts pixels.
     """
@@ -52,10 +52,11 @@ class Latent(nn.Module):
         slow: float = 0.0,
         inverse: float = 0.0,
         look: float = 0.0,
+        reach: float = 0.0,
     ):
         super().__init__()
         weights = {"step": step, "imagined": imagined, "normal": normal, "wide": wide, "apart": apart, "moving": moving}
-        weights |= {"slow": slow, "inverse": inverse, "look": look}
+        weights |= {"slow": slow, "inverse": inverse, "look": look, "reach": reach}
         if min(weights.values()) < 0 or min(lines, known) < 1 or ahead < 0:
             told = ", ".join(f"{name}={value:g}" for name, value in weights.items())
             raise ValueError(f"{told} and ahead={ahead} must be at least 0, known={known} and lines={lines} at least 1")
@@ -64,6 +65,8 @@ class Latent(nn.Module):
         self.model: Any = model
         if (look or target == "pictures") and not getattr(model, "look", None):
             raise ValueError("look and target='pictures' ask for a model that draws: model.look=true")
+        if reach and not getattr(model, "reach", None):
+            raise ValueError("reach asks for a model that has it: model.reach=256")
         if inverse and not self.model.actions:
             raise ValueError(f"inverse={inverse:g}: nothing is done in this world; take 0")
         self.target = checked_word("target", target, Target)
@@ -117,7 +120,16 @@ class Latent(nn.Module):
             "slow": lambda: (z[:, 1:] - z[:, :-1]).square().mean(),
             "inverse": lambda: F.mse_loss(self.told(z[:, :-1], z[:, 1:]), actions),  # type: ignore[misc]
             "look": lambda: F.mse_loss(model.decode(z.detach()), seen),
+            "reach": lambda: self._reached(z.detach(), actions),
         }
+
+    def _reached(self, z: Tensor, actions: Tensor) -> Tensor:
+        """Of each step, what was done there on the way to a later one, any of which is as likely."""
+        b, steps = actions.shape[:2]
+        now = torch.arange(steps, device=z.device)
+        later = now + 1 + (torch.rand(b, steps, device=z.device) * (steps - now)).long()
+        goal = z.take_along_dim(later[..., None], 1)
+        return F.mse_loss(self.model.reach(z[:, :-1], goal), actions)
 
     def _normal(self, z: Tensor) -> Tensor:
         along = directions(z.shape[-1], self.lines, z)

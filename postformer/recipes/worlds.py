@@ -20,11 +20,12 @@ def _run(name: str, model: Spec, objective: Spec, data: Spec, *, steps: int, bat
 
 
 def world_rooms() -> Run:
-    """Two rooms, kept apart by SIGReg; that actions are told from two embeddings in turn keeps the dot in them, where the walls alone would
-    be easier to predict."""
-    model: Spec = {"dim": 48, "width": 96, "depth": 1, "mixers": (SMALL,), "ffns": ({"kind": "mlp", "hidden": 192},)}
-    data: Spec = {"kind": "rooms", "steps": 16, "stride": BLOCK}
-    return _run("world-rooms", model, {"normal": 0.05, "inverse": 10.0}, data, steps=3000, batch=64)
+    """Two rooms, kept apart by SIGReg. Where walls move, they alone would be easiest to predict: that numbers must move within a walk, and
+    that actions are told from two embeddings in turn, keeps the dot in them. `reach` tells plans to begin a search with."""
+    mixed: Spec = {"mixers": (SMALL,), "ffns": ({"kind": "mlp", "hidden": 192},)}
+    model: Spec = {"dim": 16, "width": 128, "depth": 1, "reach": 256, **mixed}
+    words: Spec = {"normal": 0.05, "inverse": 10.0, "moving": 10.0, "reach": 1.0}
+    return _run("world-rooms", model, words, {"kind": "rooms", "steps": 16, "stride": BLOCK}, steps=6000, batch=64)
 
 
 CLIPS: Spec = {"kind": "physics", "scene": "all", "frames": 20, "size": 32}

@@ -3,8 +3,14 @@
 import dataclasses
 import json
 
-from benchmarks import foresee, plan
+import pytest
+import torch
+
+from benchmarks import foresee, plan, plan_speed
+from postformer.config import UserError
 from postformer.data.impossible import KINDS
+from postformer.embodied.planning import Search
+from postformer.models.world import World
 
 
 def test_errors_and_pairs_are_told_by_model(tmp_path):
@@ -72,3 +78,20 @@ def test_the_untrained_model_of_a_task_is_measured(tmp_path, monkeypatch):
     before = (tmp_path / "plan.jsonl").read_text()
     assert plan.main() == 0
     assert (tmp_path / "plan.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("looks", [1, 3])
+def test_both_searches_find_the_same_plan(looks):
+    torch.manual_seed(0)
+    model = World(1, (8, 8), 2, dim=4, widths=(4,), width=8, depth=1, mixers=({"kind": "mingru"},)).eval()
+    torch.nn.init.normal_(model.head.weight, std=0.5)
+    both = plan_speed.searches(model, looks, Search(horizon=3, samples=16, iterations=2, elites=4))
+    forked, again = both["forked"](), both["read again"]()
+    assert torch.allclose(forked, again, atol=1e-4)
+    assert forked.abs().max() > 0.1
+
+
+def test_a_recipe_without_a_world_is_refused(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["plan_speed", "--recipe", "see-vit"])
+    with pytest.raises(UserError, match="unknown 'see-vit'; choose from world-rooms"):
+        plan_speed.main()

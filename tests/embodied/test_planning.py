@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postformer.embodied.planning import Plan, Search, ahead, bounded, searched, to_goal
+from postformer.embodied.planning import Plan, Search, _noise, ahead, bounded, searched, to_goal
 from postformer.models.world import World
 
 SEARCHES = {
@@ -44,6 +44,19 @@ def test_a_search_is_never_worse_than_what_it_begins_with(method):
     again = searched(walked(goal), (1, 2), few, begin=best.actions, generator=torch.Generator().manual_seed(1))
     assert float(again.cost) <= float(best.cost) + 1e-6
     assert float(searched(walked(goal), (1, 2), few, generator=torch.Generator().manual_seed(1)).cost) > float(again.cost)
+
+
+@pytest.mark.parametrize("h", [2, 5, 8, 16])
+def test_noise_has_its_colour_and_deviation(h):
+    """The power of each frequency is that of the lowest, divided by what the frequency is of it to the power of the colour."""
+    noise = _noise((400, 50, h, 2), 2.0, torch.Generator().manual_seed(0)).double()
+    assert noise.std((0, 1, 3)).sub(1).abs().max() < 0.03
+    turns = torch.exp(-2j * torch.pi * torch.arange(h)[:, None] * torch.arange(h) / h)
+    power = torch.einsum("fh,bnhk->bnfk", turns, noise.to(turns.dtype)).abs().square().mean((0, 1, 3))
+    frequency = torch.arange(h).clamp(max=h - torch.arange(h)).clamp(min=1).double()
+    assert torch.allclose((power / power[1]).double(), frequency**-2, rtol=0.1)
+    white = _noise((400, 50, h, 2), 0.0, torch.Generator().manual_seed(0))
+    assert torch.equal(white, torch.randn(400, 50, h, 2, generator=torch.Generator().manual_seed(0)))
 
 
 def test_what_is_left_of_a_plan_is_moved_on():

@@ -9,7 +9,7 @@ from postformer.config import ConfigError, OptimConfig, Run, TrainConfig, UserEr
 from postformer.data.rooms import Rooms
 from postformer.models.world import World
 from postformer.objectives import OBJECTIVES
-from postformer.objectives.latent import Latent
+from postformer.objectives.latent import MOVING, Latent
 from postformer.train.session import train_run
 
 
@@ -84,6 +84,52 @@ def test_a_look_learns_and_teaches_nothing():
             assert torch.allclose(p.grad, q.grad, atol=1e-7)
 
 
+def test_what_stands_still_is_not_enough():
+    """Embeddings that are one number in each walk pay for each of their dimensions, however far the walks are apart."""
+    model, given = Known(), batch()
+    given["observations"][:] = torch.rand(3, 1, 1, 1, 1)
+    out = Latent(model, step=1e-9, imagined=0.0, normal=0.0, moving=1.0)(given)
+    assert out["moving"].item() == pytest.approx(MOVING - 0.01, abs=1e-5)  # the root of VICReg's eps
+    given = batch()
+    z = model.encode(given["observations"])
+    about = (z - z.mean(1, keepdim=True)).flatten(0, 1)
+    expected = (MOVING - (about.var(0) + 1e-4).sqrt()).clamp(min=0).mean()
+    assert Latent(model, step=1e-9, imagined=0.0, normal=0.0, moving=1.0)(given)["moving"].item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
+
+
+def test_ways_to_later_embeddings_are_told_and_change_no_embedding():
+    torch.manual_seed(0)
+    model = World(2, (9, 9), 2, dim=4, widths=(4, 6), width=8, depth=1, reach=16, mixers=({"kind": "mingru"},))
+    objective = Latent(model, step=1e-9, imagined=0.0, normal=0.0, reach=1.0)
+    given = {"observations": torch.rand(3, 5, 2, 9, 9), "actions": torch.randn(3, 4, 2)}
+    objective(given)["loss"].backward()
+    assert model.reach.inp.weight.grad.abs().sum() > 0
+    assert model.stem.out.weight.grad.abs().max() < 1e-6
+    one = {"observations": given["observations"][:, :2], "actions": given["actions"][:, :1]}
+    z = model.encode(one["observations"])
+    expected = (model.reach(z[:, 0], z[:, 1]) - one["actions"][:, 0]).square().mean()
+    assert objective(one)["reach"].item() == pytest.approx(expected.item(), rel=1e-5)
+    goals = []
+    model.reach = Seen(goals)
+    objective(given)
+    z = model.encode(given["observations"])
+    for t in range(4):
+        found = (goals[0][:, t, None] - z).abs().amax(-1).argmin(1)
+        assert (found > t).all()
+
+
+class Seen(torch.nn.Module):
+    def __init__(self, goals):
+        super().__init__()
+        self.goals = goals
+
+    def forward(self, z, goal):
+        self.goals.append(goal)
+        return goal[..., :2]
+
+
 def test_a_rival_predicts_pictures():
     model = drawing()
     torch.nn.init.normal_(model.head.weight, std=0.5)
@@ -149,6 +195,7 @@ def test_a_collapse_stops_training(tmp_path):
         ({"step": 0, "imagined": 0}, "nothing would be predicted"),
         ({"lines": 0}, "lines=0 at least 1"),
         ({"look": 1.0}, "a model that draws: model.look=true"),
+        ({"reach": 1.0}, "a model that has it: model.reach=256"),
         ({"target": "pixels"}, "choose from embeddings, pictures"),
     ],
 )
