@@ -192,13 +192,18 @@ def _parabola(physics: Physics, rng: np.random.Generator, speed: tuple[float, fl
 
 
 def _occlusion(physics: Physics, rng: np.random.Generator, speed: tuple[float, float], radius: tuple[float, float]) -> Scenario:
-    """A wall wider than the disc stands in the middle of its way. Discs are half as large and half again as fast as elsewhere, so that
-    they are out of sight and back within a clip."""
-    bodies = _flight(physics, rng, (1.5 * speed[0], 1.5 * speed[1]), (radius[0] / 2, radius[1] / 2))
-    r, way = float(bodies.radius[0]), bodies.velocity[0, 0] * physics.dt * (physics.frames - 1)
-    middle = bodies.position[0, 0] + way * rng.uniform(0.4, 0.6)
-    half = r * rng.uniform(1.05, 1.3)
-    return Scenario("occlusion", track(bodies, physics.frames, physics.dt), (middle - half, middle + half))
+    """A wall stands in its way, which it reaches after a quarter of the video and which hides it whole for a frame at least. Discs are half
+    as large and half again as fast as elsewhere, and come out again before the end unless all of a range are too slow for that."""
+    clear, last = physics.dt * (physics.frames // 4), physics.dt * max(physics.frames - 2, 1)
+    for _ in range(TRIES):
+        bodies = _flight(physics, rng, (1.5 * speed[0], 1.5 * speed[1]), (radius[0] / 2, radius[1] / 2))
+        r, x, v = float(bodies.radius[0]), float(bodies.position[0, 0]), float(bodies.velocity[0, 0])
+        near = abs(v) * clear + r
+        wide = 2 * (r * rng.uniform(1.05, 1.3) + abs(v) * physics.dt / 2)
+        if near + wide + r <= abs(v) * last or 1.5 * speed[1] * (last - clear - physics.dt) < 4 * radius[0] / 2:
+            break
+    wall = sorted(x + np.sign(v) * away for away in (near, near + wide))
+    return Scenario("occlusion", track(bodies, physics.frames, physics.dt), (wall[0], wall[1]))
 
 
 def _collision(physics: Physics, rng: np.random.Generator, speed: tuple[float, float], radius: tuple[float, float]) -> Scenario:

@@ -133,12 +133,13 @@ def step(z: Tensor, x: Tensor, now: Scales, after: Scales) -> Tensor:
 
 
 def ancestral(z: Tensor, x: Tensor, now: Scales, after: Scales, noise: Tensor) -> Tensor:
-    """A draw of the point at the next time given z and the data (Ho et al. 2020, eq. 6 and 7, whose variance it has)."""
-    alpha = (now.a / after.a).square()
-    beta = 1 - alpha
+    """A draw of the point at the next time given z and the data (Ho et al. 2020, eq. 6 and 7, whose variance it has; on any path as in
+    Kingma et al. 2021, arXiv 2107.00630, eq. 26 to 31)."""
     variance = now.s.square().clamp(min=LEAST**2)
-    mean = after.a * beta / variance * x + alpha.sqrt() * after.s.square() / variance * z
-    return mean + (after.s.square() / variance * beta).clamp(min=0).sqrt() * noise
+    ratio = now.a / after.a
+    added = (variance - ratio.square() * after.s.square()).clamp(min=0)
+    mean = after.a * added / variance * x + ratio * after.s.square() / variance * z
+    return mean + (after.s.square() * added / variance).sqrt() * noise
 
 
 def multistep(z: Tensor, x: Tensor, before: Tensor | None, times: tuple[Scales | None, Scales, Scales]) -> Tensor:

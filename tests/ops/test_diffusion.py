@@ -101,10 +101,11 @@ def test_samples_of_gaussian_data_follow_their_flow(path, predict, method):
     assert wrong[1] < (0.02 if method == "euler" else 0.001)
 
 
-def test_ancestral_samples_have_the_data_s_spread():
+@pytest.mark.parametrize(("path", "predict"), [(path, "x") for path in PATHS] + [("ddpm", "noise"), ("linear", "v")])
+def test_ancestral_samples_have_the_data_s_spread(path, predict):
     z = torch.randn(4000, 1, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    how = Sampling(path="ddpm", predict="noise", steps=200, method="ancestral")
-    made = sample(Gaussian("ddpm", "noise"), z, how, generator=torch.Generator().manual_seed(1))
+    how = Sampling(path=path, predict=predict, steps=200, method="ancestral")
+    made = sample(Gaussian(path, predict), z, how, generator=torch.Generator().manual_seed(1))
     assert abs(float(made.mean()) - MEAN) < 0.03
     assert abs(float(made.std()) - SPREAD) < 0.03
 
