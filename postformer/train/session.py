@@ -48,7 +48,7 @@ def check(run: Run) -> None:
         sizes = _sizes_to_try(run)
         model = build({k: v for k, v in run.model.items() if k not in sizes}, MODELS, "model", **sizes)
         objective = build(run.objective, OBJECTIVES, "objective", model=model)
-        if run.data["kind"] in ("physics", "videos"):
+        if run.data["kind"] in ("physics", "videos", "rooms", "episodes"):
             _check_clips(build(run.data, DATA, "data"), model, objective)
     make_optimizer(dict(objective.named_parameters()), run.optim)
     loop.check_settings(run)
@@ -79,9 +79,10 @@ def _check_clips(data: Any, model: Any, objective: Any) -> None:
             raise ConfigError(
                 "data.shape: 'own' puts clips of several sizes into a batch, which a world does not take; choose crop"
             )
-        if objective.known + max(objective.ahead, 1) > data.clip_size[0]:
+        frames = data.clip_size[0] if hasattr(data, "clip_size") else data.steps + 1
+        if objective.known + max(objective.ahead, 1) > frames:
             raise ConfigError(
-                f"objective.known: {objective.known} and ahead={objective.ahead} are more than the {data.clip_size[0]} frames of a clip"
+                f"objective.known: {objective.known} and ahead={objective.ahead} are more than the {frames} pictures that there are"
             )
         return
     if mixed and (not hasattr(model, "packed") or objective.shortcut):
@@ -111,6 +112,8 @@ def _sizes_to_try(run: Run) -> dict[str, Any]:
 def _known(run: Run, sizes: dict[str, Any]) -> dict[str, Any]:
     """Those sizes that the model takes; a model that draws may be told of no classes."""
     model = MODELS.get(run.model["kind"])
+    if run.model["kind"] in WORLDS:  # in clips nothing is done
+        sizes = {"actions": 0, **sizes}
     takes = sizes.keys() if model is None else inspect.signature(model).parameters
     if run.model["kind"] in DENOISERS and "vocab" in sizes and "vocab" not in takes:
         raise ConfigError(f"data.text: a model of kind '{run.model['kind']}' takes no texts; leave it out, or choose dit")

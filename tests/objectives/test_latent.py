@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from postformer.config import ConfigError, OptimConfig, Run, TrainConfig, UserError, build
+from postformer.config import ConfigError, OptimConfig, Run, TrainConfig, UserError, build, override, parse, plain
 from postformer.data.rooms import Rooms
 from postformer.models.world import World
 from postformer.objectives import OBJECTIVES
 from postformer.objectives.latent import MOVING, Latent
-from postformer.train.session import train_run
+from postformer.recipes import RECIPES
+from postformer.train.session import check, prepare, train_run
 
 
 class Known(torch.nn.Module):
@@ -207,3 +208,19 @@ def test_mistakes_are_told(words, says):
 def test_more_steps_than_there_are_are_told():
     with pytest.raises(ValueError, match="known=1, ahead=9: walks have 4 steps"):
         Latent(Known(), ahead=9)(batch())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "says"),
+    [
+        ("world-rooms", ["objective.ahead=99"], r"objective.known: 1 and ahead=99 are more than the 17 pictures"),
+        ("world-physics", ["objective.known=20"], r"objective.known: 20 and ahead=0 are more than the 20 pictures"),
+        ("world-physics", ["model.actions=3"], "model.actions: 3, but data.actions is 0; leave it out"),
+        ("world-rooms", ["model.reach=0"], "model.reach=256"),
+    ],
+)
+def test_runs_that_could_not_learn_are_refused(recipe, words, says):
+    run = parse(Run, override(plain(RECIPES[recipe]()), words))
+    with pytest.raises(ConfigError, match=says):
+        check(run)
+        prepare(run)
