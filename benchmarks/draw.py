@@ -7,8 +7,8 @@
 
 The classifier (`see-vit`) learns the training part; each model learns the same and draws as many images as half of the test part has, of
 its classes, three times. The table tells how many are taken for what they should be, and the Frechet distance of the classifier's
-features to that half, beside the other half of the real images. Trained runs and judged cells stay in --out, so that an interrupted study
-goes on.
+features to that half, beside the other half of the real images. The three halves share images: of real ones each is counted once, and
+their distances have a range and no interval. Trained runs and judged cells stay in --out, so that an interrupted study goes on.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import study_results as results
 from study_results import Line
@@ -24,8 +25,9 @@ from study_results import Line
 from postformer.claims.stats import mean_interval, wilson
 from postformer.cli import positive, seed_list
 from postformer.config import Run, UserError, override, parse, plain
-from postformer.data.images import NAMED
+from postformer.data.images import NAMED, Labelled
 from postformer.models.sampling import Sampling
+from postformer.objectives.drawn import seen
 from postformer.recipes import RECIPES
 from postformer.train.painter import Painter
 from postformer.train.process import threads
@@ -84,12 +86,18 @@ def _judged(run: Run, judge: Run, model: str, wanted: dict[int, str], path: Path
         with threads(args.threads):
             how = painter.sampling(steps=steps, method=args.method, guidance=args.guidance)
             sets = [painter.judged_by(classifier, how, seed=i) for i in range(SETS)]
+            about["real_seen"] = _real_seen(classifier, painter.data.part("test"))
         told = {"steps": steps, "method": args.method, "guidance": args.guidance}
         results.add(path, of, {**about, **told, "sets": [dataclasses.asdict(one) for one in sets]}, began)
         told = ", ".join(f"{one.right} of {one.asked}, {one.distance:.3g}" for one in sets)
         print(
             f"{about['data']}, {about['model']}, seed {run.seed}, {steps} steps: {told} (real {sets[0].real:.3g})", flush=True
         )
+
+
+def _real_seen(classifier: Any, real: Labelled) -> dict[str, int]:
+    """How many of all images of the test part are taken for what they are."""
+    return {"right": int((seen(classifier, real.values()).named == real.labels).sum()), "asked": len(real.labels)}
 
 
 def _label(model: str, run: Run, args: argparse.Namespace) -> str:
@@ -125,20 +133,39 @@ def _rows(lines: Sequence[Line]) -> list[str]:
             *_judgement([one["right"] for one in sets], sets, distances),
         )
         out.append("| " + " | ".join(cells) + " |")
-    sets = list({(one["real"], one["real_right"]): one for line in lines for one in line["sets"]}.values())
-    real = _judgement([one["real_right"] for one in sets], sets, [one["real"] for one in sets])
-    return [*out, f"| the other half of the real images | | | | | {' | '.join(real)} |"]
+    return [*out, _real_row(lines)]
+
+
+def _real_row(lines: Sequence[Line]) -> str:
+    """Real images: how many are right, each counted once, and the range of their halves' distances. Lines from before `real_seen` tell of
+    halves alone: then it is their mean share, with the interval of one."""
+    halves = list({(one["real"], one["real_right"]): one for line in lines for one in line["sets"]}.values())
+    whole = [line["real_seen"] for line in lines if "real_seen" in line]
+    right = whole[-1]["right"] if whole else round(statistics.fmean(one["real_right"] for one in halves))
+    distances = [one["real"] for one in halves]
+    cells = (
+        f"real images, {'each once' if whole else 'of one half'}",
+        *[""] * 4,
+        _share(right, whole[-1]["asked"] if whole else halves[0]["asked"]),
+        f"{statistics.fmean(distances):.3g}, range {min(distances):.3g} to {max(distances):.3g}",
+        "1.00",
+    )
+    return "| " + " | ".join(cells) + " |"
 
 
 def _judgement(right: Sequence[int], sets: Sequence[Line], distances: Sequence[float]) -> tuple[str, str, str]:
     """How many are right, how far they are, and how much farther than real images."""
-    share = wilson(sum(right), sum(one["asked"] for one in sets))
     distance, real = mean_interval(list(distances)), statistics.fmean(one["real"] for one in sets)
     return (
-        f"{100 * share.value:.1f}% [{100 * (share.low or 0):.1f}, {100 * (share.high or 1):.1f}]",
+        _share(sum(right), sum(one["asked"] for one in sets)),
         f"{distance.value:.3g}" + (f" [{distance.low:.3g}, {distance.high:.3g}]" if distance.low is not None else ""),
         f"{distance.value / real:.2f}" if real > 0 else "-",
     )
+
+
+def _share(right: int, asked: int) -> str:
+    share = wilson(right, asked)
+    return f"{100 * share.value:.1f}% [{100 * (share.low or 0):.1f}, {100 * (share.high or 1):.1f}]"
 
 
 def _check(args: argparse.Namespace) -> None:

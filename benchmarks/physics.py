@@ -38,6 +38,10 @@ SEED = 1000
 """Clips that are asked are those of SEED and more: others than those with which a recipe was tried."""
 
 
+MEASURES = {"collision": ("momentum and energy beside the true ones",)}
+"""What a scene is measured by now where older cells were measured by something else: these are asked anew."""
+
+
 def run_of(model: str, scene: str, seed: int, args: argparse.Namespace) -> Run:
     """The recipe's run on a scene."""
     run = RECIPES[model]()
@@ -63,7 +67,10 @@ def study(args: argparse.Namespace) -> None:
 
 
 def _measured(run: Run, model: str, path: Path, args: argparse.Namespace) -> None:
-    wanted = {split: results.digest(run, split, args.clips, args.sampled) for split in args.splits}
+    wanted = {
+        split: results.digest(run, split, args.clips, args.sampled, *MEASURES.get(run.data["scene"], ()))
+        for split in args.splits
+    }
     if all(results.find(path, of) for of in wanted.values()):
         return
     folder = args.out / f"{run.name}-{run.data['scene']}-{run.seed}-{results.digest(run)[:8]}"
@@ -91,7 +98,7 @@ def _anyone(run: Run, path: Path, args: argparse.Namespace) -> None:
     physics = build(run.data, DATA, "data")
     for split in args.splits:
         for name, way in rivals(physics, seed=SEED + run.seed, split=split).items():
-            of = results.digest(run, name, split, args.clips)
+            of = results.digest(run, name, split, args.clips, *MEASURES.get(physics.scene, ()))
             if results.find(path, of):
                 continue
             began = results.about(run)
@@ -107,7 +114,7 @@ def _brief(found: Continued) -> str:
 
 def render(path: Path) -> str:
     """For each scene the velocity's error by split, then every figure in the range that was learned: means over clips and seeds with the
-    interval over seeds, or over clips where there is one."""
+    interval over seeds, or over clips where there is one, and how many clips of how many tell it where that is not all."""
     lines = results.latest(results.read(path), "model", "scene", "seed", "split")
     parts: list[str] = []
     for scene in dict.fromkeys(line["scene"] for line in lines):
@@ -133,15 +140,17 @@ def _rows(lines: Sequence[Line], columns: Sequence[tuple[str, str]], heads: Sequ
 
 def _cell(seeds: Sequence[Sequence[float | None]]) -> str:
     told = [[v for v in clips if v is not None] for clips in seeds]
+    asked, count = sum(map(len, seeds)), sum(map(len, told))
     told = [clips for clips in told if clips]
     if not told:
         return "-"
+    of = f", {count} of {asked}" if count < asked else ""
     means = [statistics.fmean(clips) for clips in told]
     if len(means) == 1 and len(told[0]) < 2:
-        return f"{means[0]:.3g}"
+        return f"{means[0]:.3g}{of}"
     found = mean_interval(means if len(means) > 1 else told[0])
     each = f" ({'/'.join(f'{m:.3g}' for m in means)})" if len(means) > 1 else ""
-    return f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]{each}"
+    return f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]{each}{of}"
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ VERBS = {
     "edit": "a clip drawn anew from its noised self",
     "loop": "frames that lead from a clip's end back to its beginning",
 }
-MOST_SCALE, LARGEST_SEED = 64, (1 << 63) - 1
+MOST_SCALE, MOST_STEPS, LARGEST_SEED = 64, 10_000, (1 << 63) - 1
 
 
 def dream_arguments(p: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
@@ -75,7 +75,7 @@ def dream_arguments(p: argparse.ArgumentParser, positive: Callable[[str], int]) 
             )
         v.add_argument("--label", metavar="CLASS", help="of what, by name or number")
         v.add_argument("--text", metavar="WORDS", help="what it shows, of a model that was taught captions (data.text)")
-        v.add_argument("--steps", type=positive, default=50, metavar="N", help="of denoising (default: 50)")
+        v.add_argument("--steps", type=_steps, default=50, metavar="N", help="of denoising (default: 50)")
         v.add_argument("--method", choices=("euler", "heun", "multistep", "ancestral"), default="euler")
         v.add_argument(
             "--guidance",
@@ -129,7 +129,15 @@ def _frame_rate(text: str) -> float:
     return _number(text, 0.0, 240.0, least=False)
 
 
-def _scale(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= MOST_SCALE:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to {MOST_SCALE}")
+def _from_one(text: str, most: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text) or not 1 <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to {most:,}")
     return int(text)
+
+
+def _scale(text: str) -> int:
+    return _from_one(text, MOST_SCALE)
+
+
+def _steps(text: str) -> int:
+    return _from_one(text, MOST_STEPS)

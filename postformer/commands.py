@@ -176,7 +176,7 @@ def _prompt(prompt: str) -> bytes:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    if args.series:
+    if args.series is not None:
         return _evaluate_series(args)
     import math
 

@@ -170,15 +170,16 @@ def evaluate(args: argparse.Namespace) -> int:
         if args.window:
             raise UserError("--window: belongs to --text, which was not given")
         return _measure(args)
-    if args.length or (args.seed and not (args.physics or args.judge)):
+    physics, judge, images = (given is not None for given in (args.physics, args.judge, args.images))
+    if args.length or (args.seed and not (physics or judge)):
         raise UserError(f"--{'length' if args.length else 'seed'}: belongs to --questions, which was not given")
-    if args.window and (args.images or args.physics or args.judge):
+    if args.window and (images or physics or judge):
         raise UserError("--window: belongs to --text, which was not given")
-    if args.physics:
+    if physics:
         return evaluate_physics(args)
-    if args.judge:
+    if judge:
         return evaluate_drawn(args)
-    return evaluate_images(args) if args.images else commands.evaluate(args)
+    return evaluate_images(args) if images else commands.evaluate(args)
 
 
 def _measure(args: argparse.Namespace) -> int:

@@ -14,13 +14,15 @@ from postformer.config import UserError
 MOST = 4096
 """Frames, of all pictures or clips, that are drawn at once."""
 MOST_DRAWN = 1 << 28
-"""Pixels that are."""
+"""Pixels of a file that are, at its --scale."""
 RATE = 10.0
 """Frames a second of simulated physics."""
 MOST_LARGER = 64
 """Times as many pixels as those of what a model learned from: attention compares all patches with all."""
 SHEET = 64
 """Frames of a video that are kept for its sheet."""
+AT_ONCE = 16
+"""Frames that are brought to the file's scale at once."""
 
 
 def dream(args: argparse.Namespace) -> int:
@@ -41,7 +43,7 @@ def dream(args: argparse.Namespace) -> int:
             return 0
         sheet = Sheet()
         with contextlib.nullcontext() if suffix == ".png" else video_file(args.out, _rate(args)) as write:
-            for piece in pieces:
+            for piece in (part for whole in pieces for part in whole.split(AT_ONCE, 2)):
                 frames = _side_by_side(piece, args.scale)
                 sheet.add(frames)
                 if write is not None:
@@ -89,8 +91,10 @@ def _pieces(args: argparse.Namespace, painter: Any, show: Callable[[str, int, in
             if rows * columns > MOST_LARGER * painter.size[0] * painter.size[1]:
                 most = f"{MOST_LARGER} times as many pixels as the {painter.size[0]}x{painter.size[1]} that it learned from"
                 raise UserError(f"--size {rows}x{columns}: at most {most} are drawn")
-            if (pixels := asked * rows * columns) > MOST_DRAWN:
-                raise UserError(f"--count, --frames, --size: {pixels:,} pixels; at most {MOST_DRAWN:,} are drawn at once")
+            if (pixels := asked * rows * columns * args.scale**2) > MOST_DRAWN:
+                raise UserError(
+                    f"--count, --frames, --size, --scale: {pixels:,} pixels; at most {MOST_DRAWN:,} are drawn at once"
+                )
             _say_doubt(args, painter)
             yield painter.draw(args.count, how, frames=args.frames, size=args.size, **words)
         else:
@@ -101,6 +105,9 @@ def _pieces(args: argparse.Namespace, painter: Any, show: Callable[[str, int, in
                     f"dream {args.verb}: {args.checkpoint}: it learned from single pictures; choose a run of videos"
                 )
             clip = painter.clip(getattr(args, "from"), "--from")
+            rows, columns = (args.scale * pixels for pixels in clip.shape[3:])
+            if rows * columns > (most := MOST_DRAWN // SHEET):
+                raise UserError(f"--scale {args.scale}: frames of {rows}x{columns} pixels; at most {most:,} pixels are written")
             _say_doubt(args, painter)
             yield from _from_clip(args, painter, clip, how, {"generator": painter.generator, **words})
     except ValueError as e:

@@ -57,8 +57,7 @@ def durable_file(path: str | Path, like: str | Path | None = None) -> Iterator[P
         temporary.replace(path)
         sync(path.parent)
     except OSError as e:
-        e.filename = str(path)
-        raise
+        raise OSError(e.errno, e.strerror or str(e), str(path)) from e
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from postformer import cli
+from postformer import cli, commands_pictures
 from postformer.commands_pictures import _backwards
 from postformer.data.images import read_picture
 from postformer.data.video import read_video, video_file, write_picture
@@ -81,6 +81,23 @@ VERBS = {
 }
 
 
+@pytest.mark.parametrize(("verb", "other"), [("loop", "test:0"), ("connect", "test:1")])
+def test_what_is_drawn_leads_from_a_clip_s_end_to_the_next_one_s_beginning(runs, tmp_path, monkeypatch, verb, other):
+    """A loop's next one is the clip itself."""
+    ends = []
+
+    def spied(model, before, after, between, how, **words):
+        ends.extend([before, after])
+        return before.new_zeros(*before.shape[:2], between, *before.shape[3:])
+
+    monkeypatch.setattr("postformer.models.dreaming.joined", spied)
+    words = ["--from", "test:0", *(["--to", other] if verb == "connect" else []), "--frames", "4", "--context", "2"]
+    run("dream", verb, str(runs / "clips"), *words, "--scale", "1", "--out", str(tmp_path / "a.mkv"))
+    first, then = (Painter.of(runs / "clips").clip(name, "--from") for name in ("test:0", other))
+    assert torch.equal(ends[0], first[:, :, -2:])
+    assert torch.equal(ends[1], then[:, :, :2])
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_writes_a_video_and_a_sheet(runs, tmp_path, verb, capsys):
     words, frames = VERBS[verb]
@@ -110,7 +127,7 @@ def test_backward_and_by_state(runs, tmp_path):
 
 def test_what_is_shown_is_told_in_words(runs, tmp_path, capsys):
     """From noise, and going on: the text changes what is drawn, and what the data has no words for is said."""
-    many = ["--steps", "2", "--scale", "1", "--seed", "3"]
+    many = ["--steps", "2", "--scale", "1", "--seed", "3", "--guidance", "50"]
     for words, name in (("a disc thrown to the left falls", "a"), ("three discs in a box", "b"), ("three discs in a box", "c")):
         run(
             "dream",
@@ -499,6 +516,10 @@ MISTAKES = [
         "--frames: 5,000; at most 4,096",
     ),
     (["draw", "clips", "--out", "a.mp4", "--seed", "99999999999999999999"], "is not a whole number from 0 to"),
+    (
+        ["draw", "clips", "--out", "a.mp4", "--count", "64", "--size", "32x32", "--frames", "16", "--scale", "64"],
+        "--count, --frames, --size, --scale: 4,294,967,296 pixels; at most 268,435,456 are drawn at once",
+    ),
     (["draw", "clips", "--out", "a.mp4", "--scale", "1000"], "'1000' is not a whole number from 1 to 64"),
     (["draw", "pictures", "--out", "a.png", "--guidance", "nan"], "--guidance: 'nan' is not a number from 0 to 1000"),
     (["draw", "clips", "--out", "a.mp4", "--rate", "0"], "--rate: '0' is not a number above 0 to 240"),
@@ -517,6 +538,59 @@ def test_a_mistake_is_one_line(runs, tmp_path, monkeypatch, capsys, words, says)
     verb, name, *rest = words
     assert says in refused(capsys, "dream", verb, str(runs / name), *rest, *(["--steps", "2"] if verb != "sing" else []))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_more_steps_than_anyone_takes_are_refused(runs, tmp_path, capsys):
+    for steps in ("10001", "1000000000"):
+        said = refused(capsys, "dream", "draw", str(runs / "clips"), "--steps", steps, "--out", str(tmp_path / "a.mkv"))
+        assert f"--steps: '{steps}' is not a whole number from 1 to 10,000" in said
+    more = ["--count", "1", "--frames", "2", "--scale", "1", "--steps", "10000", "--out", str(tmp_path / "missing" / "a.mkv")]
+    assert "no such folder" in refused(capsys, "dream", "draw", str(runs / "nothing"), *more)
+
+
+def test_a_file_that_cannot_be_written_is_one_line(runs, capsys):
+    words = ("dream", "extend", str(runs / "clips"), "--from", "test:0", "--steps", "1", "--scale", "1", "--out", "/proc/x.mkv")
+    assert refused(capsys, *words).startswith("postformer: /proc/x.mkv: ")
+
+
+def test_a_video_that_is_too_long_is_not_cut(runs, tmp_path, capsys, monkeypatch):
+    with video_file(tmp_path / "in.mp4", 10.0) as write:
+        write(np.zeros((9, 16, 16, 3), np.uint8))
+    monkeypatch.setattr("postformer.data.video.MOST_FRAMES", 8)
+    words = ("dream", "extend", str(runs / "clips"), "--from", str(tmp_path / "in.mp4"), "--out", str(tmp_path / "a.mkv"))
+    assert "in.mp4: it has 9 frames, and at most 8 are read; cut it into shorter files first" in refused(capsys, *words)
+
+
+def test_a_long_piece_is_written_a_few_frames_at_a_time(runs, tmp_path, monkeypatch):
+    """So that no more of them are there at their --scale than those."""
+    seen = []
+    sized = commands_pictures._side_by_side
+    monkeypatch.setattr(
+        commands_pictures, "_side_by_side", lambda clips, scale: seen.append(clips.shape[2]) or sized(clips, scale)
+    )
+    with video_file(tmp_path / "in.mkv", 10.0) as write:
+        write(np.zeros((70, 16, 16, 3), np.uint8))
+    words = ["--from", str(tmp_path / "in.mkv"), "--frames", "2", "--steps", "1", "--scale", "1"]
+    run("dream", "extend", str(runs / "clips"), *words, "--out", str(tmp_path / "a.mkv"))
+    assert len(read_video(tmp_path / "a.mkv")[0]) == sum(seen) > 70
+    assert max(seen) <= 16
+
+
+def test_frames_that_would_be_too_large_in_the_file_are_refused(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(commands_pictures, "MOST_DRAWN", commands_pictures.SHEET * 32 * 32)
+    words = ["dream", "edit", str(runs / "clips"), "--from", "test:0", "--steps", "1", "--out", str(tmp_path / "a.mkv")]
+    assert "--scale 3: frames of 48x48 pixels; at most 1,024 pixels are written" in refused(capsys, *words, "--scale", "3")
+    run(*words, "--scale", "2")
+
+
+def test_an_option_without_a_value_is_named(runs, capsys):
+    for option, says in (
+        ("physics", "--physics : unknown ''"),
+        ("series", "is no forecaster"),
+        ("judge", "is no run, checkpoint or model folder"),
+    ):
+        assert says in refused(capsys, "evaluate", str(runs / "clips"), f"--{option}", "")
+        assert "tokenizer" not in says
 
 
 def test_a_classifier_is_evaluated_on_its_own_images_and_on_others(runs, tmp_path, capsys):
@@ -559,6 +633,12 @@ RUNS = [
     ),
     (["train", "see-vit", "model.classes=5", "data.path=a.npz"], "model.classes: 5, but data.classes is 3; leave it out"),
     (["train", "see-vit", "data.path=missing"], "data.path: missing: no such file or folder"),
+    (["train", "draw-dit", "data.path=a.npz", "data.size=[-4,8]"], "data: size=(-4, 8) must be rows and columns of at least 1"),
+    (["train", "draw-dit", "data.path=a.npz", "data.size=[0,3]"], "data: size=(0, 3) must be rows and columns of at least 1"),
+    (
+        ["train", "physics-dit", *CLIPS, "data.scene=several", "data.dt=10000.0", "name=fast"],
+        "data: three discs in a box for 8 frames of 10000.0 s: more than 10,000 events",
+    ),
     (["train", "draw-dit", "model.patch=[1, 5, 5]", "data.path=a.npz"], "data: 8 rows are not a multiple of the patch's 5"),
     (
         ["train", "physics-dit", "data.frames=15"],

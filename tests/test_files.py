@@ -58,6 +58,21 @@ def test_a_write_that_fails_leaves_the_old_file(where, tmp_path, monkeypatch):
     assert names(tmp_path) == ["f"]
 
 
+class Unnamed(OSError):
+    """As PyAV's errors are: no filename can be set."""
+
+    filename = property(lambda self: None)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("raised", "says"), [(Unnamed(28, "No space left"), "No space left"), (OSError("refused"), "refused")])
+def test_an_error_of_any_library_names_the_file(raised, says, tmp_path):
+    with pytest.raises(OSError, match=says) as e, durable_file(tmp_path / "f"):
+        raise raised
+    assert e.value.filename == str(tmp_path / "f")
+    assert (e.value.errno, e.value.strerror) == (raised.errno, says)
+    assert names(tmp_path) == []
+
+
 def test_the_file_is_flushed_before_it_takes_its_name(tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr(files, "sync", lambda path: done.append((path.name, (tmp_path / "f").exists())))

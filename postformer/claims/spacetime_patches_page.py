@@ -1,5 +1,6 @@
 """What the page shows of `spacetime_patches`: errors, pictures, tables and words from the evidence."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from postformer.claims.film import Film, Strip, Track, strip
 from postformer.claims.ledger import Number, Table
-from postformer.claims.stats import mean_over
+from postformer.claims.stats import mean_over, wilson
 from postformer.config import Run, parse
 
 NAMES = {
@@ -43,16 +44,25 @@ def figure(e: Evidence, model: str, name: str, split: str = "test") -> Number:
 
 def more(e: Evidence, model: str, name: str, split: str = "test") -> Number:
     """By how much a model's figure exceeds the patches', clip by clip, where both tell it."""
-    own, theirs = (e["figures"][split][m] for m in ("dit", model))
+    return less(e, "dit", model, name, split)
+
+
+def less(e: Evidence, model: str, other: str, name: str, split: str = "test") -> Number:
+    """By how much a model's figure is less than that of another one or of one of ANYONE, clip by clip, where both tell it."""
+    own, theirs = (e["figures"][split][m] for m in (model, other))
     pairs = [
-        [b - a if a is not None and b is not None else None for a, b in zip(own[seed][name], theirs[seed][name], strict=True)]
-        for seed in own
+        [
+            b - a if a is not None and b is not None else None
+            for a, b in zip(of[name], theirs["" if other in ANYONE else seed][name], strict=True)
+        ]
+        for seed, of in own.items()
     ]
     return _mean(pairs, UNITS.get(name, ""), e["seeds"])
 
 
 def kept(e: Evidence, model: str) -> Number:
-    """In how many frames the disc is there, in one piece, and alone, in per cent."""
+    """In how many frames the disc is there, in one piece, and alone, in per cent. The interval is at least Wilson's of as many clips: where
+    all clips keep all there is nothing that varies, and others may not."""
     shares = [
         [
             100 * there * (whole or 0.0) * alone if there is not None else None
@@ -61,9 +71,12 @@ def kept(e: Evidence, model: str) -> Number:
         for of in e["figures"]["test"][model].values()
     ]
     found = _mean(shares, "%", e["seeds"])
-    return Number(
-        found.value, "%", "measured", found.low, None if found.high is None else min(100, found.high), found.n, found.seeds
-    )
+    if found.value is None or found.n is None:
+        return found
+    least = wilson(round(found.value / 100 * found.n), found.n)
+    bounds = [100 * bound for bound in (least.low, least.high) if bound is not None]
+    low, high = (edge(b for b in (own, *bounds) if b is not None) for edge, own in ((min, found.low), (max, found.high)))
+    return dataclasses.replace(found, low=max(0.0, low), high=min(100.0, high))
 
 
 def _mean(seeds: Sequence[Sequence[float | None]], unit: str, numbers: Sequence[int]) -> Number:

@@ -28,7 +28,7 @@ NAMED = {
 TEST, VALID = 0.2, 0.05
 """Shares of the images, drawn once and for all; what is left is for training."""
 LARGEST_FILE, MOST_PIXELS = 1 << 30, 1 << 24
-"""Bytes of a file, and pixels of a picture, that are read."""
+"""Bytes of a file, packed and unpacked, and pixels of a picture, that are read."""
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp")
 
 
@@ -51,8 +51,8 @@ class Images:
     `labels`, an IDX file of images beside which its labels lie, or a folder with one folder of pictures for each class.
 
     `size` is (rows, columns): smaller images get a margin of the darkest value, larger ones are shrunk; without it all must have one size.
-    Transparency falls on black. Of all images 20% are for tests and 5% for validation, whatever the seed; with `most` no more of the rest
-    are for training, the same ones each time.
+    Transparency falls on black. Of all images 20% are for tests and 5% for validation, whatever the seed, images of the same pixels in one
+    part; with `most` no more of the rest are for training, the same ones each time.
     """
 
     path: str
@@ -65,6 +65,10 @@ class Images:
     def __post_init__(self) -> None:
         if self.most is not None and self.most < 1:
             raise ValueError(f"most={self.most} must be at least 1")
+        if self.size is not None and (min(self.size) < 1 or self.size[0] * self.size[1] > MOST_PIXELS):
+            raise ValueError(
+                f"size={self.size} must be rows and columns of at least 1, and at most {MOST_PIXELS:,} pixels together"
+            )
 
     @functools.cached_property
     def all(self) -> Labelled:
@@ -103,12 +107,17 @@ class Images:
 
     @functools.cached_property
     def numbers(self) -> dict[str, np.ndarray]:
-        """The images of each split, by number."""
-        n = len(self.all.labels)
+        """The images of each split, by number; one whose pixels are those of another is where the first of these is."""
+        first: dict[bytes, int] = {}
+        alike = [first.setdefault(hashlib.sha256(image.tobytes()).digest(), i) for i, image in enumerate(self.all.pixels)]
+        n = len(alike)
         order = np.random.default_rng(0).permutation(n)
         test, valid = int(n * TEST), int(n * VALID)
-        parts = np.split(order, [test, test + valid])
-        return {"test": np.sort(parts[0]), "valid": np.sort(parts[1]), "train": np.sort(parts[2][: self.most])}
+        part = np.empty(n, np.int64)
+        part[order] = np.repeat([0, 1, 2], [test, valid, n - test - valid])
+        part = part[alike]
+        own = [order[part[order] == i] for i in range(3)]
+        return {"test": np.sort(own[0]), "valid": np.sort(own[1]), "train": np.sort(own[2][: self.most])}
 
     def part(self, split: str) -> Labelled:
         """The images of a split. Raises ValueError for another split."""
@@ -175,15 +184,22 @@ def _read(path: str, size: tuple[int, int] | None) -> Labelled:
         return _archive(found) if found.suffix == ".npz" else _idx_pair(found)
 
 
+def _check_unpacked(path: Path, size: int) -> None:
+    if size > LARGEST_FILE:
+        raise DataError(f"{path}: unpacked it has more than the {LARGEST_FILE:,} bytes that are read")
+
+
 def _archive(path: Path) -> Labelled:
     try:
+        with zipfile.ZipFile(path) as file:  # no more of an array is unpacked than the archive says here
+            _check_unpacked(path, sum(entry.file_size for entry in file.infolist()))
         with np.load(path, allow_pickle=False) as file:
             names = [name for name in ("images", "labels") if name not in file]
             if names:
                 raise DataError(f"{path}: it holds no array '{names[0]}'; it has {', '.join(file)}")
             pixels, labels = file["images"], file["labels"].astype(np.int64)
             classes = [str(name) for name in file["classes"]] if "classes" in file else []
-    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as e:
+    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, MemoryError) as e:
         raise DataError(f"{path}: not a NumPy archive of plain arrays: {e}") from e
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
         raise DataError(f"{path}: images must be bytes [n, h, w] or [n, h, w, c]; they are {pixels.dtype} {pixels.shape}")
@@ -204,7 +220,9 @@ def _idx_pair(path: Path) -> Labelled:
 def _idx(path: Path, axes: int) -> np.ndarray:
     """An IDX file of bytes (its format: yann.lecun.com/exdb/mnist), perhaps compressed."""
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read(LARGEST_FILE + 1)
+        _check_unpacked(path, len(data))
         zero, kind, found = struct.unpack(">HBB", data[:4])
         shape = struct.unpack(f">{axes}I", data[4 : 4 + 4 * axes])
     except (struct.error, EOFError, zlib.error, gzip.BadGzipFile) as e:

@@ -12,7 +12,7 @@ import itertools
 import numpy as np
 
 from postformer.data.bodies import SIZE
-from postformer.data.physics import GRAVITY, Physics, Scenario
+from postformer.data.physics import GRAVITY, SPEED, Physics, Scenario
 
 LEAST = 0.5
 """A disc is there where at least this share of its area is, and no more than its area divided by this. One that is there in a smaller
@@ -67,8 +67,10 @@ class Score:
     the places a frame apart instead, since they bounce). `place`: the mean distance from the true place, units. `radius`: the mean
     error of the radius, units. `there`: the share of the frames in which a disc that should be seen is there. `whole`: of those the
     share in which it is one piece. `alone`: the share of the frames in which no disc of another colour is seen. `momentum` and `energy`:
-    how much they change over the clip, as a share of what they were, by masses that are the area in each frame. `gravity`: the error of
-    the fall, units/s^2. `returns`: the distance from the true place in the first frame after a wall.
+    how far that of all discs after they met is from the true one, by masses that are the area shown: energy as a share of the true
+    discs' energy, momentum of the sum of their |m v|, both of discs that have half of training's least speed at least. Where the sum
+    of the shown |m v| falls short of the true one by more than the momentum is off, that counts, so that standing still scores 1 in
+    both. `gravity`: the error of the fall, units/s^2. `returns`: the distance from the true place in the first frame after a wall.
     """
 
     velocity: float
@@ -199,29 +201,28 @@ def _return_error(error: np.ndarray, usable: np.ndarray, scenario: Scenario, kno
 def _conserved(
     found: Seen, scenario: Scenario, counts: np.ndarray, usable: np.ndarray, physics: Physics, known: int
 ) -> dict[str, float]:
-    """Momentum and energy after the last event against before the first, each disc as heavy as its area in those frames."""
-    hits = scenario.track.hits
-    if scenario.scene != "collision" or not hits or hits[0] <= known * physics.dt:
+    """Momentum and energy after the last event against the true ones (see `Score`)."""
+    track = scenario.track
+    if scenario.scene != "collision" or not track.hits or track.hits[0] <= known * physics.dt:
         return {}
-    runs = _runs(scenario, known, physics)
-    sums = []
-    for run in (runs[0], runs[-1]):
-        momentum, energy = np.zeros(2), 0.0
-        for disc in range(usable.shape[1]):
-            own = usable[:, disc] & run
-            v = _slope(found.position[:, disc], own, physics.dt)
-            if (counts[:, disc] & run).sum() < 3:
-                return {}
-            if v is None:  # a disc that is gone has taken its share along
-                continue
-            mass = float(np.mean(found.radius[own, disc] ** 2))
-            momentum, energy = momentum + mass * v, energy + mass * float(v @ v) / 2
-        sums.append((momentum, energy))
-    (p, e), (q, g) = sums
-    if e == 0:
-        return {"momentum": 1.0, "energy": 1.0}
-    scale = np.sqrt(2 * e * np.sum(np.mean(found.radius, 0) ** 2))
-    return {"momentum": float(np.hypot(*(q - p)) / scale), "energy": float(abs(g - e) / e)}
+    run = _runs(scenario, known, physics)[-1]
+    shown, own = counts & run[:, None], usable & run[:, None]
+    if (shown.sum(0) < 3).any():
+        return {}
+    momentum, energy = np.zeros_like(track.velocity[-1]), 0.0
+    for disc in range(len(track.radius)):
+        v = _slope(found.position[:, disc], own[:, disc], physics.dt)
+        if v is not None and not _lost(shown[:, disc], own[:, disc]):
+            mass = float(np.mean(found.radius[own[:, disc], disc] ** 2))
+            momentum[disc], energy = mass * v, energy + mass * float(v @ v) / 2
+    mass, truly = track.radius**2, track.radius[:, None] ** 2 * track.velocity[-1]
+    moving, energy_truly = np.linalg.norm(truly, axis=1).sum(), (truly**2).sum(1) @ (1 / mass) / 2
+    off = max(np.linalg.norm((momentum - truly).sum(0)), moving - np.linalg.norm(momentum, axis=1).sum())
+    least = SPEED[0] / 2
+    return {
+        "momentum": float(off / max(moving, mass.sum() * least)),
+        "energy": float(abs(energy - energy_truly) / max(energy_truly, mass.sum() * least**2 / 2)),
+    }
 
 
 # ---------------------------------------------------------------- what anyone can do

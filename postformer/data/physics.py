@@ -194,13 +194,14 @@ def _parabola(physics: Physics, rng: np.random.Generator, speed: tuple[float, fl
 def _occlusion(physics: Physics, rng: np.random.Generator, speed: tuple[float, float], radius: tuple[float, float]) -> Scenario:
     """A wall stands in its way, which it reaches after a quarter of the video and which hides it whole for a frame at least. Discs are half
     as large and half again as fast as elsewhere, and come out again before the end unless all of a range are too slow for that."""
+    speed, radius = (1.5 * speed[0], 1.5 * speed[1]), (radius[0] / 2, radius[1] / 2)
     clear, last = physics.dt * (physics.frames // 4), physics.dt * max(physics.frames - 2, 1)
-    for _ in range(TRIES):
-        bodies = _flight(physics, rng, (1.5 * speed[0], 1.5 * speed[1]), (radius[0] / 2, radius[1] / 2))
+    tries = TRIES if speed[1] * (last - clear - physics.dt) >= 4 * radius[0] else 1
+    while True:
+        bodies, tries = _flight(physics, rng, speed, radius), tries - 1
         r, x, v = float(bodies.radius[0]), float(bodies.position[0, 0]), float(bodies.velocity[0, 0])
-        near = abs(v) * clear + r
-        wide = 2 * (r * rng.uniform(1.05, 1.3) + abs(v) * physics.dt / 2)
-        if near + wide + r <= abs(v) * last or 1.5 * speed[1] * (last - clear - physics.dt) < 4 * radius[0] / 2:
+        near, wide = abs(v) * clear + r, 2 * r * rng.uniform(1.05, 1.3) + abs(v) * physics.dt
+        if near + wide + r <= abs(v) * last or tries <= 0:
             break
     wall = sorted(x + np.sign(v) * away for away in (near, near + wide))
     return Scenario("occlusion", track(bodies, physics.frames, physics.dt), (wall[0], wall[1]))
@@ -230,7 +231,11 @@ def _several(physics: Physics, rng: np.random.Generator, speed: tuple[float, flo
         gaps = [np.hypot(*(position[i] - position[j])) - r[i] - r[j] for i in range(3) for j in range(i)]
         if min(gaps) > 0:
             velocity = rng.uniform(*speed, (3, 1)) * np.stack([np.cos(angle), np.sin(angle)], 1)
-            return Scenario("several", track(Bodies(position, velocity, r), physics.frames, physics.dt, box=True))
+            try:
+                moved = track(Bodies(position, velocity, r), physics.frames, physics.dt, box=True)
+            except ValueError as e:
+                raise DataError(f"data: three discs in a box for {physics.frames} frames of {physics.dt} s: {e}") from e
+            return Scenario("several", moved)
     raise DataError(f"data: three discs of radius {radius} do not fit into the box")
 
 

@@ -73,15 +73,25 @@ def frame_rate(path: str | Path) -> float:
         return float(stream.average_rate or 0)
 
 
-def read_video(path: str | Path, *, frames: int = MOST_FRAMES, size: Size | None = None) -> tuple[np.ndarray, float]:
-    """uint8 [f, h, w, 3] of the first `frames` frames, at `size` (rows, columns) if it is given or told of them, and frames a second.
+def _frames_told(path: str | Path) -> int:
+    """How many frames the file says that it has; 0 where it does not say."""
+    with _opened(Path(path)) as (_, stream):
+        return stream.frames
 
-    Raises DataError as `decoded` does, and where all together have more than MOST_READ pixels.
+
+def read_video(path: str | Path, *, frames: int | None = None, size: Size | None = None) -> tuple[np.ndarray, float]:
+    """uint8 [f, h, w, 3] of all frames, or of the first `frames`, at `size` (rows, columns) if it is given or told of them, and frames a
+    second.
+
+    Raises DataError as `decoded` does, where all together have more than MOST_READ pixels, and where all are more than MOST_FRAMES.
     """
-    if not 1 <= frames <= MOST_FRAMES:
+    if frames is not None and not 1 <= frames <= MOST_FRAMES:
         raise DataError(f"{path}: frames={frames} must be 1 to {MOST_FRAMES:,}")
     found: list[np.ndarray] = []
     for frame in itertools.islice(decoded(path, (lambda rows, columns: size) if isinstance(size, tuple) else size), frames):
+        if len(found) == MOST_FRAMES:
+            has = f"{count:,} frames" if (count := _frames_told(path)) else f"more than {MOST_FRAMES:,} frames"
+            raise DataError(f"{path}: it has {has}, and at most {MOST_FRAMES:,} are read; cut it into shorter files first")
         if (len(found) + 1) * frame.shape[0] * frame.shape[1] > MOST_READ:
             raise DataError(f"{path}: {len(found) + 1} frames have more than the {MOST_READ:,} pixels that are read")
         found.append(frame)
@@ -99,11 +109,21 @@ KINDS: dict[str, tuple[str, str, str, dict[str, str]]] = {
 
 
 @contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """An error of the encoder that is none of the disk as a DataError that names the file."""
+    try:
+        yield
+    except _av().FFmpegError as e:
+        raise DataError(f"{path}: cannot be written: {e.strerror}") from e
+
+
+@contextmanager
 def video_file(path: str | Path, rate: float = 10.0) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that writes more frames, uint8 [f, h, w, 3] of one size, to a file: `.mp4` (x264, played everywhere; sizes are made
     even by a margin), `.mkv` (FFV1, without loss) or `.gif`. On an error nothing of it stays.
 
-    Raises DataError for another kind of file, and where no frame was written.
+    Raises DataError for another kind of file, where no frame was written, and for what the encoder refuses; OSError for a file that
+    cannot be written.
     """
     path = Path(path)
     if path.suffix not in KINDS:
@@ -113,7 +133,7 @@ def video_file(path: str | Path, rate: float = 10.0) -> Iterator[Callable[[np.nd
     av, (container, codec, pixels, options) = _av(), KINDS[path.suffix]
     part = 2 if codec == "libx264" else 1
     path.parent.mkdir(parents=True, exist_ok=True)
-    with durable_file(path) as temporary, av.open(str(temporary), "w", format=container) as file:
+    with _refused(path), durable_file(path) as temporary, av.open(str(temporary), "w", format=container) as file:
         stream = file.add_stream(codec, rate=Fraction(rate).limit_denominator(1000), options=options)
         stream.pix_fmt, begun = pixels, False
 

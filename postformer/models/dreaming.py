@@ -170,9 +170,3 @@ def edited(
         raise ValueError(f"strength={strength} must be above 0 and at most 1")
     noise = torch.randn(clip.shape, generator=generator, dtype=clip.dtype, device=clip.device)
     return sample(model, noise, how, known=clip, begin=1 - strength, generator=generator, after_step=after_step, **told)
-
-
-def looped(model: Any, clip: Clip, between: int, how: Sampling, *, context: int, **words: Any) -> Clip:
-    """A clip and `between` new frames that lead from its end back to its beginning: shown again and again it has no seam."""
-    context = min(context, clip.shape[2])
-    return torch.cat([clip, joined(model, clip[:, :, -context:], clip[:, :, :context], between, how, **words)], 2)

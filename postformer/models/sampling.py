@@ -31,6 +31,7 @@ from postformer.ops.diffusion import (
 from postformer.ops.layers import checked_word
 
 Method = Literal["euler", "heun", "multistep", "ancestral"]
+MOST_STEPS = 10_000
 LEAST_DATA = 0.01
 """The first time of models that predict the noise: by less of the data than this their errors would be more than a hundredfold."""
 
@@ -51,10 +52,10 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, choices in (("path", Path), ("predict", Kind), ("method", Method)):
             checked_word(name, getattr(self, name), choices)
-        if self.steps < 1 or not 0 <= self.guidance < math.inf or self.shift <= 0:
-            raise ValueError(
-                f"steps={self.steps} must be at least 1, guidance={self.guidance} a number of at least 0 and shift={self.shift} above 0"
-            )
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise ValueError(f"steps={self.steps} must be from 1 to {MOST_STEPS:,}")
+        if not 0 <= self.guidance < math.inf or self.shift <= 0:
+            raise ValueError(f"guidance={self.guidance} must be a number of at least 0 and shift={self.shift} above 0")
         if not 0 <= self.between[0] <= self.between[1] <= 1:
             raise ValueError(f"between={self.between} must be two times from 0 to 1, the earlier first")
         if self.method == "heun" and self.path == "ddpm":

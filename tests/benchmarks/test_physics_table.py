@@ -30,6 +30,8 @@ def test_the_tables_give_means_over_clips_and_seeds(tmp_path):
     (tmp_path / "physics.jsonl").write_text("\n".join(json.dumps(one) for one in [lines[-1], *lines[:-1]]))
     text = render(tmp_path / "physics.jsonl").splitlines()
     assert text[2] == "| | parameters | GFLOP a clip | test | fast |"
-    assert text[4] == "| dit, 9 steps | 1,000 | 2.500 | 3 [-9.71, 15.7] (2/4) | 5 [5, 5] |"
+    assert text[4] == "| dit, 9 steps | 1,000 | 2.500 | 3 [-9.71, 15.7] (2/4), 3 of 4 | 5 [5, 5] |"
     assert text[5] == "| true clips |  |  | 0.02 [-0.107, 0.147] | - |"
     assert text[9] == "| | parameters | GFLOP a clip | velocity, units/s | place, units | there |"
+    assert text[11].split(" | ")[4] == "0.5 [0.5, 0.5] (0.5/0.5), 2 of 4"
+    assert text[12].split(" | ")[4] == "0.5, 1 of 2"

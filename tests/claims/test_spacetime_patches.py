@@ -31,23 +31,25 @@ def evidence(
     share: float = 1.0,
     apart: float = 0.0,
     alone: float = 1.0,
+    last: float = 2.5,
+    clips: int = 400,
 ) -> dict[str, Any]:
     there = {"dit": 1.0, "frames": 1.0, "unet": 0.9, "timed": 0.8} if there is None else there
-    clips = np.linspace(-0.01, 0.01, 20)
+    apart_by = np.linspace(-0.01, 0.01, clips)
 
     def figures(error: float, kept: float) -> dict[str, Any]:
-        told = {name: [None] * 20 for name in FIGURES}
+        told = {name: [None] * clips for name in FIGURES}
         many = {"place": 0.1, "radius": 0.1, "there": kept, "whole": 1.0, "alone": alone}
-        return {**told, **{k: [v] * 20 for k, v in many.items()}, "velocity": (error + clips).tolist()}
+        return {**told, **{k: [v] * clips for k, v in many.items()}, "velocity": (error + apart_by).tolist()}
 
     own = {
         name: {str(s): figures(error + apart * (s - 1) * (name != "dit"), there[name]) for s in range(seeds)}
         for name, error in errors.items()
     }
-    own |= {name: {"": figures(0.01, 1.0)} for name in page.ANYONE}
+    own |= {name: {"": figures(last if name == "last frame" else 0.01, 1.0)} for name in page.ANYONE}
     return {
         "figures": {"test": own, "slow": own},
-        "clips": 20,
+        "clips": clips,
         "sizes": {name: {"parameters": 100, "flops": 200.0} for name in errors},
         "step_s": dict.fromkeys(page.NAMES, 0.1),
         "steps": dict.fromkeys(page.NAMES, 10),
@@ -75,14 +77,29 @@ ALL = dict.fromkeys(("dit", "frames", "unet", "timed"), 1.0)
         ({"alone": 0.9}, ["supported", "supported", "contradicted", "supported"]),
         ({"there": {**ALL, "dit": 0.9}}, ["supported", "supported", "contradicted", "supported"]),
         ({"apart": 0.5}, ["supported", "inconclusive", "supported", "inconclusive"]),
+        ({"clips": 100}, ["supported", "supported", "inconclusive", "supported"]),
+        ({"clips": 100, "there": ALL}, ["supported", "supported", "inconclusive", "supported"]),
+        ({"last": 0.05}, ["supported", "supported", "inconclusive", "supported"]),
+        ({"last": 0.2, "there": ALL}, ["supported", "supported", "inconclusive", "supported"]),
     ],
 )
 def test_the_rule(words, found):
     assert [finding.verdict for finding in S.RULE.judge(evidence(**words))] == found
 
 
+def test_what_all_clips_keep_has_an_interval():
+    """100 of 100 is no proof of 99%."""
+    few, many = (page.kept(evidence(clips=n), "dit") for n in (100, 400))
+    assert few.value == few.high == many.value == many.high == 100
+    assert few.low == pytest.approx(96.3, abs=0.01) and many.low == pytest.approx(99.05, abs=0.01)
+    e = evidence(clips=100, seeds=1)
+    e["figures"]["test"]["dit"]["0"]["there"] = [0.0] * 50 + [1.0] * 50
+    halved = page.kept(e, "dit")
+    assert [halved.low, halved.value, halved.high] == pytest.approx([40.03, 50, 59.97], abs=0.01)
+
+
 def test_clips_that_lose_their_disc_are_left_out_of_pairs():
-    e = evidence()
+    e = evidence(clips=20)
     e["figures"]["test"]["unet"]["0"]["velocity"][3] = None
     more = page.more(e, "unet", "velocity")
     assert more.value == pytest.approx(0.25)
@@ -95,10 +112,10 @@ def test_what_no_clip_tells_is_not_ranked():
     e = evidence()
     for name in ALL:
         for seed in e["figures"]["test"][name].values():
-            seed["velocity"] = [None] * 20
+            seed["velocity"] = [None] * e["clips"]
     assert page.figure(e, "dit", "velocity").value is None
     verdicts = [finding.verdict for finding in S.RULE.judge(e)]
-    assert verdicts == ["inconclusive", "inconclusive", "supported", "inconclusive"]
+    assert verdicts == ["inconclusive"] * 4
     assert page.consequences(e) == ("No model has learned enough to draw a disc at all: give more time.",)
 
 

@@ -1,7 +1,9 @@
 """Images from IDX files, archives and folders: what is read, how it is divided, and what is refused."""
 
 import gzip
+import io
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -54,6 +56,28 @@ def test_the_parts_are_apart_and_all(numbers):
     assert np.array_equal(test.batch(0)["label"], labels[parts["test"]])
 
 
+def test_images_of_the_same_pixels_are_in_one_part(numbers):
+    folder, pixels, labels = numbers
+    np.savez(folder / "a.npz", images=pixels, labels=labels)
+    apart = Images(path=str(folder / "a.npz")).numbers
+    again = np.random.default_rng(1).integers(0, 100, 300)
+    np.savez(folder / "b.npz", images=np.concatenate([pixels, pixels[again]]), labels=np.concatenate([labels, labels[again]]))
+    images = Images(path=str(folder / "b.npz"))
+    parts = images.numbers
+    assert sorted(np.concatenate(list(parts.values()))) == list(range(400))
+    own = {split: {image.tobytes() for image in images.part(split).pixels} for split in parts}
+    assert not own["train"] & own["test"] and not own["train"] & own["valid"] and not own["valid"] & own["test"]
+    assert {split: len(part) / 4 for split, part in parts.items()} == pytest.approx(
+        {"train": 75, "valid": 5, "test": 20}, abs=7
+    )
+    assert all(np.array_equal(part, Images(path=str(folder / "b.npz")).numbers[split]) for split, part in parts.items())
+    pixels[7] = pixels[3]
+    np.savez(folder / "a.npz", images=pixels, labels=labels)
+    moved = Images(path=str(folder / "a.npz")).numbers
+    assert all(set(moved[split]) - {7} == set(apart[split]) - {7} for split in apart)  # none but the second one moves
+    assert sum({3, 7} <= set(part) for part in moved.values()) == 1
+
+
 def test_fewer_to_learn_from_are_of_the_same(numbers):
     folder, pixels, labels = numbers
     np.savez(folder / "a.npz", images=pixels, labels=labels)
@@ -101,6 +125,37 @@ def test_pictures_too_large_and_damaged_files_are_refused(tmp_path, numbers, mon
             Images(path=str(folder / name)).all  # noqa: B018
 
 
+def test_a_small_file_that_unpacks_to_more_than_is_read_is_refused(numbers, monkeypatch):
+    folder, _, labels = numbers
+    empty = np.zeros((100, 20, 20), np.uint8)
+    write_idx(folder / "a-images-idx3-ubyte.gz", empty)
+    write_idx(folder / "a-labels-idx1-ubyte.gz", labels)
+    np.savez_compressed(folder / "a.npz", images=empty, labels=labels)
+    paths = [folder / "a-images-idx3-ubyte.gz", folder / "a.npz"]
+    assert all(Images(path=str(path)).sizes["size"] == (20, 20) for path in paths)
+    monkeypatch.setattr(images, "LARGEST_FILE", 30_000)
+    for path in paths:
+        assert path.stat().st_size < 3000
+        with pytest.raises(DataError, match=rf"{path.name}: unpacked it has more than the 30,000 bytes that are read"):
+            Images(path=str(path)).sizes  # noqa: B018 (it reads)
+
+
+def test_an_array_that_says_that_it_is_larger_than_it_is_takes_no_memory(tmp_path):
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": (1 << 50, 8, 8)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr("images.npy", head.getvalue() + b"few")
+        file.writestr("labels.npy", head.getvalue() + b"few")
+    with pytest.raises(DataError, match=r"a\.npz: not a NumPy archive of plain arrays"):
+        Images(path=str(tmp_path / "a.npz")).sizes  # noqa: B018 (it reads)
+
+
+@pytest.mark.parametrize("size", [(-4, 8), (0, 3), (5000, 5000)])
+def test_a_size_that_no_picture_has_is_refused(size):
+    with pytest.raises(ValueError, match=r"size=\(.*\) must be rows and columns of at least 1, and at most 16,777,216 pixels"):
+        Images(path="digits", size=size)
+
+
 def test_a_folder_of_pictures_has_a_class_for_each_folder(tmp_path):
     image = pytest.importorskip("PIL.Image")
     for name, value in (("cat", 10), ("dog", 240)):
@@ -122,6 +177,19 @@ def test_digits_and_tiles_are_there(data_folder):
     assert tiles.sizes == {"channels": 3, "classes": 7, "size": (32, 32)}
     assert tiles.all.classes[5] == "mon"
     assert np.bincount(tiles.all.labels).tolist() == [1106, 196, 274, 673, 221, 695, 819]
+
+
+def test_no_test_image_of_the_named_data_was_learned_from_and_digits_are_divided_as_ever(data_folder):
+    digits, tiles = Images(path="digits"), Images(path="tiles")
+    order = np.random.default_rng(0).permutation(10_000)
+    assert all(
+        np.array_equal(digits.numbers[split], np.sort(own))
+        for split, own in zip(("test", "valid", "train"), np.split(order, [2000, 2500]), strict=True)
+    )
+    own = {split: {image.tobytes() for image in tiles.part(split).pixels} for split in tiles.numbers}
+    assert not own["train"] & own["test"] and not own["train"] & own["valid"] and not own["valid"] & own["test"]
+    shares = {split: len(part) / 3984 for split, part in tiles.numbers.items()}
+    assert shares == pytest.approx({"train": 0.75, "valid": 0.05, "test": 0.2}, abs=0.01)
 
 
 def test_a_run_names_its_images(numbers):

@@ -172,6 +172,71 @@ def test_momentum_and_energy_show_what_speeds_hide():
     assert mean(scored(physics, known=2), "energy") < 0.05
 
 
+def told(scores, name):
+    return [value for one in scores if not np.isnan(value := getattr(one, name))]
+
+
+def test_what_a_clip_has_after_is_told_by_the_truth_and_not_by_what_it_had_before():
+    physics = Physics(scene="collision")
+
+    def waits(clip, scenario):
+        """It stands until discs meet, and then goes on as the true ones."""
+        track = scenario.track
+        after = np.arange(16) * physics.dt > track.hits[0]
+        places = np.where(after[:, None, None], track.position, track.position[KNOWN - 1])
+        return physics.picture(places, track.radius, None)
+
+    def slows(clip, scenario):
+        """Half as fast all the while, so that what it has after is what it had before."""
+        at, half = scenario.track.position, len(clip[0]) // 2
+        return physics.picture(at[half] + (at - at[half]) / 2, scenario.track.radius, None)
+
+    late, slow = scored(physics, waits), scored(physics, slows)
+    assert max(told(late, "energy")) < 0.2 and max(told(late, "momentum")) < 0.2
+    assert np.mean(told(slow, "energy")) == pytest.approx(0.75, abs=0.02)
+    assert np.mean(told(slow, "momentum")) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("split", ["test", "fast", "small", "large"])
+def test_what_stands_still_has_lost_all_momentum_and_energy(split):
+    """Even where the true momenta cancel."""
+    physics = Physics(scene="collision", size=64)
+    still = scored(physics, lambda clip, scenario: last_frame(clip, KNOWN), split=split)
+    assert len(told(still, "momentum")) == len(told(still, "energy")) > 10
+    np.testing.assert_allclose(told(still, "momentum"), 1, atol=1e-9)
+    np.testing.assert_allclose(told(still, "energy"), 1, atol=1e-9)
+
+
+def test_a_disc_that_is_lost_has_no_momentum_and_no_energy():
+    physics = Physics(scene="collision")
+
+    def without(disc):
+        def change(clip, scenario):
+            places = scenario.track.position.copy()
+            places[8:, disc] = -50
+            return physics.picture(places, scenario.track.radius, None)
+
+        return change
+
+    first, second = (scored(physics, without(disc)) for disc in (0, 1))
+    for i, (a, b) in enumerate(zip(first, second, strict=True)):
+        if np.isnan(a.energy):
+            continue
+        track = physics.scenario(i, seed=0, split="test").track
+        energies = track.radius**2 * (track.velocity[-1] ** 2).sum(-1)
+        sizes = track.radius**2 * np.hypot(*track.velocity[-1].T)
+        assert [a.energy, b.energy] == pytest.approx(list(energies / energies.sum()), abs=0.05)
+        assert [a.momentum, b.momentum] == pytest.approx(list(sizes / sizes.sum()), abs=0.05)
+
+
+def test_slow_discs_have_no_heavy_tail():
+    physics = Physics(scene="collision")
+    true = scored(physics, n=60, split="slow")
+    still = scored(physics, lambda clip, scenario: last_frame(clip, KNOWN), n=60, split="slow")
+    assert max(told(true, "energy")) < 0.2 and max(told(true, "momentum")) < 0.2
+    assert max(told(still, "energy")) <= 1 + 1e-6 and max(told(still, "momentum")) <= 1 + 1e-6
+
+
 def test_frames_that_are_known_or_out_of_sight_do_not_count():
     physics = Physics(scene="occlusion")
     scenario = physics.scenario(3, seed=0)

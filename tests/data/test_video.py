@@ -1,5 +1,7 @@
 """Video files: what goes in comes out, on every kind of file, under caps, whole or not at all."""
 
+import resource
+
 import numpy as np
 import pytest
 
@@ -116,6 +118,33 @@ def test_a_long_video_of_large_pictures_is_refused_before_it_fills_the_memory(tm
         read_video(tmp_path / "a.mkv")
     assert len(read_video(tmp_path / "a.mkv", frames=4)[0]) == 4
     assert len(read_video(tmp_path / "a.mkv", size=(10, 15))[0]) == 5
+
+
+def test_a_video_is_read_whole_or_not_at_all(tmp_path, monkeypatch):
+    """Unless some of it is asked for; an mp4 tells how many frames it has, an mkv of PyAV does not."""
+    monkeypatch.setattr(video, "MOST_FRAMES", 4)
+    for name, says in (("a.mkv", "more than 4 frames"), ("a.mp4", "6 frames")):
+        write_video(tmp_path / name, moving())
+        with pytest.raises(DataError, match=rf"{name}: it has {says}, and at most 4 are read; cut it into shorter files first"):
+            read_video(tmp_path / name)
+        assert len(read_video(tmp_path / name, frames=4)[0]) == 4
+        write_video(tmp_path / name, moving(4))
+        assert len(read_video(tmp_path / name)[0]) == 4
+
+
+def test_a_disk_that_is_full_and_an_encoder_that_refuses_name_the_file(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"a\.mkv") as e:
+            write_video(tmp_path / "a.mkv", noise)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert e.value.filename == str(tmp_path / "a.mkv")
+    with pytest.raises(DataError, match=r"b\.mp4: cannot be written: "):
+        write_video(tmp_path / "b.mp4", np.zeros((1, 2, 40_000, 3), np.uint8))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_floats_and_pixels_are_each_other_s():

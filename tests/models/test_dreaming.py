@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from postformer.models.diffusion import DiT
-from postformer.models.dreaming import ahead, edited, filled, joined, looped, rolled
+from postformer.models.dreaming import ahead, edited, filled, joined, rolled
 from postformer.models.sampling import Sampling
 
 HOW = Sampling(steps=2)
@@ -61,11 +61,11 @@ def test_too_few_frames_are_filled_up_away_from_what_is_drawn():
     assert [float(piece.mean()) for piece in pieces] == pytest.approx([2, 4])
 
 
-def test_a_loop_leads_back_to_where_it_began():
-    start = torch.cat([clip(1), clip(5)], 2)
-    whole = looped(Mean(), start, 4, HOW, context=2)
-    assert torch.equal(whole[:, :, :8], start)
-    assert (whole[:, :, 8:] - 3).abs().max() < 1e-5
+def test_steps_are_bounded():
+    assert len(Sampling(steps=10_000).times()) == 10_001
+    for steps in (0, 10_001, 1_000_000_000):
+        with pytest.raises(ValueError, match=f"steps={steps} must be from 1 to 10,000"):
+            Sampling(steps=steps)
 
 
 def test_an_edit_of_little_strength_stays_near():
