@@ -31,7 +31,10 @@ WALLS, DOORS = (20, 44), (10, 54)
 LONGEST = 2.45
 """Pixels that the dot can be pushed in a step, along each axis."""
 STEP, TURN = (1.0, 0.4, 0.2, 1.8), 0.2
-"""Of the steps of walks in the data mean, deviation, least and greatest length, and how much the next one turns, in radians."""
+"""Of the steps of walks in the data mean, deviation, least and greatest length, and how much the next one turns, in radians; who meets a
+wall goes on in any direction."""
+BESIDE = 12.0
+"""Pixels from the door's middle that walks are aimed at, at most: what lies beside the door tells where it is."""
 
 Layout = Float[np.ndarray, "n 2"]
 """Where the wall is (x) and where the middle of its door (y)."""
@@ -98,19 +101,20 @@ def anywhere(rng: np.random.Generator, layout: Layout) -> Places:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rooms:
     """A run's data: walks of `steps` actions through two rooms, drawn as a function of (seed, split, number). An action is `stride` pushes,
-    after which there is a picture. Of all walks the share `through` passes the door. `fixed` keeps wall and door where they are."""
+    after which there is a picture. Of all walks the share `aimed` goes at the door or the wall beside it. `fixed` keeps wall and door where
+    they are."""
 
     steps: int = 16
     stride: int = 1
     fixed: bool = True
-    through: float = 0.35
+    aimed: float = 0.6
     tokens: None = dataclasses.field(default=None, init=False, repr=False)
     """There is no tokenizer."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.stride) < 1 or not 0 <= self.through <= 1:
+        if min(self.steps, self.stride) < 1 or not 0 <= self.aimed <= 1:
             raise ValueError(
-                f"steps={self.steps} and stride={self.stride} must be at least 1 and through={self.through} from 0 to 1"
+                f"steps={self.steps} and stride={self.stride} must be at least 1 and aimed={self.aimed} from 0 to 1"
             )
 
     @property
@@ -145,39 +149,42 @@ class RoomsBatches:
         numbers = range(step * self.size, (step + 1) * self.size)
         rngs = [np.random.default_rng([self.seed, SPLITS.index(self.split), i]) for i in numbers]
         layout = np.concatenate([layouts(rng, 1, fixed=self.rooms.fixed) for rng in rngs])
-        walks = [self._walk(rng, own[None]) for rng, own in zip(rngs, layout, strict=True)]
-        start, pushes = (np.stack(part) for part in zip(*walks, strict=True))
-        states = [start]
-        for t in range(pushes.shape[1]):
-            states.append(moved(states[-1], pushes[:, t], layout))
+        drawn = [self._drawn(rng, own) for rng, own in zip(rngs, layout, strict=True)]
+        place, heading, length, turn, again = (np.stack(part) for part in zip(*drawn, strict=True))
+        states, pushes = [place], []
+        for t in range(length.shape[1]):
+            heading = heading + turn[:, t]
+            push = length[:, t, None] * np.stack([np.cos(heading), np.sin(heading)], 1)
+            pushes.append(push)
+            states.append(moved(states[-1], push, layout))
+            blocked = np.abs(states[-1] - states[-2] - push).max(1) > 1e-9
+            heading = np.where(blocked, again[:, t], heading)
         places = np.stack(states[:: self.rooms.stride], 1)
         seen = dots(places)
         observed = np.stack([seen, np.broadcast_to(walls(layout)[:, None], seen.shape)], 2)
         return {
             "observations": torch.from_numpy(observed),
-            "actions": _tensor(pushes.reshape(len(pushes), self.rooms.steps, -1)),
+            "actions": _tensor(np.stack(pushes, 1).reshape(self.size, self.rooms.steps, -1)),
             "states": _tensor(places),
             "rows": [f"rooms {self.split} {i}" for i in numbers],
         }
 
-    def _walk(self, rng: np.random.Generator, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-        """Where a walk begins [2], and its pushes [steps x stride, 2]; one that is to pass the door lies so that it would."""
+    def _drawn(self, rng: np.random.Generator, layout: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The random numbers of a walk: where it begins [2] and in which direction, and of each push how long it is, how much it turns, and
+        where to after a wall, [steps x stride] each. One that is aimed begins so that it would come to the door or beside it."""
         steps = self.rooms.steps * self.rooms.stride
-        turns = rng.normal(0, TURN, steps).cumsum()
-        mean, deviation, least, most = STEP
-        length = rng.normal(mean, deviation, steps).clip(least, most)
-        start = anywhere(rng, layout)[0]
-        heading, at = rng.uniform(0, 2 * np.pi), int(rng.integers(steps))
-        side, door = rng.choice([0.0, np.pi]), rng.uniform(1 - DOOR, DOOR - 1)
-        through = rng.random() < self.rooms.through
-        if through:
-            heading = side + rng.uniform(-0.5, 0.5) - turns[at]
-        angle = heading + turns
-        pushes = length[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
-        if through:
-            begin = layout[0] + [0.0, door] - pushes[:at].sum(0) - pushes[at] / 2
-            start = begin if free(begin[None], layout)[0] else start
-        return start, pushes
+        turn, (mean, deviation, least, most) = rng.normal(0, TURN, steps), STEP
+        length, again = rng.normal(mean, deviation, steps).clip(least, most), rng.uniform(0, 2 * np.pi, steps)
+        start, heading, aimed = anywhere(rng, layout[None])[0], rng.uniform(0, 2 * np.pi), rng.random() < self.rooms.aimed
+        at, side, beside = int(rng.integers(1 + steps // 2)), rng.choice([0.0, np.pi]), rng.uniform(-BESIDE, BESIDE)
+        if aimed:
+            turned = turn[: at + 1].cumsum()
+            toward = side + rng.uniform(-0.5, 0.5) - turned[-1] + turned
+            pushes = length[: at + 1, None] * np.stack([np.cos(toward), np.sin(toward)], 1)
+            begin = layout + np.array([0.0, beside]) - pushes[:-1].sum(0) - pushes[-1] / 2
+            if free(begin[None], layout[None])[0]:
+                start, heading = begin, toward[0] - turned[0]
+        return start, np.array(heading), length, turn, again
 
 
 def _tensor(values: np.ndarray) -> Tensor:

@@ -94,15 +94,20 @@ def test_walks_are_a_function_of_their_number_and_some_pass_the_door():
     assert a["observations"].shape == (4, 17, 2, SIDE, SIDE)
     assert a["actions"].shape == (4, 16, 2)
     assert not torch.equal(a["states"], rooms.batches(4, 1).batch(1)["states"])
-    states = rooms.batches(1000, 0).batch(0)["states"].numpy()
-    crossed = np.mean((states[:, 0, 0] < FIXED[0]) != (states[:, -1, 0] < FIXED[0]))
-    assert 0.2 < crossed < 0.45
-    assert (
-        np.mean(
-            (x := Rooms(through=0.0).batches(1000, 0).batch(0)["states"].numpy()[:, [0, -1], 0] < FIXED[0])[:, 0] != x[:, 1]
-        )
-        < 0.05
-    )
+    for aimed, least, most in ((1.0, 0.3, 0.6), (0.6, 0.2, 0.4), (0.0, 0.05, 0.15)):
+        side = Rooms(stride=5, aimed=aimed).batches(1000, 0).batch(0)["states"][:, :, 0] < FIXED[0]
+        assert least < float((side != side[:, :1]).any(1).float().mean()) < most
+
+
+def test_who_meets_a_wall_goes_on_elsewhere():
+    batch = Rooms(steps=80).batches(300, 0).batch(0)
+    blocked = (batch["actions"] - batch["states"].diff(dim=1)).norm(dim=-1) > 1e-3
+    assert 0.01 < float(blocked.float().mean()) < 0.15
+    assert float(blocked[:, 1:][blocked[:, :-1]].float().mean()) < 0.6
+
+
+def test_pushes_have_their_lengths():
+    rooms = Rooms(steps=16)
     lengths = rooms.batches(1000, 0).batch(0)["actions"].norm(dim=-1)
     assert lengths.min() >= 0.2 - 1e-6
     assert lengths.max() <= 1.8 + 1e-6
@@ -118,7 +123,7 @@ def test_moving_walls_are_whole_pixels_of_their_ranges():
 
 
 def test_mistakes_are_told():
-    with pytest.raises(ValueError, match=r"steps=0 and stride=1 must be at least 1 and through=0\.35 from 0 to 1"):
+    with pytest.raises(ValueError, match=r"steps=0 and stride=1 must be at least 1 and aimed=0\.6 from 0 to 1"):
         Rooms(steps=0)
     with pytest.raises(ValueError, match="unknown 'tset'; choose from"):
         Rooms().batches(1, 0, "tset")
