@@ -145,7 +145,7 @@ class RoomsBatches:
 
     def batch(self, step: int) -> dict[str, Any]:
         """`{"observations": float32 [b, steps + 1, 2, 65, 65] from 0 to 1, "actions": float32 [b, steps, 2 stride] in pixels, "states":
-        float32 [b, steps + 1, 2], "rows": names for errors}`."""
+        float32 [b, steps + 1, 4], the dot's place and those of wall and door, "rows": names for errors}`."""
         numbers = range(step * self.size, (step + 1) * self.size)
         rngs = [np.random.default_rng([self.seed, SPLITS.index(self.split), i]) for i in numbers]
         layout = np.concatenate([layouts(rng, 1, fixed=self.rooms.fixed) for rng in rngs])
@@ -165,7 +165,7 @@ class RoomsBatches:
         return {
             "observations": torch.from_numpy(observed),
             "actions": _tensor(np.stack(pushes, 1).reshape(self.size, self.rooms.steps, -1)),
-            "states": _tensor(places),
+            "states": _tensor(np.concatenate([places, np.broadcast_to(layout[:, None], places.shape)], 2)),
             "rows": [f"rooms {self.split} {i}" for i in numbers],
         }
 
