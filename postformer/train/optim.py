@@ -88,6 +88,7 @@ class Optimizer:
             raise StateMismatch(f"'{min(left)}' belongs to no parameter of this run")
 
     def _take(self, p: nn.Parameter, keys: Mapping[str, bool], left: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of one parameter, with its order in memory: the fused optimizer counts numbers along that."""
         name = self._names[p]
         found = {key: left.pop(f"{name}:{key}") for key in keys if f"{name}:{key}" in left}
         for key, like_parameter in keys.items():
@@ -96,7 +97,8 @@ class Optimizer:
             shape = tuple(p.shape) if like_parameter else ()
             if found and tuple(found[key].shape) != shape:
                 raise StateMismatch(f"'{name}:{key}' has shape {tuple(found[key].shape)}, this run's has {shape}")
-        return {key: value.clone() for key, value in found.items()}
+        like = {key: torch.empty_like(p, dtype=value.dtype, device=value.device) for key, value in found.items() if keys[key]}
+        return {key: like[key].copy_(value) if key in like else value.clone() for key, value in found.items()}
 
 
 def _keys(part: torch.optim.Optimizer) -> dict[str, bool]:
