@@ -30,9 +30,11 @@ WALLS, DOORS = (20, 44), (10, 54)
 """The least and the greatest place of those that do, in whole pixels."""
 LONGEST = 2.45
 """Pixels that the dot can be pushed in a step, along each axis."""
-STEP, TURN = (1.0, 0.4, 0.2, 1.8), 0.2
-"""Of the steps of walks in the data mean, deviation, least and greatest length, and how much the next one turns, in radians; who meets a
-wall goes on in any direction."""
+FASTEST, UNEVEN, TURN = 1.8, 0.2, 0.2
+"""Of walks in the data: the longest push, by what share the pushes of an action differ from its pace, any up to that, and how much the next
+push turns, in radians."""
+STUBBORN = 0.5
+"""The share of walks that go on against a wall that they meet, as plans do; the others turn to any direction."""
 BESIDE = 12.0
 """Pixels from the door's middle that walks are aimed at, at most: what lies beside the door tells where it is."""
 
@@ -150,7 +152,7 @@ class RoomsBatches:
         rngs = [np.random.default_rng([self.seed, SPLITS.index(self.split), i]) for i in numbers]
         layout = np.concatenate([layouts(rng, 1, fixed=self.rooms.fixed) for rng in rngs])
         drawn = [self._drawn(rng, own) for rng, own in zip(rngs, layout, strict=True)]
-        place, heading, length, turn, again = (np.stack(part) for part in zip(*drawn, strict=True))
+        place, heading, length, turn, again, stubborn = (np.stack(part) for part in zip(*drawn, strict=True))
         states, pushes = [place], []
         for t in range(length.shape[1]):
             heading = heading + turn[:, t]
@@ -158,7 +160,7 @@ class RoomsBatches:
             pushes.append(push)
             states.append(moved(states[-1], push, layout))
             blocked = np.abs(states[-1] - states[-2] - push).max(1) > 1e-9
-            heading = np.where(blocked, again[:, t], heading)
+            heading = np.where(blocked & ~stubborn, again[:, t], heading)
         places = np.stack(states[:: self.rooms.stride], 1)
         seen = dots(places)
         observed = np.stack([seen, np.broadcast_to(walls(layout)[:, None], seen.shape)], 2)
@@ -170,11 +172,13 @@ class RoomsBatches:
         }
 
     def _drawn(self, rng: np.random.Generator, layout: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The random numbers of a walk: where it begins [2] and in which direction, and of each push how long it is, how much it turns, and
-        where to after a wall, [steps x stride] each. One that is aimed begins so that it would come to the door or beside it."""
+        """The random numbers of a walk: where it begins [2] and in which direction, of each push how long it is, how much it turns, and
+        where to after a wall, [steps x stride] each, and whether it is stubborn. One that is aimed begins so that it would come to the door
+        or beside it."""
         steps = self.rooms.steps * self.rooms.stride
-        turn, (mean, deviation, least, most) = rng.normal(0, TURN, steps), STEP
-        length, again = rng.normal(mean, deviation, steps).clip(least, most), rng.uniform(0, 2 * np.pi, steps)
+        turn, again = rng.normal(0, TURN, steps), rng.uniform(0, 2 * np.pi, steps)
+        pace = rng.uniform(0, FASTEST, self.rooms.steps).repeat(self.rooms.stride)
+        length = (pace * rng.normal(1, UNEVEN, steps)).clip(0, FASTEST)
         start, heading, aimed = anywhere(rng, layout[None])[0], rng.uniform(0, 2 * np.pi), rng.random() < self.rooms.aimed
         at, side, beside = int(rng.integers(1 + steps // 2)), rng.choice([0.0, np.pi]), rng.uniform(-BESIDE, BESIDE)
         if aimed:
@@ -184,7 +188,7 @@ class RoomsBatches:
             begin = layout + np.array([0.0, beside]) - pushes[:-1].sum(0) - pushes[-1] / 2
             if free(begin[None], layout[None])[0]:
                 start, heading = begin, toward[0] - turned[0]
-        return start, np.array(heading), length, turn, again
+        return start, np.array(heading), length, turn, again, np.array(rng.random() < STUBBORN)
 
 
 def _tensor(values: np.ndarray) -> Tensor:

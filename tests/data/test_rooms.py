@@ -99,17 +99,18 @@ def test_walks_are_a_function_of_their_number_and_some_pass_the_door():
         assert least < float((side != side[:, :1]).any(1).float().mean()) < most
 
 
-def test_who_meets_a_wall_goes_on_elsewhere():
+def test_who_meets_a_wall_goes_on_elsewhere_or_is_stubborn():
     batch = Rooms(steps=80).batches(300, 0).batch(0)
     blocked = (batch["actions"] - batch["states"][..., :2].diff(dim=1)).norm(dim=-1) > 1e-3
-    assert 0.01 < float(blocked.float().mean()) < 0.15
-    assert float(blocked[:, 1:][blocked[:, :-1]].float().mean()) < 0.6
+    share = blocked.float().mean(1)
+    assert 0.3 < float((share > 0.3).float().mean()) < 0.6  # stubborn
+    assert 0.3 < float((share < 0.15).float().mean()) < 0.7
 
 
 def test_pushes_have_their_lengths():
     rooms = Rooms(steps=16)
     lengths = rooms.batches(1000, 0).batch(0)["actions"].norm(dim=-1)
-    assert lengths.min() >= 0.2 - 1e-6
+    assert lengths.min() < 0.01
     assert lengths.max() <= 1.8 + 1e-6
 
 
