@@ -20,7 +20,7 @@ from postformer.ops.layers import Linear
 
 
 class Stem(nn.Module):
-    """Convolutions, the first with a stride of `first` and the others of 2, their filters twice as wide but for a pixel; group norms; and a
+    """Convolutions, the first with a stride of `first` and the others of 2, whose filters are 2 stride - 1 pixels wide; group norms; and a
     linear layer over what is left."""
 
     def __init__(self, channels: int, size: tuple[int, int], widths: tuple[int, ...], dim: int, first: int = 4):
@@ -58,19 +58,19 @@ class Stem(nn.Module):
 
 
 class Look(nn.Module):
-    """The stem's way back: from an embedding a picture, by convolutions over ever larger ones, the last in blocks of pixels."""
+    """The stem's way back: from an embedding a picture, by convolutions over ever larger ones, the last in blocks of `stride` x
+    `stride` pixels."""
 
-    def __init__(self, channels: int, size: tuple[int, int], stem: Stem, dim: int):
+    def __init__(self, channels: int, size: tuple[int, int], stem: Stem, dim: int, stride: int):
         super().__init__()
         widths = [int(convolution.weight.shape[0]) for convolution in stem.convolutions]  # type: ignore[union-attr]
-        self.size, self.sizes = size, stem.sizes[::-1]
+        self.size, self.sizes, self.stride = size, stem.sizes[::-1], stride
         rows, columns = self.sizes[0]
         self.first = Linear(dim, widths[-1] * rows * columns)
         self.convolutions = nn.ModuleList(
             [nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True)]
         ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.norms = nn.ModuleList([nn.GroupNorm(1, width) for width in widths[:0:-1]])
-        self.stride = -(-size[0] // stem.sizes[0][0])
         self.out = nn.Conv2d(widths[0], channels * self.stride**2, 3, padding=1)
 
     def forward(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n c h w"]:
@@ -100,15 +100,15 @@ class Reach(nn.Module):
         self.inp, self.middle, self.out = Linear(2 * dim, width), Linear(width, width), Linear(width, actions)
 
     def forward(self, z: Float[Tensor, "*b d"], goal: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
+        """In the units of the data's actions."""
         return self.out(F.silu(self.middle(F.silu(self.inp(torch.cat([z, goal], -1))))))
 
 
 class World(nn.Module):
     """`encode` embeds pictures of `channels` and `size` in `dim` numbers, `predict` tells of embeddings and the `actions` numbers of what
-    is done the next embeddings; with `look` there is `decode`, which draws what embeddings tell of, and
-    with `reach` a network of that width, `reach`, which tells what leads from an embedding to another. The encoder has convolutions of
-    `widths`, the first with the stride `first`; `width` and `depth` are those of the predictor. In a world where nothing is done `actions`
-    is 0."""
+    is done the next embeddings; with `look` there is `decode`, which draws what embeddings tell of, and with `reach` a network of that
+    width, `reach`, which tells what leads from an embedding to another. The encoder has convolutions of `widths`, the first with the stride
+    `first`; `width` and `depth` are those of the predictor. In a world where nothing is done `actions` is 0."""
 
     tokens: None = None
     compute_dtype: torch.dtype | None = None
@@ -154,7 +154,7 @@ class World(nn.Module):
         }
         self.channels, self.size, self.actions, self.dim = channels, size, actions, dim
         self.stem = Stem(channels, size, widths, dim, first)
-        self.look = Look(channels, size, self.stem, dim) if look else None
+        self.look = Look(channels, size, self.stem, dim, first) if look else None
         if reach and not actions:
             raise ValueError(f"reach={reach}: nothing is done in this world; take 0")
         self.reach = Reach(dim, actions, reach) if reach else None

@@ -83,7 +83,9 @@ def test_a_config_makes_the_same_model():
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
-@pytest.mark.parametrize(("size", "first"), [((17, 13), 4), ((32, 32), 4), ((65, 65), 4), ((9, 9), 2)])
+@pytest.mark.parametrize(
+    ("size", "first"), [((17, 13), 4), ((32, 32), 4), ((65, 65), 4), ((9, 9), 2), ((9, 17), 4), ((5, 30), 3)]
+)
 def test_pictures_are_drawn_in_their_own_size(size, first):
     model = World(3, size, dim=6, widths=(4, 6, 8), first=first, width=8, depth=1, look=True, mixers=(MIXERS["gated_delta"],))
     z = torch.randn(2, 3, 6)
