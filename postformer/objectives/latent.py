@@ -72,7 +72,7 @@ class Latent(nn.Module):
         self.target = checked_word("target", target, Target)
         self.weights, self.known, self.ahead, self.lines = weights, known, ahead, lines
         self.told = _Told(self.model.dim, self.model.actions) if inverse else None
-        self.watch = Watch()
+        self.watch = Watch() if target == "embeddings" else None  # those that draw pictures may have any size
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`batch["observations"]` is Float [b, t + 1, c, h, w] and `batch["actions"]` Float [b, t, k]; or, where nothing is done,
@@ -97,7 +97,8 @@ class Latent(nn.Module):
     def after_step(self, step: int) -> None:
         """Mixtures of experts are corrected. Raises Collapse where embeddings have become alike."""
         after_step(self.model)
-        self.watch.look(*self.last)
+        if self.watch is not None:
+            self.watch.look(*self.last)
 
     def _parts(self, seen: Tensor, z: Tensor, actions: Tensor, ahead: int) -> dict[str, Any]:
         """What can have a weight, each to be called."""

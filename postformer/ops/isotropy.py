@@ -9,7 +9,7 @@ n embeddings of d numbers, m directions.
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from postformer.config import UserError
 
@@ -67,21 +67,29 @@ class Collapse(UserError):
     """Embeddings that have become alike, so that predicting them means nothing."""
 
 
-class Watch:
+class Watch(nn.Module):
     """Looks at the embeddings of each training step. `patience` steps in a row with an effective rank below `rank`, or with less than
-    `share` of the deviation of the first step, are a collapse. The rank alone would not tell one in which all shrink alike."""
+    `share` of the deviation of the first step, are a collapse. The rank alone would not tell one in which all shrink alike.
+    What it has seen is saved with a run."""
+
+    first: Tensor
+    low: Tensor
 
     def __init__(self, *, rank: float = 1.5, share: float = 0.1, patience: int = 50):
+        super().__init__()
         self.rank, self.share, self.patience = rank, share, patience
-        self.first, self.low = 0.0, 0
+        self.register_buffer("first", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("low", torch.zeros((), dtype=torch.int64))
 
     def look(self, rank: float, spread: float) -> None:
         """Take a step's effective rank and deviation. Raises Collapse."""
-        self.first = self.first or spread
-        self.low = self.low + 1 if rank < self.rank or spread < self.share * self.first else 0
-        if self.low >= self.patience:
+        first = float(self.first) or spread
+        low = int(self.low) + 1 if rank < self.rank or spread < self.share * first else 0
+        self.first.fill_(first)
+        self.low.fill_(low)
+        if low >= self.patience:
             raise Collapse(
-                f"the embeddings collapsed: for {self.low} steps their effective rank was below {self.rank:g} or their deviation below "
-                f"{self.share:g} of the {self.first:.3g} at the start; the last have {rank:.2f} and {spread:.3g}. What keeps embeddings "
+                f"the embeddings collapsed: for {low} steps their effective rank was below {self.rank:g} or their deviation below "
+                f"{self.share:g} of the {first:.3g} at the start; the last have {rank:.2f} and {spread:.3g}. What keeps embeddings "
                 "apart has too little weight: raise objective.normal (or wide and apart), or learn slower"
             )

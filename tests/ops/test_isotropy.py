@@ -98,3 +98,12 @@ def test_a_watch_tells_a_collapse_and_nothing_else():
         watch.look(5.0, 0.03)
     with pytest.raises(Collapse, match=r"for 3 steps .* of the 0\.4 at the start; the last have 5\.00 and 0\.03"):
         watch.look(5.0, 0.03)
+
+
+def test_a_watch_that_is_restored_goes_on():
+    watch, again = Watch(patience=2), Watch(patience=2)
+    watch.look(5.0, 0.4)
+    watch.look(5.0, 0.01)
+    again.load_state_dict(watch.state_dict())
+    with pytest.raises(Collapse, match=r"for 2 steps .* of the 0\.4 at the start"):
+        again.look(5.0, 0.01)
