@@ -31,7 +31,7 @@ from postformer.embodied.acting import Imagined, Reached
 from postformer.embodied.environment import Environment
 from postformer.embodied.planning import Search
 from postformer.embodied.rooms import TwoRooms
-from postformer.embodied.trials import Policy, Problems, at_random, following, foreseen, problems, tried
+from postformer.embodied.trials import Policy, Problems, at_random, following, oracle, problems, tried
 from postformer.models.probes import probe
 from postformer.recipes import RECIPES
 from postformer.train.process import threads
@@ -138,7 +138,7 @@ def _policy(env: Environment, task: Task, way: str, model: Any, search: Search) 
         return following(env, env.straight)
     if way == "oracle":
         cost = _nearness(env, task.last)
-        return foreseen(env, cost, search, lasting=task.lasting, execute=task.execute, generator=generator)
+        return oracle(env, cost, search, lasting=task.lasting, execute=task.execute, generator=generator)
     if way.startswith("reach"):
         return Reached(env, model, search.limit)
     return Imagined(env, model, search, lasting=task.lasting, execute=task.execute, last=task.last, generator=generator)

@@ -30,7 +30,8 @@ class Imagined:
     the mean of its way. The model remembers what it saw at the last `memory` looks, and what was done between. One with `reach` tells of a
     plan of its own, from which the search begins where that costs less than what is left.
 
-    Raises ValueError for a memory of several looks between which several actions are done, that nobody sees the outcome of.
+    Raises ValueError for a memory of several looks between which several actions are done, that nobody sees the outcome of, and for actions
+    that last shorter than the model's.
     """
 
     def __init__(
@@ -52,6 +53,10 @@ class Imagined:
         if not 1 <= execute <= search.horizon or min(lasting, memory) < 1:
             raise ValueError(
                 f"execute={execute} must be from 1 to horizon={search.horizon}, lasting={lasting} and memory={memory} at least 1"
+            )
+        if lasting * env.actions % model.actions:
+            raise ValueError(
+                f"lasting={lasting}: {lasting * env.actions} numbers are no whole actions of the model's {model.actions}"
             )
         self.env, self.model, self.search, self.generator = env, model, search, generator
         self.lasting, self.execute, self.last, self.memory = lasting, execute, last, memory

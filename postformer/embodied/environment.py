@@ -83,7 +83,7 @@ class Environment(gymnasium.Env[np.ndarray, np.ndarray], ABC):
         super().reset(seed=seed)
         if options and options.keys() != {"start", "goal"}:
             raise ValueError(f"options: {', '.join(options)}; give both start and goal, or none")
-        start, self.goal = (options["start"], options["goal"]) if options else self.problem(self.np_random)
+        start, self.goal = (options["start"], np.array(options["goal"], float)) if options else self.problem(self.np_random)
         self.restore(start)
         self._done = 0
         self.goal_picture = self.pictures(self.goal)
@@ -102,7 +102,7 @@ class Environment(gymnasium.Env[np.ndarray, np.ndarray], ABC):
 
     def restore(self, snapshot: Float[np.ndarray, "p"]) -> None:
         """Go back to a snapshot."""
-        self._now = snapshot.copy()
+        self._now = np.array(snapshot, float)
 
     def _over(self) -> bool:
         return self._done >= self.steps

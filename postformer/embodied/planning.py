@@ -130,7 +130,7 @@ def _better(best: Plan, drawn: Float[Tensor, "b n h k"], found: Float[Tensor, "b
 
 
 def _descended(cost: Cost, mean: Tensor, best: Plan, search: Search, generator: torch.Generator | None) -> Plan:
-    noise = torch.randn(len(mean), search.samples, *mean.shape[1:], generator=generator)
+    noise = _noise((len(mean), search.samples, *mean.shape[1:]), search.colour, generator)
     noise[:, 0] = 0
     plans = (mean[:, None] + search.spread * noise).requires_grad_()
     optimizer = torch.optim.Adam([plans], lr=search.spread)

@@ -72,7 +72,7 @@ def following(env: Environment, act: Callable[[np.ndarray, np.ndarray], np.ndarr
     return lambda now, goal: act(env.states(now), goal)[:, None]
 
 
-def foreseen(
+def oracle(
     env: Environment,
     cost: StateCost,
     search: Search,

@@ -126,5 +126,7 @@ def test_bytes_are_shares():
 def test_mistakes_are_told(words, says):
     with pytest.raises(ValueError, match=says):
         Imagined(ENV, Right(), SEARCH, **words)
+    with pytest.raises(ValueError, match="lasting=1: 2 numbers are no whole actions of the model's 4"):
+        Imagined(ENV, Right(2), SEARCH)
     with pytest.raises(ValueError, match="made without reach"):
         Reached(ENV, Right(), 1.0)

@@ -6,7 +6,7 @@ import torch
 
 from postformer.embodied.planning import Search
 from postformer.embodied.reacher import Reacher
-from postformer.embodied.trials import Problems, at_random, following, foreseen, problems, tried
+from postformer.embodied.trials import Problems, at_random, following, oracle, problems, tried
 
 ENV = Reacher()
 
@@ -49,7 +49,7 @@ def test_what_was_reached_on_the_way_is_told_beside_the_end():
 def test_plans_searched_in_the_simulator_reach_goals(lasting, execute, steps):
     posed = problems(ENV, range(4))
     search = Search(horizon=8, samples=32, iterations=3, elites=8, limit=1.4)
-    policy = foreseen(ENV, tips, search, lasting=lasting, execute=execute, generator=torch.Generator().manual_seed(0))
+    policy = oracle(ENV, tips, search, lasting=lasting, execute=execute, generator=torch.Generator().manual_seed(0))
     found = tried(ENV, policy, posed, steps)
     anything = tried(ENV, at_random(ENV, np.random.default_rng(0), 3), posed, steps)
     assert found.ever[:, 0].mean() >= 0.7
