@@ -82,7 +82,7 @@ def chart(e: Evidence) -> Chart:
         y_label="surprise of the model that predicts embeddings",
         series=tuple(Series(name, frames, tuple(shown[name]), "measured") for name in CLIPS),
         marks=(Mark("x", shown["frame"] + 1, "cannot be from here"),),
-        note="The squared error of each frame's embedding, predicted from all frames before; the clips are below.",
+        note="The squared error of each frame's embedding, predicted from all frames before; the clips stand above.",
     )
 
 
