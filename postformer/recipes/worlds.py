@@ -20,8 +20,10 @@ def _run(name: str, model: Spec, objective: Spec, data: Spec, *, steps: int, bat
 
 
 def world_rooms() -> Run:
-    """Two rooms, kept apart by SIGReg. Where walls move, they alone would be easiest to predict: that numbers must move within a walk, and
-    that actions are told from two embeddings in turn, keeps the dot in them. `reach` tells plans to begin a search with."""
+    """Two rooms with a door, kept apart by SIGReg.
+
+    Where walls move, they alone would be easiest to predict: that numbers must move within a walk, and that actions are told from two
+    embeddings in turn, keeps the dot in them. `reach` tells plans to begin a search with."""
     mixed: Spec = {"mixers": (SMALL,), "ffns": ({"kind": "mlp", "hidden": 192},)}
     model: Spec = {"dim": 32, "width": 128, "depth": 1, "reach": 256, **mixed}
     words: Spec = {"normal": 0.05, "inverse": 10.0, "moving": 3.0, "reach": 1.0}
