@@ -73,24 +73,27 @@ def dream_arguments(p: argparse.ArgumentParser, positive: Callable[[str], int]) 
                 metavar="S",
                 help="above 0, which keeps all, to 1, which keeps nothing (default: 0.5)",
             )
-        v.add_argument("--label", metavar="CLASS", help="of what, by name or number")
-        v.add_argument("--text", metavar="WORDS", help="what it shows, of a model that was taught captions (data.text)")
-        v.add_argument("--steps", type=_steps, default=50, metavar="N", help="of denoising (default: 50)")
-        v.add_argument("--method", choices=("euler", "heun", "multistep", "ancestral"), default="euler")
-        v.add_argument(
-            "--guidance",
-            type=_guidance,
-            default=1.0,
-            metavar="G",
-            help="above 1 follows label and text more closely (default: 1)",
-        )
-        v.add_argument(
-            "--rate", type=_frame_rate, metavar="FPS", help="frames a second of the file (default: as the video has, else 10)"
-        )
-        v.add_argument(
-            "--scale", type=_scale, default=4, metavar="N", help="file pixels along a side of each pixel (default: 4)"
-        )
-        v.add_argument("--seed", type=_seed, default=0, help="of the noise (default: 0)")
+        _drawing(v)
+
+
+def _drawing(v: argparse.ArgumentParser) -> None:
+    """What all verbs take."""
+    v.add_argument("--label", metavar="CLASS", help="of what, by name or number")
+    v.add_argument("--text", metavar="WORDS", help="what it shows, of a model that was taught captions (data.text)")
+    v.add_argument("--steps", type=_steps, default=50, metavar="N", help="of denoising (default: 50)")
+    v.add_argument("--method", choices=("euler", "heun", "multistep", "ancestral"), default="euler")
+    v.add_argument(
+        "--guidance",
+        type=_guidance,
+        default=1.0,
+        metavar="G",
+        help="above 1 follows label and text more closely (default: 1)",
+    )
+    v.add_argument(
+        "--rate", type=_frame_rate, metavar="FPS", help="frames a second of the file (default: as the video has, else 10)"
+    )
+    v.add_argument("--scale", type=_scale, default=4, metavar="N", help="file pixels along a side of each pixel (default: 4)")
+    v.add_argument("--seed", type=_seed, default=0, help="of the noise (default: 0)")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -153,30 +153,9 @@ class UNet(nn.Module):
             with torch.no_grad():  # what is shown beside has no say at the start
                 self.first.weight[:, channels * stem**2 :] = 0
 
-        def level(inputs: int, width: int, attends: bool) -> Any:
-            return nn.ModuleList([Residual(inputs, width, told, frames), *([Attending(width, head)] if attends else [])])
-
-        self.down: Any = nn.ModuleList()
-        kept, here = [widths[0]], widths[0]
-        for i, width in enumerate(widths):
-            attends = i >= len(widths) - attention
-            for _ in range(blocks):
-                self.down.append(level(here, width, attends))
-                here = width
-                kept.append(here)
-            if i < len(widths) - 1:
-                self.down.append(nn.ModuleList([Conv(here, here, 1, 3, 2)]))
-                kept.append(here)
-        self.middle: Any = nn.ModuleList([*level(here, here, attention > 0), Residual(here, here, told, frames)])
-        self.up: Any = nn.ModuleList()
-        for i, width in reversed(list(enumerate(widths))):
-            attends = i >= len(widths) - attention
-            for _ in range(blocks + 1):
-                self.up.append(level(here + kept.pop(), width, attends))
-                here = width
-            if i:
-                self.up.append(nn.ModuleList([Conv(here, here, 1)]))
-        self.norm, self.head = GroupNorm(here), Conv(here, outputs * stem**2, frames)
+        levels: tuple[Any, Any, Any] = _levels(widths, blocks, attention, head, told, frames)
+        self.down, self.middle, self.up = levels
+        self.norm, self.head = GroupNorm(widths[0]), Conv(widths[0], outputs * stem**2, frames)
         nn.init.zeros_(self.head.weight)
         assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
@@ -261,6 +240,36 @@ def _gathered(x: Float[Tensor, "b c f h w"], by: int) -> Float[Tensor, "b c2 f h
 def _spread(x: Float[Tensor, "b c f h w"], by: int) -> Float[Tensor, "b c2 f h2 w2"]:
     """The way back."""
     return F.pixel_shuffle(x.transpose(1, 2), by).transpose(1, 2) if by > 1 else x
+
+
+def _levels(
+    widths: tuple[int, ...], blocks: int, attention: int, head: int, told: int, frames: int
+) -> tuple[nn.ModuleList, nn.ModuleList, nn.ModuleList]:
+    """The way down, what lies at the bottom, and the way up, whose blocks also take what those on the way down left."""
+
+    def level(inputs: int, width: int, attends: bool) -> nn.ModuleList:
+        return nn.ModuleList([Residual(inputs, width, told, frames), *([Attending(width, head)] if attends else [])])
+
+    down, up = nn.ModuleList(), nn.ModuleList()
+    kept, here = [widths[0]], widths[0]
+    for i, width in enumerate(widths):
+        attends = i >= len(widths) - attention
+        for _ in range(blocks):
+            down.append(level(here, width, attends))
+            here = width
+            kept.append(here)
+        if i < len(widths) - 1:
+            down.append(nn.ModuleList([Conv(here, here, 1, 3, 2)]))
+            kept.append(here)
+    middle = nn.ModuleList([*level(here, here, attention > 0), Residual(here, here, told, frames)])
+    for i, width in reversed(list(enumerate(widths))):
+        attends = i >= len(widths) - attention
+        for _ in range(blocks + 1):
+            up.append(level(here + kept.pop(), width, attends))
+            here = width
+        if i:
+            up.append(nn.ModuleList([Conv(here, here, 1)]))
+    return down, middle, up
 
 
 def _through(level: Any, x: Tensor, condition: Tensor) -> Tensor:

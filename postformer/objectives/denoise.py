@@ -75,48 +75,20 @@ class Denoise(nn.Module):
         average: float = 0.999,
     ):
         super().__init__()
-        for name, word, choices in (
-            ("path", path, Path),
-            ("predict", predict, Kind),
-            ("loss", loss, Kind),
-            ("times", times, Times),
-        ):
-            checked_word(name, word, choices)
-        for end in ends:
-            checked_word("ends", end, Ends)
-        if not ends:
-            raise ValueError("ends: name at least one of first, last, both, any")
-        for name, share in (
-            ("label_dropout", label_dropout),
-            ("known", known),
-            ("apart", apart),
-            ("shortcut", shortcut),
-            ("average", average),
-        ):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name}={share} must be from 0 to 1")
+        _check_words(path, predict, loss, times, ends)
+        _check_shares(label_dropout=label_dropout, known=known, apart=apart, shortcut=shortcut, average=average)
         if known + apart > 1 or spread <= 0 or not 0 < floor < 1 or average == 1:
             raise ValueError(
                 f"known={known} and apart={apart} must be 1 together at most, spread={spread} above 0, floor={floor} between 0 and 1, and "
                 f"average={average} below 1"
             )
-        together = getattr(model, "patch", (1,))[0]
-        if known_frames < 0 or known_frames % together:
-            raise ValueError(
-                f"known_frames={known_frames} must be a multiple of {together}, the frames of a patch, or 0 for any number"
-            )
-        if known_frames and not known:
-            raise ValueError(f"known_frames={known_frames} says how many frames clips know: give known above 0")
+        _check_known(known_frames, known, getattr(model, "patch", (1,))[0])
+        _check_student(shortcut, few, path == "linear" and average > 0 and getattr(model, "stride", None) is not None)
         self.model = model
         self.path: Path = path
         self.predict: Kind = predict
         self.loss: Kind = loss
         self.times, self.mean, self.spread, self.floor = times, mean, spread, floor
-        if shortcut and (path != "linear" or not average or getattr(model, "stride", None) is None):
-            raise ValueError(f"shortcut={shortcut} goes with path='linear', an average, and a model with strides=true")
-        if few and (not shortcut or stride_told(few) == 0):
-            choices = ", ".join(str(2**n) for n in range(FINEST))
-            raise ValueError(f"few={few} must be one of {choices}, and goes with shortcut above 0")
         self.few = few
         self.teacher = copy.deepcopy(model).requires_grad_(False) if few else None
         self.label_dropout, self.known, self.apart, self.decay = label_dropout, known, apart, average
@@ -302,3 +274,38 @@ def _lying(runs: int, count: Int[Tensor, "b 1"], ends: tuple[Ends, ...]) -> Bool
     }
     choice = torch.randint(len(ends), (b, 1), device=device)
     return torch.stack([patterns[end] for end in ends]).take_along_dim(choice[None], 0)[0]
+
+
+def _check_words(path: str, predict: str, loss: str, times: str, ends: tuple[str, ...]) -> None:
+    for name, word, choices in (
+        ("path", path, Path),
+        ("predict", predict, Kind),
+        ("loss", loss, Kind),
+        ("times", times, Times),
+    ):
+        checked_word(name, word, choices)
+    for end in ends:
+        checked_word("ends", end, Ends)
+    if not ends:
+        raise ValueError("ends: name at least one of first, last, both, any")
+
+
+def _check_shares(**shares: float) -> None:
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name}={share} must be from 0 to 1")
+
+
+def _check_known(frames: int, known: float, together: int) -> None:
+    if frames < 0 or frames % together:
+        raise ValueError(f"known_frames={frames} must be a multiple of {together}, the frames of a patch, or 0 for any number")
+    if frames and not known:
+        raise ValueError(f"known_frames={frames} says how many frames clips know: give known above 0")
+
+
+def _check_student(shortcut: float, few: int, able: bool) -> None:
+    if shortcut and not able:
+        raise ValueError(f"shortcut={shortcut} goes with path='linear', an average, and a model with strides=true")
+    if few and (not shortcut or stride_told(few) == 0):
+        choices = ", ".join(str(2**n) for n in range(FINEST))
+        raise ValueError(f"few={few} must be one of {choices}, and goes with shortcut above 0")
