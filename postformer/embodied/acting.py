@@ -27,8 +27,9 @@ def as_seen(pictures: Shaped[np.ndarray, "*n c h w"]) -> Float[Tensor, "*n c h w
 class Imagined:
     """Of all problems at once what is done next: the first `execute` actions of a plan, each done `lasting` times, which the model imagines
     to lead to what the goals look like. The next search begins with what is left of the plan. `last` is the weight of a plan's end beside
-    the mean of its way. The model remembers what it saw at the last `memory` looks, and what was done between. One with `reach` tells of a
-    plan of its own, from which the search begins where that costs less than what is left.
+    the mean of its way, and with `paced` distances are counted in steps. The model remembers what it saw at the last `memory` looks, and
+    what was done between. One with `reach` tells of a plan of its own, from which the search begins where that costs less than what is
+    left.
 
     Raises ValueError for a memory of several looks between which several actions are done, that nobody sees the outcome of, and for actions
     that last shorter than the model's.
@@ -44,6 +45,7 @@ class Imagined:
         execute: int = 1,
         last: float = 0.0,
         memory: int = 1,
+        paced: bool = False,
         generator: torch.Generator | None = None,
     ):
         if memory > 1 and execute > 1:
@@ -60,6 +62,7 @@ class Imagined:
             )
         self.env, self.model, self.search, self.generator = env, model, search, generator
         self.lasting, self.execute, self.last, self.memory = lasting, execute, last, memory
+        self.paced = paced
         self.looks: list[Tensor] = []
         self.done: list[Tensor] = []
         self.left: Plan | None = None
@@ -75,7 +78,7 @@ class Imagined:
             state = model.init_state(len(now))
             _, state = model.predict(torch.stack(self.looks[:-1], 1), torch.stack(self.done, 1), state)
         wanted = model.encode(as_seen(env.pictures(goal)))
-        cost = to_goal(model, self.looks[-1], wanted, state=state, lasting=self.lasting, last=self.last)
+        cost = to_goal(model, self.looks[-1], wanted, state=state, lasting=self.lasting, last=self.last, paced=self.paced)
         begin = self._better(cost, self._told(wanted, state), None if self.left is None else ahead(self.left, self.execute))
         self.left = searched(cost, (len(now), env.actions), self.search, begin=begin, generator=self.generator)
         steps = self.left.actions[:, : self.execute].repeat_interleave(self.lasting, 1)

@@ -18,6 +18,11 @@ from postformer.mixers import MIXERS
 from postformer.models.backbone import Backbone, Cost, State, complete_pattern
 from postformer.ops.layers import Linear
 
+KEPT = 0.98
+"""Of what was noticed, at each step of training."""
+STILL = 0.1
+"""What is added to all changes' squares, as a share of their mean: what never changes weighs so much more than the rest at most."""
+
 
 class Stem(nn.Module):
     """Convolutions, the first with a stride of `first` and the others of 2, whose filters are 2 stride - 1 pixels wide; group norms; and a
@@ -107,11 +112,13 @@ class Reach(nn.Module):
 class World(nn.Module):
     """`encode` embeds pictures of `channels` and `size` in `dim` numbers, `predict` tells of embeddings and the `actions` numbers of what
     is done the next embeddings; with `look` there is `decode`, which draws what embeddings tell of, and with `reach` a network of that
-    width, `reach`, which tells what leads from an embedding to another. The encoder has convolutions of `widths`, the first with the stride
-    `first`; `width` and `depth` are those of the predictor. In a world where nothing is done `actions` is 0."""
+    width, `reach`, which tells what leads from an embedding to another; `in_steps` counts distances in what a step changes. The encoder
+    has convolutions of `widths`, the first with the stride `first`; `width` and `depth` are those of the predictor. In a world where
+    nothing is done `actions` is 0."""
 
     tokens: None = None
     compute_dtype: torch.dtype | None = None
+    changes: Tensor
 
     def __init__(
         self,
@@ -161,6 +168,7 @@ class World(nn.Module):
         self.embed, self.act = Linear(dim, width), Linear(actions, width) if actions else None
         self.backbone = Backbone(width, depth, mixers, ffns, norm_eps)
         self.head = Linear(width, dim)
+        self.register_buffer("changes", torch.zeros(dim, dim))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -175,6 +183,20 @@ class World(nn.Module):
         if self.look is None:
             raise ValueError("this model embeds and does not draw: it was made without look=True")
         return self.look(z.reshape(-1, self.dim)).reshape(*z.shape[:-1], self.channels, *self.size)
+
+    @torch.no_grad()
+    def notice(self, z: Float[Tensor, "b t d"]) -> None:
+        """Keep in `changes`, slowly, how embeddings of walks change in a step: the mean product of any two numbers' changes, [d, d]."""
+        step = (z[:, 1:] - z[:, :-1]).flatten(0, 1).to(self.changes.dtype)
+        self.changes.lerp_(step.mT @ step / len(step), 1 - KEPT if self.changes.any() else 1.0)
+
+    def in_steps(self, z: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Embeddings in which distances are counted in steps: a number that changes little in a step weighs much, and one that changes
+        much weighs little (Mahalanobis's distance by `changes`). Raises ValueError for a model that noticed nothing."""
+        if not self.changes.any():
+            raise ValueError("this model never noticed how embeddings change: it was not taught walks")
+        values, ways = torch.linalg.eigh(self.changes)
+        return z @ (ways * (values.clamp(min=0) + STILL * values.mean()).rsqrt()).to(z.dtype)
 
     def init_state(self, batch: int) -> State:
         """Nothing done yet."""

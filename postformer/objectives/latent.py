@@ -86,6 +86,8 @@ class Latent(nn.Module):
         if ahead < 1 or self.known + ahead > actions.shape[1] + 1:
             raise ValueError(f"known={self.known}, ahead={self.ahead}: walks have {actions.shape[1]} steps")
         z = self.model.encode(seen)
+        if self.training:
+            self.model.notice(z)
         parts = {name: part() for name, part in self._parts(seen, z, actions, ahead).items() if self.weights[name]}
         loss = torch.stack([self.weights[name] * value for name, value in parts.items()]).sum()
         told = {name: value.detach() for name, value in parts.items()}

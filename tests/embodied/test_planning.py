@@ -91,6 +91,16 @@ def test_the_cost_is_how_far_it_imagines_to_be():
                 assert float(found[i, j]) == pytest.approx(float(far.mean() + 0.5 * far[-1]), rel=1e-4)
 
 
+def test_a_paced_cost_is_counted_in_steps():
+    model, now, goal, actions = world(), torch.randn(3, 4), torch.randn(3, 4), torch.randn(3, 2, 3, 2)
+    model.notice(torch.randn(2, 6, 4) * torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    with torch.no_grad():
+        found = to_goal(model, now, goal, paced=True)(actions)
+        made, _ = model.imagine(now[1:2], actions[1, 1:])
+        far = (model.in_steps(made[0]) - model.in_steps(goal[1])).square().mean()
+    assert float(found[1, 1]) == pytest.approx(float(far), rel=1e-4)
+
+
 def test_samples_fork_from_the_state_and_leave_it_as_it_was():
     model, now, goal = world(), torch.randn(2, 4), torch.randn(2, 4)
     with torch.no_grad():

@@ -109,3 +109,29 @@ def test_a_world_in_which_nothing_is_done():
     assert made.shape == (2, 2, 4)
     assert "act.weight" not in model.state_dict()
     assert build(model.config, MODELS, "model").config == model.config
+
+
+def test_distances_are_counted_in_steps():
+    """Where the first number changes four times as much in a step as the second, a way along it is a quarter as far; what is still counts
+    as a tenth of the mean."""
+    model = world(dim=3)
+    with pytest.raises(ValueError, match="never noticed"):
+        model.in_steps(torch.zeros(1, 3).double())
+    walk = torch.tensor([[[0.0, 0, 0], [4, 0, 0], [4, 1, 0], [0, 1, 0], [0, 0, 0]]]).double()
+    model.notice(walk)
+    assert torch.allclose(model.changes, torch.diag(torch.tensor([8.0, 0.5, 0])).double())
+    mean = 8.5 / 3
+    away = model.in_steps(torch.eye(3).double()).norm(dim=-1)
+    assert torch.allclose(away, (torch.tensor([8.0, 0.5, 0]).double() + 0.1 * mean).rsqrt())
+    model.notice(torch.zeros(1, 2, 3).double())
+    assert model.changes[0, 0] == pytest.approx(8 * 0.98)
+
+
+def test_distances_in_steps_are_the_same_however_embeddings_lie():
+    """Turned embeddings are as far apart as they were."""
+    one, other = world(dim=3), world(dim=3)
+    walk, turn = torch.randn(2, 9, 3).double(), torch.linalg.qr(torch.randn(3, 3).double()).Q
+    one.notice(walk)
+    other.notice(walk @ turn)
+    a, b = one.in_steps(walk), other.in_steps(walk @ turn)
+    assert torch.allclose(torch.cdist(a, a), torch.cdist(b, b))

@@ -23,6 +23,9 @@ class Known(torch.nn.Module):
         mean = seen.mean((-3, -2, -1))
         return torch.stack([mean, mean**2], -1)
 
+    def notice(self, z):
+        self.noticed = z
+
     def predict(self, z, actions, state=None):
         return z + actions, state
 
