@@ -6,9 +6,9 @@
 
 A model learns walks as its recipe says and plans from what it sees to what it is shown. Beside it: the same search with a model that
 learned nothing and in the simulator itself (an oracle), going straight for the goal with the true state known, and actions at random. No
-problem is solved at its beginning. Success is the task's rule at the end of an episode, and a stricter one beside it; how well a linear
-probe reads the state off embeddings is told too. Trained runs and measured cells stay in --out, so that an interrupted study goes on. The
-measure: docs/worlds.md.
+problem is solved at its beginning. Walks of simulations (reacher, pushing) are recorded once, in --out. Success is the task's rule at the
+end of an episode, and a stricter one beside it; how well a linear probe reads the state off embeddings is told too. Trained runs and
+measured cells stay in --out, so that an interrupted study goes on. The measure: docs/worlds.md.
 """
 
 import argparse
@@ -30,9 +30,13 @@ from postformer.config import Run, Spec, UserError, override, parse, plain
 from postformer.embodied.acting import Imagined, Reached
 from postformer.embodied.environment import Environment
 from postformer.embodied.planning import Search
+from postformer.embodied.pushing import Pushing
+from postformer.embodied.reacher import Reacher
+from postformer.embodied.recording import record_walks
 from postformer.embodied.rooms import TwoRooms
 from postformer.embodied.trials import Policy, Problems, at_random, following, oracle, problems, tried
 from postformer.models.probes import probe
+from postformer.models.world import STILL
 from postformer.recipes import RECIPES
 from postformer.train.process import threads
 from postformer.train.session import open_model, prepare, train_run
@@ -48,9 +52,10 @@ TIMED = 9
 
 class Task(NamedTuple):
     """How a task is posed and planned for: its environment, the recipe and what is changed of it, the steps of an episode, how long an
-    action of a plan lasts, how many are done before the next look, the weight of a plan's end, and the search."""
+    action of a plan lasts, how many are done before the next look, the weight of a plan's end, the search, whether its distances are
+    counted in steps, and how many walks of how many actions are recorded to learn from, where any are."""
 
-    env: Callable[[], Environment]
+    env: Callable[[], Any]
     recipe: str
     data: Spec
     steps: int
@@ -58,6 +63,8 @@ class Task(NamedTuple):
     execute: int
     last: float
     search: Search
+    paced: bool = False
+    walks: tuple[int, int] | None = None
 
 
 ROOMS = Search(horizon=16, samples=200, iterations=4, elites=16, spread=1.0, least=0.15, limit=1.8, colour=2.0)
@@ -65,12 +72,23 @@ TASKS = {
     "rooms": Task(lambda: TwoRooms(fixed=True), "world-rooms", {}, 200, 5, 2, 30.0, ROOMS),
     "moving": Task(lambda: TwoRooms(fixed=False), "world-rooms", {"fixed": False}, 200, 5, 2, 30.0, ROOMS),
 }
+SIMULATED = Search(horizon=8, samples=200, iterations=4, elites=16, spread=0.7, least=0.1, limit=1.4, colour=1.0)
+TASKS |= {
+    "reacher": Task(Reacher, "world-reacher", {}, 30, 2, 1, 1.0, SIMULATED, True, (4000, 40)),
+    "pushing": Task(Pushing, "world-pushing", {}, 42, 3, 1, 1.0, dataclasses.replace(SIMULATED, horizon=6), True, (6000, 30)),
+}
 OTHERS = ("random", "straight", "oracle")
 
 
-def run_of(task: Task, seed: int, args: argparse.Namespace) -> Run:
-    """The recipe's run on a task's data."""
+def run_of(name: str, seed: int, args: argparse.Namespace) -> Run:
+    """The recipe's run on a task's data, which is recorded where it is not there yet."""
+    task = TASKS[name]
     run = RECIPES[task.recipe]()
+    if task.walks:
+        path, (episodes, steps) = args.out / f"{name}.h5", task.walks
+        if new := record_walks(task.env(), episodes, path, steps=steps, stride=task.lasting):
+            print(f"{path}: {new:,} walks recorded", flush=True)
+        task = task._replace(data={**task.data, "path": str(path)})
     train = dataclasses.replace(run.train, threads=args.threads, steps=args.steps or run.train.steps)
     run = dataclasses.replace(run, seed=seed, data={**run.data, **task.data}, train=train)
     return parse(Run, override(plain(run), args.set)) if args.set else run
@@ -83,13 +101,13 @@ def study(args: argparse.Namespace) -> None:
         for way in args.others:
             _measured(name, task, Run(name=way, model={}, seed=0, data={"kind": name}), way, None, args)
         for seed in args.seeds:
-            run = run_of(task, seed, args)
+            run = run_of(name, seed, args)
             trained, seconds = _model(run, name, args)
             told = f"{run.train.steps:,} steps" + "".join(f", {word}" for word in args.set)
             for method in args.methods:
                 _measured(name, task, run, f"{method}, {told}", trained, args, method=method, trained_s=seconds)
             if "untrained" in args.models:
-                untrained = prepare(run)[1].eval().model
+                untrained = _untrained(run)
                 _measured(name, task, run, "cem, untrained", untrained, args, method="cem", trained_s=0.0)
 
 
@@ -99,6 +117,14 @@ def _model(run: Run, name: str, args: argparse.Namespace) -> tuple[Any, float]:
     if summary.stopped:
         sys.exit(130)
     return open_model(folder).eval(), summary.seconds
+
+
+def _untrained(run: Run) -> Any:
+    """A model that learned nothing, but how its embeddings change."""
+    _, objective, data = prepare(run)[:3]
+    model: Any = objective.eval().model
+    model.notice(model.encode(data.batches(WALKS, run.seed).batch(0)["observations"]))
+    return model
 
 
 def _measured(name: str, task: Task, run: Run, way: str, model: Any, args: argparse.Namespace, **more: Any) -> None:
@@ -122,7 +148,7 @@ def _measured(name: str, task: Task, run: Run, way: str, model: Any, args: argpa
         line |= {"at_end": found.at_end.astype(int).tolist(), "ever": found.ever.astype(int).tolist()}
         line["end"] = found.end[:, 0].round(4).tolist()
         if model is not None:
-            line |= {"parameters": sum(p.numel() for p in model.parameters()), "probe": _probed(model, run)}
+            line |= {"parameters": sum(p.numel() for p in model.parameters()), "probe": _probed(model, run, env)}
             line["plan_s"] = _plan_times(lambda: _policy(env, task, way, model, search), posed)
     results.add(path, of, line, began)
     print(
@@ -137,11 +163,13 @@ def _policy(env: Environment, task: Task, way: str, model: Any, search: Search) 
     if way == "straight":
         return following(env, env.straight)
     if way == "oracle":
-        cost = _nearness(env, task.last)
+        cost = _paced(env, task) if task.paced else _nearness(env, task.last)
         return oracle(env, cost, search, lasting=task.lasting, execute=task.execute, generator=generator)
     if way.startswith("reach"):
         return Reached(env, model, search.limit)
-    return Imagined(env, model, search, lasting=task.lasting, execute=task.execute, last=task.last, generator=generator)
+    return Imagined(
+        env, model, search, lasting=task.lasting, execute=task.execute, last=task.last, paced=task.paced, generator=generator
+    )
 
 
 def _nearness(env: Environment, last: float) -> Any:
@@ -152,18 +180,34 @@ def _nearness(env: Environment, last: float) -> Any:
     return cost
 
 
+def _paced(env: Any, task: Task) -> Any:
+    """As `World.in_steps`, by the true state."""
+    physics, _ = env.walks([np.random.default_rng([SEED, i]) for i in range(4 * WALKS)], 20 * task.lasting)
+    states = env.states(physics[:, :: task.lasting])
+    steps = np.diff(states, axis=1).reshape(-1, states.shape[-1])
+    changes = steps.T @ steps / len(steps)
+    weights = np.linalg.inv(changes + STILL * np.trace(changes) / len(changes) * np.eye(len(changes)))
+
+    def cost(states: np.ndarray, goals: np.ndarray) -> np.ndarray:
+        away = states - goals
+        far = np.einsum("...i,ij,...j->...", away, weights, away)
+        return far.mean(-1) + task.last * far[..., -1]
+
+    return cost
+
+
 @torch.no_grad()
-def _probed(model: Any, run: Run) -> dict[str, list[float]]:
-    """R2 and RMSE of the state's numbers that change from walk to walk or within one."""
+def _probed(model: Any, run: Run, env: Environment) -> dict[str, Any]:
+    """R2 and RMSE of the state's numbers that change from walk to walk or within one and can be seen; and their names."""
     data = prepare(run)[2]
     parts = []
     for split in ("train", "test"):
         batch = data.batches(WALKS, SEED, split).batch(0)
         parts.append((model.encode(batch["observations"]).flatten(0, 1), batch["states"].flatten(0, 1)))
     (z, truth), (other, told) = parts
-    truth, told = (values[:, truth.std(0) > 0] for values in (truth, told))
-    score = probe(z, truth).score(other, told)
-    return {"r2": score.r2.tolist(), "rmse": score.rmse.tolist()}
+    kept = [i for i, name in enumerate(env.names) if truth[:, i].std() > 0 and "speed" not in name]
+    score = probe(z, truth[:, kept]).score(other, told[:, kept])
+    return {"names": [env.names[i] for i in kept], "r2": score.r2.tolist(), "rmse": score.rmse.tolist()}
 
 
 def _plan_times(policy: Callable[[], Policy], posed: Problems) -> list[float]:
@@ -217,8 +261,8 @@ def _ms(lines: list[Line]) -> str:
 def _probe(lines: list[Line], name: str) -> str:
     if "probe" not in lines[0]:
         return "-"
-    values = np.array([line["probe"][name] for line in lines])
-    return ", ".join(f"{value:.5g}" for value in values.mean(0))
+    values = np.array([line["probe"][name] for line in lines]).mean(0)
+    return ", ".join(f"{name} {value:.4g}" for name, value in zip(lines[0]["probe"]["names"], values, strict=True))
 
 
 def main() -> int:

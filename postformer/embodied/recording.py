@@ -21,6 +21,8 @@ Act = Callable[[Any, Mapping[str, Any]], Any]
 Policy = Callable[[np.random.Generator], Act]
 """Makes what acts in one episode from that episode's random numbers, so that nothing is left of the one before."""
 MOST_CHANNELS = 4
+TOGETHER = 32
+"""Walks that are simulated at once."""
 
 
 def record(
@@ -44,6 +46,33 @@ def record(
             first = int(rng.integers(1 << 31))
             seen, actions, states = _episode(env, policy(rng), first, steps)
             writer.add(seen, actions, states, seed=first)
+        return writer.episodes - begun
+
+
+def record_walks(env: Any, episodes: int, path: str | Path, seed: int = 0, *, steps: int = 40, stride: int = 1) -> int:
+    """Records as many random walks of a `Simulator` into a file as are missing there, many at once, and returns how many those were. Each
+    is a function of the seed and its number and has `steps` actions, of `stride` steps of control each, after which there is a picture.
+
+    Raises ValueError for numbers below 1, and DataError for a file of other episodes.
+    """
+    if min(episodes, steps, stride) < 1:
+        raise ValueError(f"episodes={episodes}, steps={steps} and stride={stride} must be at least 1")
+    walks = About(
+        frames_per_second=env.metadata["render_fps"] / stride,
+        state_names=env.names,
+        environment=type(env).__name__,
+        keywords={"steps": steps, "stride": stride},
+        seed=seed,
+    )
+    with EpisodeWriter(path, walks, again=True) as writer:
+        begun = writer.episodes
+        for first in range(begun, episodes, TOGETHER):
+            numbers = range(first, min(first + TOGETHER, episodes))
+            made = env.episodes(numbers, steps, seed=seed, stride=stride)
+            for number, seen, actions, states in zip(
+                numbers, made["observations"], made["actions"], made["states"], strict=True
+            ):
+                writer.add(seen, actions, states, seed=number)
         return writer.episodes - begun
 
 

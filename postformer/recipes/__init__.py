@@ -26,7 +26,7 @@ from postformer.recipes.pictures import (
     see_vit,
 )
 from postformer.recipes.tasks import induction, modular_arithmetic, parity, parity_real, selective_copying
-from postformer.recipes.worlds import world_physics, world_pixels, world_rooms
+from postformer.recipes.worlds import world_physics, world_pixels, world_pushing, world_reacher, world_rooms
 
 RECIPES: dict[str, Callable[[], Run]] = {
     "text-mamba": text_mamba,
@@ -58,6 +58,8 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "dream-dit": dream_dit,
     "physics-unet": physics_unet,
     "world-rooms": world_rooms,
+    "world-reacher": world_reacher,
+    "world-pushing": world_pushing,
     "world-physics": world_physics,
     "world-pixels": world_pixels,
 }

@@ -30,6 +30,22 @@ def world_rooms() -> Run:
     return _run("world-rooms", model, words, {"kind": "rooms", "steps": 16, "stride": BLOCK}, steps=6000, batch=64)
 
 
+def _simulated(name: str, data: Spec, *, inverse: float) -> Run:
+    mixed: Spec = {"mixers": (SMALL,), "ffns": ({"kind": "mlp", "hidden": 256},)}
+    model: Spec = {"dim": 32, "width": 128, "depth": 1, **mixed}
+    return _run(name, model, {"normal": 0.05, "inverse": inverse}, {"kind": "episodes", **data}, steps=4000, batch=64)
+
+
+def world_reacher() -> Run:
+    """An arm of two joints. Record it first: postformer episodes record reacher --out runs/reacher.h5"""
+    return _simulated("world-reacher", {"path": "runs/reacher.h5", "steps": 10}, inverse=1.0)
+
+
+def world_pushing() -> Run:
+    """A finger that pushes a block. Record it first: postformer episodes record pushing --out runs/pushing.h5"""
+    return _simulated("world-pushing", {"path": "runs/pushing.h5", "steps": 8}, inverse=1.0)
+
+
 CLIPS: Spec = {"kind": "physics", "scene": "all", "frames": 20, "size": 32}
 SEEN = 6
 """Known frames of a clip from which a second is imagined, and more."""

@@ -47,7 +47,7 @@ def test_what_was_reached_is_told_by_seed(tmp_path):
             **more,
         }
 
-    told = {"probe": {"r2": [0.5, 1.0], "rmse": [2.0, 4.0]}, "plan_s": [0.1, 0.1]}
+    told = {"probe": {"names": ["x", "y"], "r2": [0.5, 1.0], "rmse": [2.0, 4.0]}, "plan_s": [0.1, 0.1]}
     lines = [
         line("random", 0, [[0, 0], [1, 0]]),
         line("cem, 9 steps", 0, [[1, 0], [1, 1]], **told),
@@ -59,7 +59,7 @@ def test_what_was_reached_is_told_by_seed(tmp_path):
     assert text[4].startswith("| random | 50.0% [")
     assert text[4].endswith("| - | - | - |")
     assert "(100.0%/100.0%)" in text[5]
-    assert text[5].endswith("| 100 [100, 100] | 0.5, 1 | 2, 4 |")
+    assert text[5].endswith("| 100 [100, 100] | x 0.5, y 1 | x 2, y 4 |")
 
 
 def test_the_untrained_model_of_a_task_is_measured(tmp_path, monkeypatch):
@@ -78,6 +78,21 @@ def test_the_untrained_model_of_a_task_is_measured(tmp_path, monkeypatch):
     before = (tmp_path / "plan.jsonl").read_text()
     assert plan.main() == 0
     assert (tmp_path / "plan.jsonl").read_text() == before
+
+
+def test_walks_of_a_simulation_are_recorded_and_learned(tmp_path, monkeypatch):
+    pytest.importorskip("mujoco")
+    task = plan.TASKS["pushing"]
+    search = dataclasses.replace(task.search, horizon=2, samples=4, elites=2, iterations=1)
+    monkeypatch.setitem(plan.TASKS, "pushing", task._replace(steps=6, search=search, walks=(6, 9)))
+    monkeypatch.setattr(plan, "WALKS", 8)
+    words = "plan --tasks pushing --seeds 0 --problems 2 --threads 1 --steps 2 --methods cem --set train.batch=2 --out"
+    monkeypatch.setattr("sys.argv", [*words.split(), str(tmp_path)])
+    assert plan.main() == 0
+    rows = [json.loads(row) for row in (tmp_path / "plan.jsonl").read_text().splitlines()]
+    assert [row["way"] for row in rows][2:] == ["oracle", "cem, 2 steps, train.batch=2", "cem, untrained"]
+    assert rows[-1]["probe"]["names"] == ["finger x", "finger y", "block x", "block y", "cos turn", "sin turn"]
+    assert "**pushing**, 2 problems" in plan.render(tmp_path / "plan.jsonl")
 
 
 @pytest.mark.parametrize("looks", [1, 3])
