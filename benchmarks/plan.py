@@ -34,6 +34,7 @@ from postformer.embodied.pushing import Pushing
 from postformer.embodied.reacher import Reacher
 from postformer.embodied.recording import record_walks
 from postformer.embodied.rooms import TwoRooms
+from postformer.embodied.simulations import SIMULATIONS
 from postformer.embodied.trials import Policy, Problems, at_random, following, oracle, problems, tried
 from postformer.models.probes import probe
 from postformer.models.world import STILL
@@ -52,8 +53,8 @@ TIMED = 9
 
 class Task(NamedTuple):
     """How a task is posed and planned for: its environment, the recipe and what is changed of it, the steps of an episode, how long an
-    action of a plan lasts, how many are done before the next look, the weight of a plan's end, the search, whether its distances are
-    counted in steps, and how many walks of how many actions are recorded to learn from, where any are."""
+    action of a plan lasts, how many are done before the next look, the weight of a plan's end, the search, and whether its distances
+    are counted in steps."""
 
     env: Callable[[], Any]
     recipe: str
@@ -64,7 +65,6 @@ class Task(NamedTuple):
     last: float
     search: Search
     paced: bool = False
-    walks: tuple[int, int] | None = None
 
 
 ROOMS = Search(horizon=16, samples=200, iterations=4, elites=16, spread=1.0, least=0.15, limit=1.8, colour=2.0)
@@ -74,8 +74,8 @@ TASKS = {
 }
 SIMULATED = Search(horizon=8, samples=200, iterations=4, elites=16, spread=0.7, least=0.1, limit=1.4, colour=1.0)
 TASKS |= {
-    "reacher": Task(Reacher, "world-reacher", {}, 30, 2, 1, 1.0, SIMULATED, True, (4000, 40)),
-    "pushing": Task(Pushing, "world-pushing", {}, 42, 3, 1, 1.0, dataclasses.replace(SIMULATED, horizon=6), True, (6000, 30)),
+    "reacher": Task(Reacher, "world-reacher", {}, 30, 2, 1, 1.0, SIMULATED, True),
+    "pushing": Task(Pushing, "world-pushing", {}, 42, 3, 1, 1.0, dataclasses.replace(SIMULATED, horizon=6), True),
 }
 OTHERS = ("random", "straight", "oracle")
 
@@ -84,9 +84,9 @@ def run_of(name: str, seed: int, args: argparse.Namespace) -> Run:
     """The recipe's run on a task's data, which is recorded where it is not there yet."""
     task = TASKS[name]
     run = RECIPES[task.recipe]()
-    if task.walks:
-        path, (episodes, steps) = args.out / f"{name}.h5", task.walks
-        if new := record_walks(task.env(), episodes, path, steps=steps, stride=task.lasting):
+    if own := SIMULATIONS.get(name):
+        path = args.out / f"{name}.h5"
+        if new := record_walks(own.env(), own.episodes, path, steps=own.steps, stride=own.stride):
             print(f"{path}: {new:,} walks recorded", flush=True)
         task = task._replace(data={**task.data, "path": str(path)})
     train = dataclasses.replace(run.train, threads=args.threads, steps=args.steps or run.train.steps)

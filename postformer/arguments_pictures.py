@@ -41,7 +41,7 @@ def dream_arguments(p: argparse.ArgumentParser, positive: Callable[[str], int]) 
             v.add_argument("--to", required=True, metavar="CLIP", help="what comes after")
         if name == "draw":
             v.add_argument("--count", type=positive, default=16, metavar="N", help="how many (default: 16)")
-            v.add_argument("--size", type=_size, metavar="ROWSxCOLUMNS", help="of a frame (default: as it learned)")
+            v.add_argument("--size", type=picture_size, metavar="ROWSxCOLUMNS", help="of a frame (default: as it learned)")
         if name != "edit":
             v.add_argument(
                 "--frames",
@@ -96,7 +96,8 @@ def _drawing(v: argparse.ArgumentParser) -> None:
     v.add_argument("--seed", type=_seed, default=0, help="of the noise (default: 0)")
 
 
-def _size(text: str) -> tuple[int, int]:
+def picture_size(text: str) -> tuple[int, int]:
+    """Rows and columns, above 0."""
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
     if not match or not min(int(match[1]), int(match[2])):
         raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 32x48")

@@ -11,11 +11,13 @@ from typing import Any, NoReturn
 from postformer import (
     __version__,
     arguments_pictures,
+    arguments_worlds,
     commands,
     commands_cost,
     commands_experts,
     commands_memory,
     commands_pictures,
+    commands_worlds,
 )
 from postformer.config import MOST_THREADS, UserError
 
@@ -269,6 +271,10 @@ def _dream_arguments(p: Parser) -> None:
     arguments_pictures.dream_arguments(p, positive)
 
 
+def _episodes_arguments(p: Parser) -> None:
+    arguments_worlds.episodes_arguments(p, positive, _whole, arguments_pictures.picture_size)
+
+
 def _corpus_arguments(p: Parser) -> None:
     p.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="files, folders or .jsonl (default: Python's own text)")
     p.add_argument(
@@ -395,6 +401,11 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Callable[[Pa
         _upcycle_arguments,
     ),
     "dream": (commands_pictures.dream, "draw, extend, join, loop or change pictures and videos", _dream_arguments),
+    "episodes": (
+        commands_worlds.episodes,
+        "record an environment, or import episodes, to learn a world from",
+        _episodes_arguments,
+    ),
     "corpus": (commands.corpus, "turn text into token shards to train on", _corpus_arguments),
     "cost": (commands_cost.cost, "parameters, operations and state bytes of a run's model, by formula", _cost_arguments),
 }

@@ -32,7 +32,9 @@ LAYERS = {
     "commands_cost": 12,
     "commands_judged": 11,
     "arguments_pictures": 10,
+    "arguments_worlds": 10,
     "commands_pictures": 11,
+    "commands_worlds": 11,
     "cli": 13,
     "__main__": 14,
 }

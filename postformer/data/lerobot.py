@@ -13,7 +13,7 @@ LeRobot has as many actions as frames; what the last one led to was not seen, so
 import dataclasses
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def import_lerobot(
     size: tuple[int, int] | None = None,
     action: str = "action",
     state: str | None = "observation.state",
+    progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Writes the episodes of a folder to a file, and returns how many were missing there. One that was interrupted goes on where it was.
 
@@ -67,6 +68,8 @@ def import_lerobot(
             columns = source.rows(episode, [name for name in (action, state) if name])
             task = tasks.index(episode["tasks"][0]) if episode.get("tasks") else -1
             writer.add(pictures.of(episode), columns[action][:-1], columns[state] if state else None, task=task)
+            if progress is not None:
+                progress(writer.episodes, len(episodes))
         return writer.episodes - begun
 
 

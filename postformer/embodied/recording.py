@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 
 from postformer.data.episode_file import About
@@ -23,13 +25,24 @@ Policy = Callable[[np.random.Generator], Act]
 MOST_CHANNELS = 4
 TOGETHER = 32
 """Walks that are simulated at once."""
+Show = Callable[[int, int], None]
+"""Told how many episodes are there, and how many there will be."""
 
 
 def record(
-    env: Any, policy: Policy, episodes: int, path: str | Path, seed: int = 0, *, steps: int = 1000, about: About | None = None
+    env: Any,
+    policy: Policy,
+    episodes: int,
+    path: str | Path,
+    seed: int = 0,
+    *,
+    steps: int = 1000,
+    size: tuple[int, int] | None = None,
+    about: About | None = None,
+    progress: Show | None = None,
 ) -> int:
     """Records as many episodes into a file as are missing there, and returns how many those were. An episode ends where the environment
-    says so, or after `steps`.
+    says so, or after `steps`; pictures are brought to `size` (rows, columns), without regard to their shape.
 
     What is seen is a picture, the observation or its "pixels"; `info["state"]` is the state, if it is there. Of several discrete actions
     one is stored as 1 and the others as 0. `about` tells more of the episodes, such as names; what it leaves out of the environment, its
@@ -39,17 +52,30 @@ def record(
     """
     if min(episodes, steps) < 1:
         raise ValueError(f"episodes={episodes} and steps={steps} must be at least 1")
-    with EpisodeWriter(path, _about(env, about or About(), seed), again=True) as writer:
+    told = _about(env, about or About(), seed)
+    told = told if size is None else dataclasses.replace(told, keywords={**told.keywords, "size": list(size)})
+    with EpisodeWriter(path, told, again=True) as writer:
         begun = writer.episodes
         for number in range(begun, episodes):
             rng = np.random.default_rng([seed, number])
             first = int(rng.integers(1 << 31))
-            seen, actions, states = _episode(env, policy(rng), first, steps)
+            seen, actions, states = _episode(env, policy(rng), first, steps, size)
             writer.add(seen, actions, states, seed=first)
+            if progress is not None:
+                progress(writer.episodes, episodes)
         return writer.episodes - begun
 
 
-def record_walks(env: Any, episodes: int, path: str | Path, seed: int = 0, *, steps: int = 40, stride: int = 1) -> int:
+def record_walks(
+    env: Any,
+    episodes: int,
+    path: str | Path,
+    seed: int = 0,
+    *,
+    steps: int = 40,
+    stride: int = 1,
+    progress: Show | None = None,
+) -> int:
     """Records as many random walks of a `Simulator` into a file as are missing there, many at once, and returns how many those were. Each
     is a function of the seed and its number and has `steps` actions, of `stride` steps of control each, after which there is a picture.
 
@@ -73,6 +99,8 @@ def record_walks(env: Any, episodes: int, path: str | Path, seed: int = 0, *, st
                 numbers, made["observations"], made["actions"], made["states"], strict=True
             ):
                 writer.add(seen, actions, states, seed=number)
+            if progress is not None:
+                progress(writer.episodes, episodes)
         return writer.episodes - begun
 
 
@@ -98,16 +126,16 @@ def _about(env: Any, told: About, seed: int) -> About:
 
 
 def _episode(
-    env: Any, act: Act, seed: int, steps: int
+    env: Any, act: Act, seed: int, steps: int, size: tuple[int, int] | None
 ) -> tuple[UInt8[np.ndarray, "t c h w"], Float[np.ndarray, "d k"], Float[np.ndarray, "t s"] | None]:
     """One episode's observations, actions and states. Raises DataError for states that are there at some steps alone."""
     observed, info = env.reset(seed=seed)
-    seen, actions, states = [_picture(observed)], [], [info.get("state")]
+    seen, actions, states = [_sized(_picture(observed), size)], [], [info.get("state")]
     for _ in range(steps):
         action = act(observed, info)
         observed, _, terminated, truncated, info = env.step(action)
         actions.append(_numbers(env, action))
-        seen.append(_picture(observed))
+        seen.append(_sized(_picture(observed), size))
         states.append(info.get("state"))
         if terminated or truncated:
             break
@@ -139,3 +167,11 @@ def _picture(observed: Any) -> UInt8[np.ndarray, "c h w"]:
         )
     first = picture.shape[0] <= MOST_CHANNELS < picture.shape[2]
     return np.ascontiguousarray(picture if first or picture.shape[0] == 1 else picture.transpose(2, 0, 1))
+
+
+def _sized(picture: UInt8[np.ndarray, "c h w"], size: tuple[int, int] | None) -> UInt8[np.ndarray, "c h2 w2"]:
+    """Brought to a size, without aliasing."""
+    if size is None or picture.shape[1:] == size:
+        return picture
+    found = F.interpolate(torch.from_numpy(picture)[None].float(), size, mode="bilinear", antialias=True)
+    return found[0].round().clamp(0, 255).byte().numpy()

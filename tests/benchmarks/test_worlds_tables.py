@@ -84,7 +84,8 @@ def test_walks_of_a_simulation_are_recorded_and_learned(tmp_path, monkeypatch):
     pytest.importorskip("mujoco")
     task = plan.TASKS["pushing"]
     search = dataclasses.replace(task.search, horizon=2, samples=4, elites=2, iterations=1)
-    monkeypatch.setitem(plan.TASKS, "pushing", task._replace(steps=6, search=search, walks=(6, 9)))
+    monkeypatch.setitem(plan.TASKS, "pushing", task._replace(steps=6, search=search))
+    monkeypatch.setitem(plan.SIMULATIONS, "pushing", plan.SIMULATIONS["pushing"]._replace(episodes=6, steps=9))
     monkeypatch.setattr(plan, "WALKS", 8)
     words = "plan --tasks pushing --seeds 0 --problems 2 --threads 1 --steps 2 --methods cem --set train.batch=2 --out"
     monkeypatch.setattr("sys.argv", [*words.split(), str(tmp_path)])
