@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import study_results as results
@@ -26,58 +26,22 @@ from study_results import Line
 
 from postformer.claims.stats import median_interval, share_over
 from postformer.cli import positive, seed_list
-from postformer.config import Run, Spec, UserError, override, parse, plain
-from postformer.embodied.acting import Imagined, Reached
+from postformer.config import Run, UserError, override, parse, plain
 from postformer.embodied.environment import Environment
-from postformer.embodied.planning import Search
-from postformer.embodied.pushing import Pushing
-from postformer.embodied.reacher import Reacher
 from postformer.embodied.recording import record_walks
-from postformer.embodied.rooms import TwoRooms
 from postformer.embodied.simulations import SIMULATIONS
-from postformer.embodied.trials import Policy, Problems, at_random, following, oracle, problems, tried
+from postformer.embodied.tasks import METHODS, OTHERS, TASKS, Task, policy
+from postformer.embodied.trials import Policy, Problems, problems, tried
 from postformer.models.probes import probe
-from postformer.models.world import STILL
 from postformer.recipes import RECIPES
 from postformer.train.process import threads
 from postformer.train.session import open_model, prepare, train_run
 
-METHODS = ("reach", "cem", "mppi", "gradient")
-"""What the model tells at once without a search, and the searches."""
 SEED = 1000
 """Problems that are posed are those of SEED and more."""
 WALKS = 64
 """Walks off which a probe learns to read the state, and as many on which it is judged."""
 TIMED = 9
-
-
-class Task(NamedTuple):
-    """How a task is posed and planned for: its environment, the recipe and what is changed of it, the steps of an episode, how long an
-    action of a plan lasts, how many are done before the next look, the weight of a plan's end, the search, and whether its distances
-    are counted in steps."""
-
-    env: Callable[[], Any]
-    recipe: str
-    data: Spec
-    steps: int
-    lasting: int
-    execute: int
-    last: float
-    search: Search
-    paced: bool = False
-
-
-ROOMS = Search(horizon=16, samples=200, iterations=4, elites=16, spread=1.0, least=0.15, limit=1.8, colour=2.0)
-TASKS = {
-    "rooms": Task(lambda: TwoRooms(fixed=True), "world-rooms", {}, 200, 5, 2, 30.0, ROOMS),
-    "moving": Task(lambda: TwoRooms(fixed=False), "world-rooms", {"fixed": False}, 200, 5, 2, 30.0, ROOMS),
-}
-SIMULATED = Search(horizon=8, samples=200, iterations=4, elites=16, spread=0.7, least=0.1, limit=1.4, colour=1.0)
-TASKS |= {
-    "reacher": Task(Reacher, "world-reacher", {}, 30, 2, 1, 1.0, SIMULATED, True),
-    "pushing": Task(Pushing, "world-pushing", {}, 42, 3, 1, 1.0, dataclasses.replace(SIMULATED, horizon=6), True),
-}
-OTHERS = ("random", "straight", "oracle")
 
 
 def run_of(name: str, seed: int, args: argparse.Namespace) -> Run:
@@ -128,72 +92,27 @@ def _untrained(run: Run) -> Any:
 
 
 def _measured(name: str, task: Task, run: Run, way: str, model: Any, args: argparse.Namespace, **more: Any) -> None:
-    method = more.get("method", "cem")
-    search = dataclasses.replace(task.search, method="cem" if method == "reach" else method)
-    if search.method == "gradient":  # follows a few plans far instead of drawing many
-        search = dataclasses.replace(
-            search, samples=max(search.samples // 16, 2), iterations=20, elites=2, spread=0.3 * search.spread
-        )
-    path, settings = args.out / "plan.jsonl", plain({**task._asdict(), "env": name, "search": dataclasses.asdict(search)})
+    method = more.get("method", way)
+    search = dataclasses.asdict(task.searching(method) if model is not None else task.search)
+    path, settings = args.out / "plan.jsonl", plain({**task._asdict(), "env": name, "search": search})
     of = results.digest(run, way, settings, args.problems)
     if results.find(path, of):
         return
     env, began = task.env(), results.about(run)
     posed = problems(env, range(SEED, SEED + args.problems))
     with threads(args.threads):
-        policy = _policy(env, task, way, model, search)
         clock = time.perf_counter()
-        found = tried(env, policy, posed, task.steps)
+        found = tried(env, policy(task, env, method, model), posed, task.steps)
         line: Line = {"task": name, "way": way, "seed": run.seed, "seconds": time.perf_counter() - clock, **more}
         line |= {"at_end": found.at_end.astype(int).tolist(), "ever": found.ever.astype(int).tolist()}
         line["end"] = found.end[:, 0].round(4).tolist()
         if model is not None:
             line |= {"parameters": sum(p.numel() for p in model.parameters()), "probe": _probed(model, run, env)}
-            line["plan_s"] = _plan_times(lambda: _policy(env, task, way, model, search), posed)
+            line["plan_s"] = _plan_times(lambda: policy(task, env, method, model), posed)
     results.add(path, of, line, began)
     print(
         f"{name}, {way}, seed {run.seed}: {_share([line], 0)} at the end, {_share([line], 1)} by the stricter rule", flush=True
     )
-
-
-def _policy(env: Environment, task: Task, way: str, model: Any, search: Search) -> Policy:
-    generator = torch.Generator().manual_seed(0)
-    if way == "random":
-        return at_random(env, np.random.default_rng(0), task.lasting)
-    if way == "straight":
-        return following(env, env.straight)
-    if way == "oracle":
-        cost = _paced(env, task) if task.paced else _nearness(env, task.last)
-        return oracle(env, cost, search, lasting=task.lasting, execute=task.execute, generator=generator)
-    if way.startswith("reach"):
-        return Reached(env, model, search.limit)
-    return Imagined(
-        env, model, search, lasting=task.lasting, execute=task.execute, last=task.last, paced=task.paced, generator=generator
-    )
-
-
-def _nearness(env: Environment, last: float) -> Any:
-    def cost(states: np.ndarray, goals: np.ndarray) -> np.ndarray:
-        far = env.apart(states, goals)[..., 0] ** 2
-        return far.mean(-1) + last * far[..., -1]
-
-    return cost
-
-
-def _paced(env: Any, task: Task) -> Any:
-    """As `World.in_steps`, by the true state."""
-    physics, _ = env.walks([np.random.default_rng([SEED, i]) for i in range(4 * WALKS)], 20 * task.lasting)
-    states = env.states(physics[:, :: task.lasting])
-    steps = np.diff(states, axis=1).reshape(-1, states.shape[-1])
-    changes = steps.T @ steps / len(steps)
-    weights = np.linalg.inv(changes + STILL * np.trace(changes) / len(changes) * np.eye(len(changes)))
-
-    def cost(states: np.ndarray, goals: np.ndarray) -> np.ndarray:
-        away = states - goals
-        far = np.einsum("...i,ij,...j->...", away, weights, away)
-        return far.mean(-1) + task.last * far[..., -1]
-
-    return cost
 
 
 @torch.no_grad()
@@ -210,11 +129,11 @@ def _probed(model: Any, run: Run, env: Environment) -> dict[str, Any]:
     return {"names": [env.names[i] for i in kept], "r2": score.r2.tolist(), "rmse": score.rmse.tolist()}
 
 
-def _plan_times(policy: Callable[[], Policy], posed: Problems) -> list[float]:
+def _plan_times(acting: Callable[[], Policy], posed: Problems) -> list[float]:
     """Seconds to the first actions of one problem, each time from nothing."""
     times = []
     for i in range(TIMED + 1):
-        one, own = [i % len(posed.start)], policy()
+        one, own = [i % len(posed.start)], acting()
         clock = time.perf_counter()
         own(posed.start[one], posed.goal[one])
         times.append(time.perf_counter() - clock)

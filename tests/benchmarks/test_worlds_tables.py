@@ -65,7 +65,7 @@ def test_what_was_reached_is_told_by_seed(tmp_path):
 def test_the_untrained_model_of_a_task_is_measured(tmp_path, monkeypatch):
     """The whole way of a cell, with the smallest search."""
     small = plan.TASKS["rooms"]._replace(
-        steps=20, search=dataclasses.replace(plan.ROOMS, horizon=2, samples=4, elites=2, iterations=1)
+        steps=20, search=dataclasses.replace(plan.TASKS["rooms"].search, horizon=2, samples=4, elites=2, iterations=1)
     )
     monkeypatch.setitem(plan.TASKS, "rooms", small)
     monkeypatch.setattr(plan, "WALKS", 8)
