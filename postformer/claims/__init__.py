@@ -20,6 +20,7 @@ SENTENCES = {
     "spacetime_patches": "A U-Net lets legs melt; a transformer over spacetime patches keeps the physics of a video continuous.",
     "patches_see": "Cut into patches, an image is a text: a Transformer sees as well as a convolutional net.",
     "latent_physics": "It predicts the next second's frame vectors, and physics can be read off them.",
+    "plan_in_latent": "Plans need no pictures: a world model searches for them in latent space, and reaches what it is shown.",
     "intuitive_physics": "A world model in latent space knows what cannot be: it is surprised by the impossible.",
 }
 """Each claim as the field says it, by its name: that of its file, which is not imported before it is run."""

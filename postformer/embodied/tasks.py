@@ -6,6 +6,7 @@ simulator itself ("oracle"), going straight for the goal with the true state kno
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,9 +17,6 @@ from postformer.config import Spec
 from postformer.embodied.acting import Imagined, Reached
 from postformer.embodied.environment import Environment
 from postformer.embodied.planning import Search
-from postformer.embodied.pushing import Pushing
-from postformer.embodied.reacher import Reacher
-from postformer.embodied.rooms import TwoRooms
 from postformer.embodied.trials import Policy, StateCost, at_random, following, oracle
 from postformer.models.world import STILL
 
@@ -52,13 +50,30 @@ class Task(NamedTuple):
         return dataclasses.replace(search, samples=few, iterations=20, elites=2, spread=0.3 * search.spread)
 
 
+def _made(place: str, name: str, **words: Any) -> Any:
+    """An environment of this package, imported when it is wanted."""
+    return getattr(importlib.import_module(f"postformer.embodied.{place}"), name)(**words)
+
+
 ROOMS = Search(horizon=16, samples=200, iterations=4, elites=16, spread=1.0, least=0.15, limit=1.8, colour=2.0)
 SIMULATED = Search(horizon=8, samples=200, iterations=4, elites=16, spread=0.7, least=0.1, limit=1.4, colour=1.0)
 TASKS = {
-    "rooms": Task(functools.partial(TwoRooms, fixed=True), "world-rooms", {}, 200, 5, 2, 30.0, ROOMS),
-    "moving": Task(functools.partial(TwoRooms, fixed=False), "world-rooms", {"fixed": False}, 200, 5, 2, 30.0, ROOMS),
-    "reacher": Task(Reacher, "world-reacher", {}, 30, 2, 1, 1.0, SIMULATED, True),
-    "pushing": Task(Pushing, "world-pushing", {}, 42, 3, 1, 1.0, dataclasses.replace(SIMULATED, horizon=6), True),
+    "rooms": Task(functools.partial(_made, "rooms", "TwoRooms", fixed=True), "world-rooms", {}, 200, 5, 2, 30.0, ROOMS),
+    "moving": Task(
+        functools.partial(_made, "rooms", "TwoRooms", fixed=False), "world-rooms", {"fixed": False}, 200, 5, 2, 30.0, ROOMS
+    ),
+    "reacher": Task(functools.partial(_made, "reacher", "Reacher"), "world-reacher", {}, 30, 2, 1, 1.0, SIMULATED, True),
+    "pushing": Task(
+        functools.partial(_made, "pushing", "Pushing"),
+        "world-pushing",
+        {},
+        42,
+        3,
+        1,
+        1.0,
+        dataclasses.replace(SIMULATED, horizon=6),
+        True,
+    ),
 }
 
 

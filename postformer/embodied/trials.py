@@ -1,6 +1,7 @@
 """Goals tried for: what a policy reaches from many beginnings, and policies to compare with.
 
-b problems, j actions until the next look, k numbers of an action; p numbers of physics, s of a state; n plans of h actions.
+b problems, j actions until the next look, k numbers of an action; p numbers of physics, s of a state; t steps of control; n plans of h
+actions.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,17 +44,22 @@ def problems(env: Environment, seeds: Sequence[int]) -> Problems:
     return Problems(np.stack(starts), np.stack(goals))
 
 
+def walked(env: Environment, policy: Policy, posed: Problems, steps: int) -> Float[np.ndarray, "b t p"]:
+    """Where a policy leads in some steps of control: physics at the beginning and after each of them."""
+    now, goal = posed
+    parts, done = [now[:, None]], 0
+    while done < steps:
+        parts.append(env.advance(now, policy(now, goal)[:, : steps - done]))
+        now, done = parts[-1][:, -1], done + parts[-1].shape[1]
+    return np.concatenate(parts, 1)
+
+
 def tried(env: Environment, policy: Policy, posed: Problems, steps: int) -> Outcome:
     """What a policy reaches in some steps of control."""
-    now, goal = posed
-    begin = env.apart(env.states(now), goal)
-    ever, done = np.zeros((len(now), 2), bool), 0
-    while done < steps:
-        physics = env.advance(now, policy(now, goal)[:, : steps - done])
-        ever |= env.reached(env.states(physics), goal[:, None]).any(1)
-        now, done = physics[:, -1], done + physics.shape[1]
-    end = env.states(now)
-    return Outcome(begin, env.apart(end, goal), env.reached(end, goal), ever)
+    states = env.states(walked(env, policy, posed, steps))
+    reached = env.reached(states[:, 1:], posed.goal[:, None])
+    begin, end = (env.apart(states[:, i], posed.goal) for i in (0, -1))
+    return Outcome(begin, end, reached[:, -1], np.asarray(reached.any(1)))
 
 
 def still(env: Environment) -> Policy:
