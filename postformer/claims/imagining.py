@@ -5,10 +5,11 @@ No torch is imported before it is needed.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from postformer.claims.ledger import Context, Finding, Number, Real
+from postformer.claims.ledger import Chart, Context, Finding, Mark, Number, Real, Series
 from postformer.claims.words import interval, value
 from postformer.config import Run
 from postformer.recipes.worlds import world_physics, world_pixels
@@ -25,6 +26,8 @@ AHEAD = 10
 """Frames of a second."""
 GROUPS = {"place": "units", "velocity": "units/s", "mass ratio": "log"}
 """Attributes that are foreseen, and their units."""
+COLLAPSED = 1.5
+"""The effective rank below which training ends (`ops.isotropy.Watch`)."""
 CHUNK = 50
 """Pairs that are seen at once."""
 Evidence = Mapping[str, Any]
@@ -68,6 +71,40 @@ def each(ctx: Context, runs: Mapping[str, Run], doing: str, ask: Any) -> dict[st
             for seed in ctx.seeds:
                 found[name][str(seed)] = ask(*opened(ctx, runs, name, seed), seed)
     return found
+
+
+def ranks(ctx: Context, runs: Mapping[str, Run]) -> dict[str, list[list[float]]]:
+    """Of each run with the first seed the effective rank of its embeddings as training went on: steps and ranks."""
+    from postformer.claims import tasks
+
+    found = {}
+    for name, run in runs.items():
+        lines = (tasks.folder(ctx, run, ctx.seeds[0]) / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [row for row in map(json.loads, lines) if "rank" in row]
+        found[name] = [[float(row["step"]), round(float(row["rank"]), 3)] for row in rows]
+    return found
+
+
+def rank_charts(found: Mapping[str, list[list[float]]], names: Mapping[str, str]) -> tuple[Chart, ...]:
+    """How many directions embeddings spread over while they are learned; none where nothing was logged."""
+    series = tuple(
+        Series(names[name], tuple(row[0] for row in rows), tuple(row[1] for row in rows), "measured")
+        for name, rows in found.items()
+        if rows
+    )
+    if not series:
+        return ()
+    return (
+        Chart(
+            title="Effective rank of the embeddings over training",
+            x_label="steps of training",
+            y_label="effective rank",
+            series=series,
+            marks=(Mark("y", COLLAPSED, "a collapse, which ends training"),),
+            note="Of the first seed. Embeddings that become alike tell nothing and are predicted without error: a run whose rank stays "
+            "below the line is stopped and says so.",
+        ),
+    )
 
 
 def opened(ctx: Context, runs: Mapping[str, Run], name: str, seed: int) -> tuple[Any, Run]:

@@ -128,6 +128,7 @@ class LatentPhysics:
                 page.error(evidence, "embeddings", "place"), "error of a place imagined a second ahead by predicting embeddings"
             ),
             tables=(page.scenes(evidence), page.models(evidence)),
+            charts=imagining.rank_charts(ctx.step("effective rank", lambda: imagining.ranks(ctx, runs)), imagining.NAMES),
             films=page.films(evidence, ctx.step("pictures", lambda: _strips(ctx, runs, told["asked"]))),
             limits=(*page.limits(evidence), *imagining.limits(evidence)),
             consequences=page.consequences(evidence),

@@ -7,7 +7,7 @@ from typing import Any
 from postformer.claims import SENTENCES
 from postformer.claims import plan_in_latent_page as page
 from postformer.claims.film import Strip
-from postformer.claims.imagining import above, below, decided, enough, said
+from postformer.claims.imagining import above, below, decided, enough, rank_charts, ranks, said
 from postformer.claims.ledger import (
     Context,
     Criterion,
@@ -172,6 +172,7 @@ class PlanInLatent:
             evidence,
             headline=Headline(page.reached(evidence, "moving", "cem"), "of the goals reached by plans, with walls anywhere"),
             tables=tuple(page.table(evidence, task) for task in page.TASKS),
+            charts=rank_charts(ctx.step("effective rank", lambda: ranks(ctx, runs)), page.TASKS),
             films=page.films(ctx.step("pictures", lambda: {task: _strips(ctx, runs[task], task) for task in page.TASKS})),
             limits=page.limits(evidence),
             consequences=page.consequences(evidence),

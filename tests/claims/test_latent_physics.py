@@ -21,6 +21,7 @@ from postformer.claims.page import render
 from postformer.claims.report import run_report
 from postformer.data.bodies import SIZE
 from postformer.objectives import foreseen as foreseen_module
+from postformer.ops.isotropy import Watch
 from postformer.recipes.worlds import world_physics
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "postformer/claims/report.schema.json").read_text())
@@ -147,6 +148,27 @@ def test_before_a_clip_goes_on_the_places_read_are_the_true_ones():
     assert "76% of its side away" in describe_film(film)
 
 
+def test_ranks_are_those_of_the_log(tmp_path):
+    """With the first seed; a run that logged none has no curve, and without any there is no chart."""
+    run = world_physics()
+    ctx = Mock(Context, seeds=(3, 4), files=tmp_path)
+    for name, lines in (
+        ("a-3", [{"step": 50, "rank": 7.0}, {"step": 99, "rank": 8.5}, {"step": 99, "valid_loss": 1}]),
+        ("b-3", []),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = M.ranks(ctx, {name: dataclasses.replace(run, name=name) for name in "ab"})
+    assert found == {"a": [[50, 7.0], [99, 8.5]], "b": []}
+    (chart,) = M.rank_charts(found, {"a": "own", "b": "other"})
+    assert [(s.name, s.x, s.y) for s in chart.series] == [("own", (50.0, 99.0), (7.0, 8.5))]
+    assert M.rank_charts({"b": []}, {"b": "other"}) == ()
+
+
+def test_the_rank_that_ends_training_is_the_watch_s():
+    assert Watch().rank == M.COLLAPSED
+
+
 def small(run: Any) -> Any:
     mixers = ({"kind": "gated_delta", "heads": 2},)
     model = {**run.model, "dim": 8, "widths": (4, 4, 8), "width": 16, "depth": 1, "mixers": mixers}
@@ -167,6 +189,7 @@ def test_the_claim_small(tmp_path, monkeypatch):
     assert result["verdict"] == "inconclusive"
     assert [step["step"] for step in claim["steps"]][3:] == [
         *(f"imagine a second: {scene}" for scene in M.SCENES),
+        "effective rank",
         "pictures",
     ]
     assert len(result["tables"][0]["rows"]) == 9

@@ -113,9 +113,13 @@ def test_the_claim_small(tmp_path, monkeypatch):
     assert result["verdict"] == "inconclusive"
     assert [step["step"] for step in claim["steps"]][3:] == [
         *(f"plan to goals: {name}" for name in page.TASKS.values()),
+        "effective rank",
         "pictures",
     ]
     assert [[row[0] for row in table["rows"]] for table in result["tables"]] == [list(page.WAYS.values())] * 2
+    (chart,) = result["charts"]
+    assert [one["name"] for one in chart["series"]] == list(page.TASKS.values())
+    assert chart["marks"][0]["at"] == 1.5
     plans, gone = result["films"][:2]
     assert [len(one["tracks"]) for one in plans["strips"]] == [2, 2]
     assert {len(track["points"]) for one in plans["strips"] for track in one["tracks"]} == {3}
