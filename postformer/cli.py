@@ -188,12 +188,18 @@ def _evaluate_arguments(p: Parser) -> None:
         metavar="SPLITS",
         help="how a model of simulated videos goes on from their first frames: test, slow, fast, small, large, or several with commas",
     )
+    what.add_argument(
+        "--goals",
+        type=positive,
+        metavar="N",
+        help="how many of so many goals a model of a world plans to, beside who knows the true state and who does anything",
+    )
     p.add_argument("--window", type=positive, metavar="N", help="tokens a prediction may see (default: all of the document)")
     p.add_argument(
         "--length", type=_lengths, default=(), metavar="A,B", help="lengths of the texts in tokens (default: the task's)"
     )
     p.add_argument(
-        "--seed", type=_whole, default=0, help="of texts with questions, of videos, or of what is drawn (default: 0)"
+        "--seed", type=_whole, default=0, help="of texts with questions, of videos, of goals, or of what is drawn (default: 0)"
     )
 
 
@@ -384,7 +390,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, Callable[[Pa
     "generate": (commands.generate, "continue a text, as it comes", _generate_arguments),
     "evaluate": (
         commands_memory.evaluate,
-        "bits per byte of a model on text, its right answers, a forecaster's errors, images that it knows, physics, or what it draws",
+        "bits per byte on text, right answers, a forecast's errors, images that it knows, physics, goals, or what it draws",
         _evaluate_arguments,
     ),
     "read": (commands_memory.read, "read texts into a memory, a file that goes on another day", _read_arguments),

@@ -11,6 +11,7 @@ from typing import Any
 from postformer import commands
 from postformer.commands import progress_bars
 from postformer.commands_judged import evaluate_drawn, evaluate_images, evaluate_physics
+from postformer.commands_worlds import evaluate_goals
 from postformer.config import UserError, plain
 
 
@@ -170,15 +171,17 @@ def evaluate(args: argparse.Namespace) -> int:
         if args.window:
             raise UserError("--window: belongs to --text, which was not given")
         return _measure(args)
-    physics, judge, images = (given is not None for given in (args.physics, args.judge, args.images))
-    if args.length or (args.seed and not (physics or judge)):
+    physics, judge, images, goals = (given is not None for given in (args.physics, args.judge, args.images, args.goals))
+    if args.length or (args.seed and not (physics or judge or goals)):
         raise UserError(f"--{'length' if args.length else 'seed'}: belongs to --questions, which was not given")
-    if args.window and (images or physics or judge):
+    if args.window and (images or physics or judge or goals):
         raise UserError("--window: belongs to --text, which was not given")
     if physics:
         return evaluate_physics(args)
     if judge:
         return evaluate_drawn(args)
+    if goals:
+        return evaluate_goals(args)
     return evaluate_images(args) if images else commands.evaluate(args)
 
 

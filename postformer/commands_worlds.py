@@ -1,13 +1,18 @@
-"""The command `episodes`: recordings of environments and imported data sets, to learn worlds from. Imports no torch before it runs."""
+"""The command `episodes`, recordings of environments and imported data sets to learn worlds from; and how many goals a model of one plans
+to. Imports no torch before it runs."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from postformer.commands import progress_bars
 from postformer.config import UserError
+from postformer.interval import wilson
 
 EPISODES, STEPS = 100, 1000
 """Of an environment of gymnasium's, where nothing else is said."""
+POSED = 1_000_000
+"""Goals of a seed are those of so many times it, and on."""
 
 
 def episodes(args: argparse.Namespace) -> int:
@@ -108,3 +113,75 @@ def _show(args: argparse.Namespace) -> int:
 
 def _names(names: tuple[str, ...]) -> str:
     return f": {', '.join(names)}" if names else ""
+
+
+def evaluate_goals(args: argparse.Namespace) -> int:
+    """How many goals plans lead to, beside the simulator's own, going straight, and any actions."""
+    from postformer.config import read
+    from postformer.train.session import model_folder, open_model
+
+    folder = model_folder(args.checkpoint)
+    model: Any = open_model(folder).eval()
+    if model.config["kind"] != "world" or not (folder / "run.json").exists():
+        raise UserError(
+            f"--goals: {args.checkpoint} is no run of a model of a world; train world-rooms, world-reacher or world-pushing"
+        )
+    name = _task_of(read(folder / "run.json")["data"], args.checkpoint)
+    try:
+        from postformer.embodied.tasks import OTHERS, TASKS, policy
+        from postformer.embodied.trials import problems, tried
+
+        task = TASKS[name]
+        env = task.env()
+    except ImportError as e:
+        raise UserError(str(e)) from e
+    posed = problems(env, range((1 + args.seed) * POSED, (1 + args.seed) * POSED + args.goals))
+    ways = ["cem", *(["reach"] if model.reach is not None else []), *OTHERS[::-1]]
+    rows = []
+    with progress_bars() as show:
+        for at, way in enumerate(ways):
+            show(f"{name}: {args.goals} goals", at, len(ways))
+            try:
+                acting = policy(task, env, way, model)
+            except ValueError as e:
+                raise UserError(f"--goals: {args.checkpoint}: {e}") from e
+            rows.append((WAYS[way], tried(env, acting, posed, task.steps)))
+    print(
+        f"{name}: {args.goals} goals, {task.steps} steps; reached by the task's rule at the end, by a stricter one, and ever (95% interval)"
+    )
+    for way, found in rows:
+        counts = (found.at_end[:, 0], found.at_end[:, 1], found.ever[:, 0])
+        print(f"{way:<28}" + "  ".join(_share(int(count.sum()), args.goals) for count in counts))
+    return 0
+
+
+WAYS = {
+    "cem": "plans in its imagination",
+    "reach": "what it tells at once",
+    "oracle": "plans in the simulator",
+    "straight": "straight for the goal",
+    "random": "any actions",
+}
+
+
+def _task_of(data: Any, checkpoint: str) -> str:
+    """The task that a run's data belong to. Raises UserError."""
+    from postformer.data.episode_file import read_contents
+    from postformer.data.sources import DataError
+
+    if data["kind"] == "rooms":
+        return "rooms" if data.get("fixed", True) else "moving"
+    if data["kind"] == "episodes":
+        try:
+            name = read_contents(Path(data["path"])).about.environment.lower()
+        except DataError as e:
+            raise UserError(str(e)) from e
+        if name in ("reacher", "pushing"):
+            return name
+        raise UserError(f"--goals: {checkpoint} learned '{name}', which poses no goals; those of rooms, reacher and pushing do")
+    raise UserError(f"--goals: {checkpoint} learned data of the kind '{data['kind']}', in which nothing is done")
+
+
+def _share(count: int, of: int) -> str:
+    low, high = wilson(count, of)
+    return f"{count / of:6.1%} [{low:.1%}, {high:.1%}]"

@@ -1,12 +1,16 @@
-"""The command `episodes`: what is recorded, goes on and is shown, and mistakes in one line."""
+"""The command `episodes`: what is recorded, goes on and is shown, and mistakes in one line; and goals that a model plans to."""
 
+import dataclasses
 import re
 
 import numpy as np
 import pytest
 
 from postformer.cli import main
+from postformer.config import Run, TrainConfig
 from postformer.data.episode_file import read_contents
+from postformer.embodied import tasks
+from postformer.train.session import train_run
 
 gymnasium = pytest.importorskip("gymnasium")
 h5py = pytest.importorskip("h5py")
@@ -96,3 +100,65 @@ def test_mistakes_are_one_line(words, says, tmp_path, capsys):
     assert re.search(says, line), line
     assert "Traceback" not in err
     assert not (tmp_path / "none.h5").exists()
+
+
+def evaluated(capsys, *words):
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", *map(str, words)])
+    told = capsys.readouterr()
+    return end.value.code, told.out, told.err
+
+
+def trained(folder, data, **model):
+    run = Run(
+        name="small",
+        model={"kind": "world", "dim": 4, "widths": [4, 4, 8], "width": 8, "mixers": [{"kind": "mingru"}], **model},
+        objective={"kind": "latent", "reach": float("reach" in model)},
+        data=data,
+        train=TrainConfig(steps=1, batch=2, threads=1),
+    )
+    train_run(run, folder)
+    return folder
+
+
+def small(monkeypatch, name):
+    search = dataclasses.replace(tasks.TASKS[name].search, horizon=2, samples=4, elites=2, iterations=1)
+    monkeypatch.setitem(tasks.TASKS, name, tasks.TASKS[name]._replace(steps=10, search=search))
+
+
+def test_goals_of_two_rooms_are_planned_to(tmp_path, capsys, monkeypatch):
+    small(monkeypatch, "moving")
+    run = trained(tmp_path / "run", {"kind": "rooms", "steps": 2, "stride": 5, "fixed": False}, reach=8)
+    code, out, _ = evaluated(capsys, run, "--goals", 3)
+    rows = out.splitlines()
+    assert code == 0
+    assert rows[0].startswith("moving: 3 goals, 10 steps")
+    assert [row[:24].strip() for row in rows[1:]] == [
+        *("plans in its imagination", "what it tells at once", "plans in the simulator", "straight for the goal", "any actions")
+    ]
+    assert all(row.count("[") == 3 for row in rows[1:])
+    assert evaluated(capsys, run, "--goals", 3) == (0, out, "moving: 3 goals\n")
+    assert evaluated(capsys, run, "--goals", 3, "--seed", 1)[0] == 0
+
+
+def test_goals_of_a_recording_are_its_environment_s(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("mujoco")
+    small(monkeypatch, "reacher")
+    file = tmp_path / "reacher.h5"
+    run_record = ("record", "reacher", "--episodes", 4, "--steps", 5)
+    run(capsys, *run_record, "--out", file)
+    code, out, _ = evaluated(
+        capsys, trained(tmp_path / "run", {"kind": "episodes", "path": str(file), "steps": 2}), "--goals", 2
+    )
+    assert (code, out.splitlines()[0][:16]) == (0, "reacher: 2 goals")
+    run(capsys, *run_record, "--stride", 3, "--out", tmp_path / "other.h5")
+    other = trained(tmp_path / "other", {"kind": "episodes", "path": str(tmp_path / "other.h5"), "steps": 2})
+    code, _, err = evaluated(capsys, other, "--goals", 2)
+    assert code == 2
+    assert "lasting=2: 4 numbers are no whole actions of the model's 6" in err
+
+
+def test_models_without_goals_are_refused(tmp_path, capsys):
+    with_physics = trained(tmp_path / "run", {"kind": "physics", "frames": 4, "size": 32})
+    code, _, err = evaluated(capsys, with_physics, "--goals", 2)
+    assert (code, "in which nothing is done" in err) == (2, True)
