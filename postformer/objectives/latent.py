@@ -20,6 +20,9 @@ from postformer.ops.isotropy import Watch, correlated, deviation, directions, ef
 from postformer.ops.layers import Linear, checked_word
 
 Target = Literal["embeddings", "pictures"]
+Error = Literal["square", "distance"]
+LEAST = 1e-4
+"""What is added to a square whose root is taken."""
 MOVING = 0.3
 """Of a number's deviation within walks the least."""
 
@@ -32,6 +35,9 @@ class Latent(nn.Module):
     error of actions that are told from two embeddings in turn by a small network. `look` is the weight of what is drawn of embeddings, and
     `reach` that of what was done first between two of them, any number of steps apart: both learn from embeddings and do not change them.
 
+    The imagined error is a mean of squares, or with error="distance" of their roots, one of each step, so that the few walks whose future
+    hangs on a hair do not outweigh the rest.
+
     With target="pictures" both errors are those of the pictures that are drawn of predicted embeddings: a rival that predicts pixels.
     """
 
@@ -40,6 +46,7 @@ class Latent(nn.Module):
         model: nn.Module,
         *,
         target: Target = "embeddings",
+        error: Error = "square",
         step: float = 1.0,
         imagined: float = 1.0,
         known: int = 1,
@@ -69,7 +76,7 @@ class Latent(nn.Module):
             raise ValueError("reach asks for a model that has it: model.reach=256")
         if inverse and not self.model.actions:
             raise ValueError(f"inverse={inverse:g}: nothing is done in this world; take 0")
-        self.target = checked_word("target", target, Target)
+        self.target, self.error = checked_word("target", target, Target), checked_word("error", error, Error)
         self.weights, self.known, self.ahead, self.lines = weights, known, ahead, lines
         self.told = _Told(self.model.dim, self.model.actions) if inverse else None
         self.watch = Watch() if target == "embeddings" else None  # those that draw pictures may have any size
@@ -111,7 +118,8 @@ class Latent(nn.Module):
 
         def imagined() -> Tensor:
             made, _ = model.foresee(z[:, :known], actions[:, : known - 1 + ahead])
-            return F.mse_loss(drawn(made), goals[:, known : known + ahead])
+            far = (drawn(made) - goals[:, known : known + ahead]).square()
+            return far.mean() if self.error == "square" else (far.flatten(2).mean(-1) + LEAST).sqrt().mean()
 
         return {
             "step": lambda: F.mse_loss(drawn(model.predict(z[:, :-1], actions)[0]), goals[:, 1:]),

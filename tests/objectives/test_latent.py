@@ -53,6 +53,16 @@ def test_each_part_by_hand():
     assert out.keys() == {"loss", "step", "imagined", "slow", "rank", "deviation", "tokens"}
 
 
+def test_an_imagined_error_may_be_a_distance():
+    """Of each step of each walk the root of the mean square, so that one that is far off counts less than by its square."""
+    given, model = batch(), Known()
+    z, a = model.encode(given["observations"]), given["actions"]
+    far = (z[:, :1] + a.cumsum(1) - z[:, 1:]).square().mean(-1)
+    out = Latent(model, step=0.0, normal=0.0, error="distance")(given)
+    assert out["imagined"].item() == pytest.approx((far + 1e-4).sqrt().mean().item())
+    assert Latent(model, step=0.0, normal=0.0)(given)["imagined"].item() == pytest.approx(far.mean().item())
+
+
 def test_imagination_begins_after_what_is_known():
     given, model = batch(), Known()
     z, a = model.encode(given["observations"]), given["actions"]
