@@ -28,7 +28,7 @@ MOVING = 0.3
 
 
 class Latent(nn.Module):
-    """Teaches a `World`: the squared error of the next embedding (`step`) and of `ahead` imagined ones after `known` pictures (`imagined`;
+    """Teaches a `World`: the squared error of the `next` embedding and of `ahead` imagined ones after `known` pictures (`imagined`;
     0: as many as there are), with the weights of what keeps embeddings apart: `normal` of SIGReg along `lines` directions at each step,
     `wide` and `apart` of variance and covariance, `moving` of the deviation from each walk's own mean, which may not be below MOVING (so
     that what stands still in a walk cannot be all that is embedded), `slow` of how far embeddings move in a step, and `inverse` of the
@@ -47,7 +47,7 @@ class Latent(nn.Module):
         *,
         target: Target = "embeddings",
         error: Error = "square",
-        step: float = 1.0,
+        next: float = 1.0,
         imagined: float = 1.0,
         known: int = 1,
         ahead: int = 0,
@@ -62,13 +62,13 @@ class Latent(nn.Module):
         reach: float = 0.0,
     ):
         super().__init__()
-        weights = {"step": step, "imagined": imagined, "normal": normal, "wide": wide, "apart": apart, "moving": moving}
+        weights = {"next": next, "imagined": imagined, "normal": normal, "wide": wide, "apart": apart, "moving": moving}
         weights |= {"slow": slow, "inverse": inverse, "look": look, "reach": reach}
         if min(weights.values()) < 0 or min(lines, known) < 1 or ahead < 0:
             told = ", ".join(f"{name}={value:g}" for name, value in weights.items())
             raise ValueError(f"{told} and ahead={ahead} must be at least 0, known={known} and lines={lines} at least 1")
-        if step == imagined == 0:
-            raise ValueError("step=0 and imagined=0: nothing would be predicted")
+        if next == imagined == 0:
+            raise ValueError("next=0 and imagined=0: nothing would be predicted")
         self.model: Any = model
         if (look or target == "pictures") and not getattr(model, "look", None):
             raise ValueError("look and target='pictures' ask for a model that draws: model.look=true")
@@ -122,7 +122,7 @@ class Latent(nn.Module):
             return far.mean() if self.error == "square" else (far.flatten(2).mean(-1) + LEAST).sqrt().mean()
 
         return {
-            "step": lambda: F.mse_loss(drawn(model.predict(z[:, :-1], actions)[0]), goals[:, 1:]),
+            "next": lambda: F.mse_loss(drawn(model.predict(z[:, :-1], actions)[0]), goals[:, 1:]),
             "imagined": imagined,
             "normal": lambda: self._normal(z),
             "wide": lambda: too_narrow(flat),

@@ -6,6 +6,8 @@ from postformer.config import OptimConfig, Run, Spec, TrainConfig
 
 SMALL: Spec = {"kind": "mingru"}
 """The least state that there is: a search for plans keeps one for each of its samples."""
+PREDICTOR: Spec = {"width": 96, "depth": 2, "mixers": (SMALL,), "ffns": ({"kind": "mlp", "hidden": 128},)}
+DISTANCE: Spec = {"error": "distance", "imagined": 0.1}
 BLOCK = 5
 """Pushes of an action in the rooms: plans see past the door in 16 of them."""
 
@@ -28,17 +30,15 @@ def world_rooms() -> Run:
     Where walls move, they alone would be easiest to predict: that numbers must move within a walk, and that actions are told from two
     embeddings in turn, keeps the dot in them. `reach` tells plans to begin a search with. Whether a dot passes the door hangs on a hair, so
     imagined errors are distances."""
-    mixed: Spec = {"mixers": (SMALL,), "ffns": ({"kind": "mlp", "hidden": 128},)}
-    model: Spec = {"dim": 32, "width": 96, "depth": 2, "reach": 256, **mixed}
-    words: Spec = {"normal": 0.05, "inverse": 10.0, "moving": 3.0, "reach": 1.0, "error": "distance", "imagined": 0.1}
+    model: Spec = {"dim": 32, "reach": 256, **PREDICTOR}
+    words: Spec = {"normal": 0.05, "inverse": 10.0, "moving": 3.0, "reach": 1.0, **DISTANCE}
     data: Spec = {"kind": "rooms", "steps": 16, "stride": BLOCK}
     return _run("world-rooms", model, words, data, steps=4000, batch=64, muon=True)
 
 
 def _simulated(name: str, data: Spec, *, inverse: float) -> Run:
-    mixed: Spec = {"mixers": (SMALL,), "ffns": ({"kind": "mlp", "hidden": 256},)}
-    model: Spec = {"dim": 32, "width": 128, "depth": 1, **mixed}
-    return _run(name, model, {"normal": 0.05, "inverse": inverse}, {"kind": "episodes", **data}, steps=4000, batch=64)
+    words: Spec = {"normal": 0.05, "inverse": inverse, **DISTANCE}
+    return _run(name, {"dim": 32, **PREDICTOR}, words, {"kind": "episodes", **data}, steps=3000, batch=64, muon=True)
 
 
 def world_reacher() -> Run:

@@ -42,15 +42,15 @@ def test_each_part_by_hand():
     given, model = batch(), Known()
     z = model.encode(given["observations"])
     a = given["actions"]
-    out = Latent(model, step=2.0, imagined=3.0, ahead=2, normal=0.0, slow=0.5)(given)
+    out = Latent(model, next=2.0, imagined=3.0, ahead=2, normal=0.0, slow=0.5)(given)
     step = ((z[:, :-1] + a - z[:, 1:]) ** 2).mean()
     imagined = ((z[:, :1] + a[:, :2].cumsum(1) - z[:, 1:3]) ** 2).mean()
     slow = ((z[:, 1:] - z[:, :-1]) ** 2).mean()
-    assert out["step"].item() == pytest.approx(step.item())
+    assert out["next"].item() == pytest.approx(step.item())
     assert out["imagined"].item() == pytest.approx(imagined.item())
     assert out["loss"].item() == pytest.approx((2 * step + 3 * imagined + 0.5 * slow).item())
     assert int(out["tokens"]) == 15
-    assert out.keys() == {"loss", "step", "imagined", "slow", "rank", "deviation", "tokens"}
+    assert out.keys() == {"loss", "next", "imagined", "slow", "rank", "deviation", "tokens"}
 
 
 def test_an_imagined_error_may_be_a_distance():
@@ -58,15 +58,15 @@ def test_an_imagined_error_may_be_a_distance():
     given, model = batch(), Known()
     z, a = model.encode(given["observations"]), given["actions"]
     far = (z[:, :1] + a.cumsum(1) - z[:, 1:]).square().mean(-1)
-    out = Latent(model, step=0.0, normal=0.0, error="distance")(given)
+    out = Latent(model, next=0.0, normal=0.0, error="distance")(given)
     assert out["imagined"].item() == pytest.approx((far + 1e-4).sqrt().mean().item())
-    assert Latent(model, step=0.0, normal=0.0)(given)["imagined"].item() == pytest.approx(far.mean().item())
+    assert Latent(model, next=0.0, normal=0.0)(given)["imagined"].item() == pytest.approx(far.mean().item())
 
 
 def test_imagination_begins_after_what_is_known():
     given, model = batch(), Known()
     z, a = model.encode(given["observations"]), given["actions"]
-    out = Latent(model, step=0.0, known=3, normal=0.0)(given)
+    out = Latent(model, next=0.0, known=3, normal=0.0)(given)
     assert out["imagined"].item() == pytest.approx(((z[:, 2:3] + a[:, 2:].cumsum(1) - z[:, 3:]) ** 2).mean().item())
     clips = {"clips": given["observations"].transpose(1, 2)}
     again = Latent(World(1, (2, 2), dim=2, widths=(4,), width=8, depth=1), known=2, normal=0.0)(clips)
@@ -83,7 +83,7 @@ def drawing(**words):
 def test_a_look_learns_and_teaches_nothing():
     model = drawing()
     given = {"observations": torch.rand(3, 5, 2, 9, 9), "actions": torch.randn(3, 4, 2)}
-    Latent(model, step=0.0, imagined=1e-9, normal=0.0, look=1.0)(given)["look"].item()
+    Latent(model, next=0.0, imagined=1e-9, normal=0.0, look=1.0)(given)["look"].item()
     objective = Latent(model, imagined=0.0, normal=0.0, look=1.0)
     alone, z = drawing(), model.encode(given["observations"])
     out = objective(given)
@@ -102,13 +102,13 @@ def test_what_stands_still_is_not_enough():
     """Embeddings that are one number in each walk pay for each of their dimensions, however far the walks are apart."""
     model, given = Known(), batch()
     given["observations"][:] = torch.rand(3, 1, 1, 1, 1)
-    out = Latent(model, step=1e-9, imagined=0.0, normal=0.0, moving=1.0)(given)
+    out = Latent(model, next=1e-9, imagined=0.0, normal=0.0, moving=1.0)(given)
     assert out["moving"].item() == pytest.approx(MOVING - 0.01, abs=1e-5)  # the root of VICReg's eps
     given = batch()
     z = model.encode(given["observations"])
     about = (z - z.mean(1, keepdim=True)).flatten(0, 1)
     expected = (MOVING - (about.var(0) + 1e-4).sqrt()).clamp(min=0).mean()
-    assert Latent(model, step=1e-9, imagined=0.0, normal=0.0, moving=1.0)(given)["moving"].item() == pytest.approx(
+    assert Latent(model, next=1e-9, imagined=0.0, normal=0.0, moving=1.0)(given)["moving"].item() == pytest.approx(
         expected.item(), rel=1e-5
     )
 
@@ -116,7 +116,7 @@ def test_what_stands_still_is_not_enough():
 def test_ways_to_later_embeddings_are_told_and_change_no_embedding():
     torch.manual_seed(0)
     model = World(2, (9, 9), 2, dim=4, widths=(4, 6), width=8, depth=1, reach=16, mixers=({"kind": "mingru"},))
-    objective = Latent(model, step=1e-9, imagined=0.0, normal=0.0, reach=1.0)
+    objective = Latent(model, next=1e-9, imagined=0.0, normal=0.0, reach=1.0)
     given = {"observations": torch.rand(3, 5, 2, 9, 9), "actions": torch.randn(3, 4, 2)}
     objective(given)["loss"].backward()
     assert model.reach.inp.weight.grad.abs().sum() > 0
@@ -152,7 +152,7 @@ def test_a_rival_predicts_pictures():
     z = model.encode(given["observations"])
     made, _ = model.predict(z[:, :-1], given["actions"])
     ahead, _ = model.foresee(z[:, :2], given["actions"])
-    assert out["step"].item() == pytest.approx((model.decode(made) - given["observations"][:, 1:]).square().mean().item())
+    assert out["next"].item() == pytest.approx((model.decode(made) - given["observations"][:, 1:]).square().mean().item())
     assert out["imagined"].item() == pytest.approx((model.decode(ahead) - given["observations"][:, 2:]).square().mean().item())
 
 
@@ -199,6 +199,7 @@ def test_a_collapse_stops_training(tmp_path):
         train_run(run, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert 50 <= len(rows) < 390
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))  # no part of the loss has that name
     assert rows[-1]["deviation"] < 0.1 * rows[0]["deviation"] or rows[-1]["rank"] < 1.5
 
 
@@ -206,7 +207,7 @@ def test_a_collapse_stops_training(tmp_path):
     ("words", "says"),
     [
         ({"normal": -1}, "normal=-1"),
-        ({"step": 0, "imagined": 0}, "nothing would be predicted"),
+        ({"next": 0, "imagined": 0}, "nothing would be predicted"),
         ({"lines": 0}, "lines=0 at least 1"),
         ({"look": 1.0}, "a model that draws: model.look=true"),
         ({"reach": 1.0}, "a model that has it: model.reach=256"),
