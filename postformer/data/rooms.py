@@ -148,28 +148,36 @@ class RoomsBatches:
     def batch(self, step: int) -> dict[str, Any]:
         """`{"observations": float32 [b, steps + 1, 2, 65, 65] from 0 to 1, "actions": float32 [b, steps, 2 stride] in pixels, "states":
         float32 [b, steps + 1, 4], the dot's place and those of wall and door, "rows": names for errors}`."""
+        states, actions = self.walks(step)
+        seen = dots(states[..., :2])
+        layout = walls(states[:, 0, 2:])
+        observed = np.stack([seen, np.broadcast_to(layout[:, None], seen.shape)], 2)
+        numbers = range(step * self.size, (step + 1) * self.size)
+        return {
+            "observations": torch.from_numpy(observed),
+            "actions": _tensor(actions),
+            "states": _tensor(states),
+            "rows": [f"rooms {self.split} {i}" for i in numbers],
+        }
+
+    def walks(self, step: int) -> tuple[Float[np.ndarray, "b t1 4"], Float[np.ndarray, "b t k"]]:
+        """The states and actions of a batch, without pictures."""
         numbers = range(step * self.size, (step + 1) * self.size)
         rngs = [np.random.default_rng([self.seed, SPLITS.index(self.split), i]) for i in numbers]
         layout = np.concatenate([layouts(rng, 1, fixed=self.rooms.fixed) for rng in rngs])
         drawn = [self._drawn(rng, own) for rng, own in zip(rngs, layout, strict=True)]
         place, heading, length, turn, again, stubborn = (np.stack(part) for part in zip(*drawn, strict=True))
-        states, pushes = [place], []
+        places, pushes = [place], []
         for t in range(length.shape[1]):
             heading = heading + turn[:, t]
             push = length[:, t, None] * np.stack([np.cos(heading), np.sin(heading)], 1)
             pushes.append(push)
-            states.append(moved(states[-1], push, layout))
-            blocked = np.abs(states[-1] - states[-2] - push).max(1) > 1e-9
+            places.append(moved(places[-1], push, layout))
+            blocked = np.abs(places[-1] - places[-2] - push).max(1) > 1e-9
             heading = np.where(blocked & ~stubborn, again[:, t], heading)
-        places = np.stack(states[:: self.rooms.stride], 1)
-        seen = dots(places)
-        observed = np.stack([seen, np.broadcast_to(walls(layout)[:, None], seen.shape)], 2)
-        return {
-            "observations": torch.from_numpy(observed),
-            "actions": _tensor(np.stack(pushes, 1).reshape(self.size, self.rooms.steps, -1)),
-            "states": _tensor(np.concatenate([places, np.broadcast_to(layout[:, None], places.shape)], 2)),
-            "rows": [f"rooms {self.split} {i}" for i in numbers],
-        }
+        seen = np.stack(places[:: self.rooms.stride], 1)
+        states = np.concatenate([seen, np.broadcast_to(layout[:, None], seen.shape)], 2)
+        return states, np.stack(pushes, 1).reshape(self.size, self.rooms.steps, -1)
 
     def _drawn(self, rng: np.random.Generator, layout: np.ndarray) -> tuple[np.ndarray, ...]:
         """The random numbers of a walk: where it begins [2] and in which direction, of each push how long it is, how much it turns, and

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import foresee, plan, plan_speed
+from benchmarks import foresee, imagine, plan, plan_speed
 from postformer.config import UserError
 from postformer.data.impossible import KINDS
 from postformer.embodied.planning import Search
@@ -111,3 +111,20 @@ def test_a_recipe_without_a_world_is_refused(monkeypatch):
     monkeypatch.setattr("sys.argv", ["plan_speed", "--recipe", "see-vit"])
     with pytest.raises(UserError, match="unknown 'see-vit'; choose from world-rooms"):
         plan_speed.main()
+
+
+def test_a_predictor_alone_learns_what_pushes_make_of_the_state(monkeypatch, capsys):
+    """After thirty steps it is nearer to the truth than one that learned nothing, and the true state is read off its embeddings."""
+    run = imagine.RECIPES["world-rooms"]()
+    run = dataclasses.replace(run, train=dataclasses.replace(run.train, batch=16))
+    monkeypatch.setitem(imagine.RECIPES, "world-rooms", lambda: run)
+    monkeypatch.setattr(imagine, "ASKED", 16)
+    few, many = (imagine.errors(run, steps)[0] for steps in (1, 30))
+    assert many[0] < 0.8 * few[0]
+    model, states = imagine.Known(run, imagine.Rooms(steps=2)), torch.tensor([[20.0, 40.0, 32.0, 18.0]])
+    assert torch.allclose(model.place(model.encode(states)), states[:, :2], atol=1e-3)
+    monkeypatch.setattr("sys.argv", ["imagine", "--ways", "plain", "--seeds", "0,1", "--steps", "2"])
+    assert imagine.main() == 0
+    row = capsys.readouterr().out.splitlines()[2]
+    assert row.startswith("| one layer, AdamW, squares | ")
+    assert row.count("[") == 5
