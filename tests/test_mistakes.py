@@ -290,7 +290,7 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         "text for a forecaster": Mistake("evaluate forecaster --text text.txt", "forecaster: this model was saved without"),
         "text and series": Mistake("evaluate model --text text.txt --series own.csv", "--series: not allowed with"),
         "nothing to score": Mistake(
-            "evaluate model", "one of the arguments --text --questions --series --images --judge --physics is required"
+            "evaluate model", "one of the arguments --text --questions --series --images --judge --physics --goals is required"
         ),
         "window of a series": Mistake("evaluate forecaster --series own.csv --window 9", "--window: belongs to --text"),
         "text from a forecaster": Mistake("generate forecaster", "forecaster: is no language model"),
@@ -456,7 +456,7 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         ),
         "no task to measure": Mistake("evaluate run --questions 3", "run: was not trained on texts with questions"),
         "nothing to evaluate": Mistake(
-            "evaluate model", "one of the arguments --text --questions --series --images --judge --physics is required"
+            "evaluate model", "one of the arguments --text --questions --series --images --judge --physics --goals is required"
         ),
         "length of a text": Mistake("evaluate model --text text.txt --length 5", "--length: belongs to --questions"),
         "unknown words": Mistake(
