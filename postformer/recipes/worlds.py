@@ -6,7 +6,7 @@ from postformer.config import OptimConfig, Run, Spec, TrainConfig
 
 SMALL: Spec = {"kind": "mingru"}
 """The least state that there is: a search for plans keeps one for each of its samples."""
-PREDICTOR: Spec = {"width": 96, "depth": 2, "mixers": (SMALL,), "ffns": ({"kind": "mlp", "hidden": 128},)}
+PREDICTOR: Spec = {"width": 64, "depth": 2, "mixers": (SMALL,), "ffns": ({"kind": "mlp", "hidden": 128},)}
 DISTANCE: Spec = {"error": "distance", "imagined": 0.1}
 BLOCK = 5
 """Pushes of an action in the rooms: plans see past the door in 16 of them."""
