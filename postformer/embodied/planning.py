@@ -168,8 +168,7 @@ def to_goal(
     is done `lasting` times; where the model's own actions are that many in one, they are told it as one. All samples of a problem fork
     from its state, and none of them changes it. With `paced` distances are counted in steps: what is moved slowly, as a block that has to
     be pushed, weighs more than the finger that pushes it."""
-    placed = model.in_steps if paced else lambda z: z
-    wanted = placed(goal)
+    pace = model.pace().to(now.dtype) if paced else None
 
     def cost(actions: Tensor) -> Tensor:
         b, n = actions.shape[:2]
@@ -177,7 +176,8 @@ def to_goal(
         forked = None if state is None else states.take(state, rows)
         steps = actions.flatten(0, 1).repeat_interleave(lasting, 1)
         made, _ = model.imagine(now[rows], steps.reshape(b * n, -1, model.actions), forked)
-        far = (placed(made) - wanted[rows, None]).square().mean(-1)
+        away = made - goal[rows, None]
+        far = (away if pace is None else away @ pace).square().mean(-1)
         return (far.mean(1) + last * far[:, -1]).view(b, n)
 
     return cost

@@ -191,12 +191,16 @@ class World(nn.Module):
         self.changes.lerp_(step.mT @ step / len(step), 1 - KEPT if self.changes.any() else 1.0)
 
     def in_steps(self, z: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        """Embeddings in which distances are counted in steps: a number that changes little in a step weighs much, and one that changes
-        much weighs little (Mahalanobis's distance by `changes`). Raises ValueError for a model that noticed nothing."""
+        """Embeddings in which distances are counted in steps. Raises ValueError for a model that noticed nothing."""
+        return z @ self.pace().to(z.dtype)
+
+    def pace(self) -> Float[Tensor, "d d"]:
+        """The map to embeddings in which distances are counted in steps: a number that changes little in a step weighs much, and one that
+        changes much weighs little (Mahalanobis 1936, by `changes`). Raises ValueError for a model that noticed nothing."""
         if not self.changes.any():
             raise ValueError("this model never noticed how embeddings change: it was not taught walks")
         values, ways = torch.linalg.eigh(self.changes)
-        return z @ (ways * (values.clamp(min=0) + STILL * values.mean()).rsqrt()).to(z.dtype)
+        return ways * (values.clamp(min=0) + STILL * values.mean()).rsqrt()
 
     def init_state(self, batch: int) -> State:
         """Nothing done yet."""
