@@ -146,12 +146,10 @@ class PlanInLatent:
         from postformer.claims import tasks
 
         try:
-            import postformer.embodied.rooms as _  # noqa: F401
+            whole = recipes()
         except ImportError as e:
             raise NotMeasurable(str(e)) from e
-        whole = recipes()
         runs = tasks.fitted(ctx, whole, LEARN * ctx.budget_s, SAMPLED)
-        step_s = ctx.steps[-1]["result"]
         tasks.learn(ctx, runs.values())
         asked = next(count for least_s, count in ASKED if ctx.budget_s / len(ctx.seeds) >= least_s)
         own, steps = next(iter(runs.values())), next(iter(whole.values())).train.steps
@@ -162,7 +160,6 @@ class PlanInLatent:
             },
             "seeds": list(ctx.seeds),
             "asked": asked,
-            "step_s": step_s,
             "walks": own.train.steps * own.train.batch,
             "taken": f"{own.train.steps:,} of the recipe's {steps:,} steps",
             "taken_share": own.train.steps / steps,
@@ -180,7 +177,7 @@ class PlanInLatent:
 
 
 def recipes() -> dict[str, Run]:
-    """What is trained, by task."""
+    """What is trained, by task. Raises ImportError where gymnasium is not installed."""
     from postformer.embodied.tasks import TASKS
     from postformer.recipes import RECIPES
 
@@ -224,17 +221,16 @@ def _tried(task: Any, env: Any, way: str, model: Any, posed: Any) -> dict[str, A
 
     method = "cem" if way == "untrained" else way
     found = tried(env, policy(task, env, method, model), posed, task.steps)
-    one = policy(task, env, method, model)
-    clock = time.perf_counter()
-    one(posed.start[:1], posed.goal[:1])
-    second = time.perf_counter() - clock
-    words = {"reached": found.at_end[:, 0], "nearer": found.at_end[:, 1], "ever": found.ever[:, 0]}
-    return {**{name: "".join("01"[int(one)] for one in own) for name, own in words.items()}, "plan_s": second}
+    alone, clock = policy(task, env, method, model), time.perf_counter()
+    alone(posed.start[:1], posed.goal[:1])
+    seconds = time.perf_counter() - clock
+    reached = {"reached": found.at_end[:, 0], "nearer": found.at_end[:, 1], "ever": found.ever[:, 0]}
+    return {**{name: "".join("01"[int(one)] for one in own) for name, own in reached.items()}, "plan_s": seconds}
 
 
 def _strips(ctx: Context, run: Run, task: str) -> dict[str, list[Strip]]:
-    """Of the first problems, with the first seed's model: the first plan, as it is imagined and as it would be; and what was done until
-    the end, by the ways that are shown."""
+    """With the first seed's model: the first plan of the first problems, as it is imagined and as it would truly go; and what was done
+    until the end of the first, by the ways that are shown."""
     import numpy as np
     import torch
 

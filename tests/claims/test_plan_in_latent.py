@@ -41,7 +41,6 @@ def evidence(seeds: int = 3, share: float = 1.0, moving: dict[str, int] | None =
         "seeds": list(range(seeds)),
         "asked": 100,
         "walks": 640,
-        "step_s": {},
         "taken": "10 of the recipe's 10 steps",
         "taken_share": share,
     }
