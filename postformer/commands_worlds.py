@@ -13,6 +13,14 @@ EPISODES, STEPS = 100, 1000
 """Of an environment of gymnasium's, where nothing else is said."""
 POSED = 1_000_000
 """Goals of a seed are those of so many times it, and on."""
+WAYS = {
+    "cem": "plans in its imagination",
+    "reach": "what it tells at once",
+    "oracle": "plans in the simulator",
+    "straight": "straight for the goal",
+    "random": "any actions",
+}
+"""To a goal, of a model and its rivals."""
 
 
 def episodes(args: argparse.Namespace) -> int:
@@ -126,26 +134,25 @@ def evaluate_goals(args: argparse.Namespace) -> int:
         raise UserError(
             f"--goals: {args.checkpoint} is no run of a model of a world; train world-rooms, world-reacher or world-pushing"
         )
-    name = _task_of(read(folder / "run.json")["data"], args.checkpoint)
     try:
-        from postformer.embodied.tasks import OTHERS, TASKS, policy
+        from postformer.embodied.tasks import TASKS, policy
         from postformer.embodied.trials import problems, tried
 
+        name = _task_of(read(folder / "run.json")["data"], args.checkpoint, tuple(TASKS))
         task = TASKS[name]
         env = task.env()
     except ImportError as e:
         raise UserError(str(e)) from e
     posed = problems(env, range((1 + args.seed) * POSED, (1 + args.seed) * POSED + args.goals))
-    ways = ["cem", *(["reach"] if model.reach is not None else []), *OTHERS[::-1]]
+    ways = [way for way in WAYS if way != "reach" or model.reach is not None]
     rows = []
     with progress_bars() as show:
         for at, way in enumerate(ways):
             show(f"{name}: {args.goals} goals", at, len(ways))
             try:
-                acting = policy(task, env, way, model)
+                rows.append((WAYS[way], tried(env, policy(task, env, way, model), posed, task.steps)))
             except ValueError as e:
                 raise UserError(f"--goals: {args.checkpoint}: {e}") from e
-            rows.append((WAYS[way], tried(env, acting, posed, task.steps)))
     print(
         f"{name}: {args.goals} goals, {task.steps} steps; reached by the task's rule at the end, by a stricter one, and ever (95% interval)"
     )
@@ -155,31 +162,18 @@ def evaluate_goals(args: argparse.Namespace) -> int:
     return 0
 
 
-WAYS = {
-    "cem": "plans in its imagination",
-    "reach": "what it tells at once",
-    "oracle": "plans in the simulator",
-    "straight": "straight for the goal",
-    "random": "any actions",
-}
-
-
-def _task_of(data: Any, checkpoint: str) -> str:
+def _task_of(data: Any, checkpoint: str, tasks: tuple[str, ...]) -> str:
     """The task that a run's data belong to. Raises UserError."""
     from postformer.data.episode_file import read_contents
-    from postformer.data.sources import DataError
 
     if data["kind"] == "rooms":
         return "rooms" if data.get("fixed", True) else "moving"
-    if data["kind"] == "episodes":
-        try:
-            name = read_contents(Path(data["path"])).about.environment.lower()
-        except DataError as e:
-            raise UserError(str(e)) from e
-        if name in ("reacher", "pushing"):
-            return name
-        raise UserError(f"--goals: {checkpoint} learned '{name}', which poses no goals; those of rooms, reacher and pushing do")
-    raise UserError(f"--goals: {checkpoint} learned data of the kind '{data['kind']}', in which nothing is done")
+    if data["kind"] != "episodes":
+        raise UserError(f"--goals: {checkpoint} learned data of the kind '{data['kind']}', in which nothing is done")
+    name = read_contents(Path(data["path"])).about.environment.lower()
+    if name not in tasks:
+        raise UserError(f"--goals: {checkpoint} learned '{name}', which poses no goals; those that do: {', '.join(tasks)}")
+    return name
 
 
 def _share(count: int, of: int) -> str:

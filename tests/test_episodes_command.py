@@ -158,6 +158,13 @@ def test_goals_of_a_recording_are_its_environment_s(tmp_path, capsys, monkeypatc
     assert "lasting=2: 4 numbers are no whole actions of the model's 6" in err
 
 
+def test_walks_are_recorded_as_their_tasks_act():
+    """An action of a recorded walk is as long as one of a plan."""
+    simulations = pytest.importorskip("postformer.embodied.simulations", exc_type=ImportError).SIMULATIONS
+    assert simulations.keys() <= tasks.TASKS.keys()
+    assert {name: own.stride for name, own in simulations.items()} == {name: tasks.TASKS[name].lasting for name in simulations}
+
+
 def test_models_without_goals_are_refused(tmp_path, capsys):
     with_physics = trained(tmp_path / "run", {"kind": "physics", "frames": 4, "size": 32})
     code, _, err = evaluated(capsys, with_physics, "--goals", 2)
