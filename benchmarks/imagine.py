@@ -21,7 +21,7 @@ from torch import Tensor
 
 from postformer.claims.stats import mean_interval
 from postformer.cli import positive, seed_list
-from postformer.config import OptimConfig, Run, UserError, build
+from postformer.config import Run, UserError, build
 from postformer.data.rooms import Rooms
 from postformer.models import MODELS
 from postformer.objectives.latent import Latent
@@ -72,10 +72,9 @@ class Known(torch.nn.Module):
         self.register_buffer("mixing", mixing)
         self.predict, self.foresee, self.notice = self.world.predict, self.world.foresee, self.world.notice
 
-    def encode(self, states: Tensor) -> Tensor:
-        """The state as an embedding; what is seen are the state's numbers, as rows of one pixel."""
-        states = states.flatten(-3) if states.shape[-1] == 1 else states
-        return (states - torch.tensor(MIDDLE)) / torch.tensor(SPREAD) @ self.mixing  # type: ignore[operator]
+    def encode(self, seen: Tensor) -> Tensor:
+        """The state's numbers [..., 4, 1, 1], which are what is seen, as an embedding [..., d]."""
+        return (seen.flatten(-3) - torch.tensor(MIDDLE)) / torch.tensor(SPREAD) @ self.mixing  # type: ignore[operator]
 
     def place(self, z: Tensor) -> Tensor:
         """The dot's place in an embedding, in pixels."""
@@ -90,7 +89,7 @@ def errors(run: Run, steps: int) -> tuple[list[float], int, float]:
     words = {name: run.objective[name] for name in ("error", "imagined") if name in run.objective}
     objective = Latent(model, normal=0.0, **words)
     predictor = {name: p for name, p in model.world.named_parameters() if not name.startswith("stem.")}
-    config: OptimConfig = dataclasses.replace(run.optim, warmup=min(run.optim.warmup, steps // 6))
+    config = dataclasses.replace(run.optim, warmup=min(run.optim.warmup, steps // 6))
     optimizer, batches, began = make_optimizer(predictor, config), data.batches(run.train.batch, run.seed), time.perf_counter()
     for step in range(steps):
         states, actions = (torch.from_numpy(part).float() for part in batches.walks(step))
@@ -101,7 +100,7 @@ def errors(run: Run, steps: int) -> tuple[list[float], int, float]:
     seconds = time.perf_counter() - began
     states, actions = (torch.from_numpy(part).float() for part in data.batches(ASKED, run.seed, "test").walks(0))
     with torch.no_grad():
-        made, _ = model.foresee(model.encode(states[:, :1]), actions)
+        made, _ = model.foresee(model.encode(states[:, :1, :, None, None]), actions)
     far = (model.place(made) - states[:, 1:, :2]).norm(dim=-1).mean(0)
     return [float(far[after - 1]) for after in AFTER], sum(p.numel() for p in predictor.values()), seconds
 
@@ -114,9 +113,10 @@ def main() -> int:
     parser.add_argument("--steps", type=positive, default=600, help="default: %(default)s")
     parser.add_argument("--threads", type=positive, default=1)
     args = parser.parse_args()
+    ways = results.chosen("ways", args.ways, WAYS)
     print(f"| {args.steps:,} steps | parameters | seconds | " + " | ".join(f"after {n}" for n in AFTER) + " |")
     print("|" + "---|" * (3 + len(AFTER)))
-    for way in results.chosen("ways", args.ways, WAYS):
+    for way in ways:
         name, change = WAYS[way]
         with threads(args.threads):
             found = [

@@ -122,7 +122,7 @@ def test_a_predictor_alone_learns_what_pushes_make_of_the_state(monkeypatch, cap
     few, many = (imagine.errors(run, steps)[0] for steps in (1, 30))
     assert many[0] < 0.8 * few[0]
     model, states = imagine.Known(run, imagine.Rooms(steps=2)), torch.tensor([[20.0, 40.0, 32.0, 18.0]])
-    assert torch.allclose(model.place(model.encode(states)), states[:, :2], atol=1e-3)
+    assert torch.allclose(model.place(model.encode(states[..., None, None])), states[:, :2], atol=1e-3)
     monkeypatch.setattr("sys.argv", ["imagine", "--ways", "plain", "--seeds", "0,1", "--steps", "2"])
     assert imagine.main() == 0
     row = capsys.readouterr().out.splitlines()[2]
