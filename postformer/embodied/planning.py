@@ -33,12 +33,13 @@ class Plan(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search:
-    """How plans of `horizon` actions are searched for: `samples` in each of the `iterations`, drawn with a deviation that begins as
+    """How plans of `horizon` actions are searched for: `samples` in the first of the `iterations`, drawn with a deviation that begins as
     `spread`, of which the best `elites` count: "cem" alike, "mppi" each by exp(-cost / `temperature`), costs counted from the least in
     units of the elites' deviation. "gradient" follows the cost of all samples with Adam at the rate `spread` and takes the best.
 
-    Noise has the power 1 / frequency ** `colour` over a plan's actions: at 0 each action is drawn by itself, above it they go together
-    (Pinneri et al. 2020, iCEM, arXiv 2008.06389, section 3.1).
+    Noise has the power 1 / frequency ** `colour` over a plan's actions: at 0 each action is drawn by itself, above it they go together.
+    Each iteration draws `shrink` times fewer samples than the one before, but 2 x `elites` at least, and the share `kept` of its elites is
+    among the next one's samples (Pinneri et al. 2020, iCEM, arXiv 2008.06389, sections 3.1 to 3.3).
 
     Actions are no longer than `limit`. The mean and the deviation keep the share `momentum` of what they were; the deviation stays at
     least `least`.
@@ -55,6 +56,8 @@ class Search:
     momentum: float = 0.1
     temperature: float = 0.5
     colour: float = 0.0
+    shrink: float = 1.0
+    kept: float = 0.0
 
     def __post_init__(self) -> None:
         checked_word("method", self.method, Method)
@@ -68,6 +71,12 @@ class Search:
                 f"spread={self.spread}, limit={self.limit} and temperature={self.temperature} must be above 0, least={self.least} at "
                 f"least 0, momentum={self.momentum} from 0 to below 1"
             )
+        if self.shrink < 1 or not 0 <= self.kept <= 1:
+            raise ValueError(f"shrink={self.shrink} must be at least 1, kept={self.kept} from 0 to 1")
+
+    def drawn(self, iteration: int) -> int:
+        """Samples of an iteration."""
+        return max(int(self.samples / self.shrink**iteration), min(2 * self.elites, self.samples))
 
 
 def searched(
@@ -84,16 +93,17 @@ def searched(
     best = Plan(bounded(mean, search.limit), torch.full((size[0],), torch.inf))
     if search.method == "gradient":
         return _descended(cost, mean, best, search, generator)
-    deviation = torch.full_like(mean, search.spread)
-    for _ in range(search.iterations):
-        noise = _noise((size[0], search.samples, *mean.shape[1:]), search.colour, generator)
+    deviation, kept = torch.full_like(mean, search.spread), mean[:, None][:, :0]
+    for iteration in range(search.iterations):
+        noise = _noise((size[0], search.drawn(iteration), *mean.shape[1:]), search.colour, generator)
         noise[:, 0] = 0  # the mean itself is among them
-        drawn = bounded(mean[:, None] + deviation[:, None] * noise, search.limit)
+        drawn = torch.cat([kept, bounded(mean[:, None] + deviation[:, None] * noise, search.limit)], 1)
         with torch.no_grad():
             found = cost(drawn)
         best = _better(best, drawn, found)
         least, which = found.topk(search.elites, 1, largest=False)
         elites = drawn.take_along_dim(which[:, :, None, None], 1)
+        kept = elites[:, : round(search.kept * search.elites)]
         weight = _weights(least, search)[:, :, None, None]
         centre = (weight * elites).sum(1)
         width = (weight * (elites - centre[:, None]).square()).sum(1).sqrt()

@@ -46,8 +46,8 @@ class Task(NamedTuple):
         search = dataclasses.replace(self.search, method="cem" if method == "reach" else method)
         if method != "gradient":
             return search
-        few = max(search.samples // 16, 2)  # it follows a few plans far instead of drawing many
-        return dataclasses.replace(search, samples=few, iterations=20, elites=2, spread=0.3 * search.spread)
+        few = max(sum(map(search.drawn, range(search.iterations))) // 64, 2)  # followed far, instead of many that are drawn
+        return dataclasses.replace(search, samples=few, iterations=20, elites=2, shrink=1.0, spread=0.3 * search.spread)
 
 
 def _made(place: str, name: str, **words: Any) -> Any:
@@ -55,7 +55,10 @@ def _made(place: str, name: str, **words: Any) -> Any:
     return getattr(importlib.import_module(f"postformer.embodied.{place}"), name)(**words)
 
 
-ROOMS = Search(horizon=16, samples=200, iterations=4, elites=16, spread=1.0, least=0.15, limit=1.8, colour=2.0)
+ROOMS = Search(
+    horizon=16, samples=540, iterations=3, elites=6, spread=1.5, least=0.15, limit=1.8, colour=2.0, shrink=3.0, kept=0.3
+)
+"""Many are drawn at first: few plans find the door and come near the goal behind it."""
 SIMULATED = Search(horizon=8, samples=200, iterations=4, elites=16, spread=0.7, least=0.1, limit=1.4, colour=1.0)
 TASKS = {
     "rooms": Task(functools.partial(_made, "rooms", "TwoRooms", fixed=True), "world-rooms", {}, 200, 5, 2, 30.0, ROOMS),

@@ -46,6 +46,24 @@ def test_a_search_is_never_worse_than_what_it_begins_with(method):
     assert float(searched(walked(goal), (1, 2), few, generator=torch.Generator().manual_seed(1)).cost) > float(again.cost)
 
 
+@pytest.mark.parametrize("method", ["cem", "mppi"])
+def test_ever_fewer_are_drawn_and_the_best_are_among_the_next(method):
+    """iCEM: as many as shrink says, twice the elites at least, beside the kept ones, each of which cost less than all that were not kept."""
+    search = Search(method=method, horizon=5, samples=100, iterations=5, elites=10, limit=1.0, shrink=3.0, kept=0.3)
+    asked = []
+
+    def cost(actions):
+        asked.append((actions, walked(torch.tensor([[2.0, -1.0]]))(actions)))
+        return asked[-1][1]
+
+    plan = searched(cost, (1, 2), search, generator=torch.Generator().manual_seed(0))
+    assert [len(actions[0]) for actions, _ in asked] == [100, 3 + 33, 3 + 20, 3 + 20, 3 + 20]
+    for (before, cost_before), (after, _) in zip(asked, asked[1:], strict=False):
+        best = before[0, cost_before[0].argsort()[:3]]
+        assert torch.equal(after[0, :3], best)
+    assert float(plan.cost) == min(float(found.min()) for _, found in asked)
+
+
 @pytest.mark.parametrize("h", [2, 5, 8, 16])
 def test_noise_has_its_colour_and_deviation(h):
     """The power of each frequency is that of the lowest, divided by what the frequency is of it to the power of the colour."""
@@ -121,6 +139,8 @@ def test_samples_fork_from_the_state_and_leave_it_as_it_was():
     [
         ({"elites": 400}, "elites=400 from 2 to samples=300"),
         ({"momentum": 1.0}, r"momentum=1\.0 from 0 to below 1"),
+        ({"shrink": 0.5}, r"shrink=0\.5 must be at least 1"),
+        ({"kept": 1.5}, r"kept=1\.5 from 0 to 1"),
     ],
 )
 def test_mistakes_are_told(words, says):
