@@ -9,7 +9,7 @@ n worlds, t steps.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,9 +34,12 @@ FASTEST, UNEVEN, TURN = 1.8, 0.2, 0.2
 """Of walks in the data: the longest push, by what share the pushes of an action differ from its pace, any up to that, and how much the next
 push turns, in radians."""
 STUBBORN = 0.5
-"""The share of walks that go on against a wall that they meet, as plans do; the others turn to any direction."""
-BESIDE = 12.0
-"""Pixels from the door's middle that walks are aimed at, at most: what lies beside the door tells where it is."""
+"""The share of walks that go on against a wall that they meet, as plans do; the others turn."""
+GIVEN_UP = 0.1
+"""How likely a stubborn walk that is aimed gives up at each push against a wall."""
+BESIDE, FAR, NEAR = 12.0, (3.0, 28.0), 3.0
+"""Pixels, at most, from the door's middle to where walks are aimed along the wall (what lies beside the door tells where it is), from the
+wall, and of one that has come there."""
 
 Layout = Float[np.ndarray, "n 2"]
 """Where the wall is (x) and where the middle of its door (y)."""
@@ -103,8 +106,8 @@ def anywhere(rng: np.random.Generator, layout: Layout) -> Places:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rooms:
     """A run's data: walks of `steps` actions through two rooms, drawn as a function of (seed, split, number). An action is `stride` pushes,
-    after which there is a picture. Of all walks the share `aimed` goes at the door or the wall beside it. `fixed` keeps wall and door where
-    they are."""
+    after which there is a picture. Of all walks the share `aimed` goes back and forth through the door or against the wall beside it.
+    `fixed` keeps wall and door where they are."""
 
     steps: int = 16
     stride: int = 1
@@ -165,38 +168,66 @@ class RoomsBatches:
         numbers = range(step * self.size, (step + 1) * self.size)
         rngs = [np.random.default_rng([self.seed, SPLITS.index(self.split), i]) for i in numbers]
         layout = np.concatenate([layouts(rng, 1, fixed=self.rooms.fixed) for rng in rngs])
-        drawn = [self._drawn(rng, own) for rng, own in zip(rngs, layout, strict=True)]
-        place, heading, length, turn, again, stubborn = (np.stack(part) for part in zip(*drawn, strict=True))
+        walks = [self._drawn(rng, own) for rng, own in zip(rngs, layout, strict=True)]
+        drawn = _Drawn(*(np.stack(part) for part in zip(*walks, strict=True)))
+        place, heading = drawn.start, drawn.heading
+        target = _across(place, layout, drawn.aims[:, 0], over=True)
         places, pushes = [place], []
-        for t in range(length.shape[1]):
-            heading = heading + turn[:, t]
-            push = length[:, t, None] * np.stack([np.cos(heading), np.sin(heading)], 1)
+        for t in range(drawn.length.shape[1]):
+            way = target - place
+            heading = np.where(drawn.aimed, np.arctan2(way[:, 1], way[:, 0]), heading) + drawn.turn[:, t]
+            push = drawn.length[:, t, None] * np.stack([np.cos(heading), np.sin(heading)], 1)
+            place = moved(place, push, layout)
+            blocked = np.abs(place - places[-1] - push).max(1) > 1e-9
+            heading = np.where(blocked & ~drawn.stubborn & ~drawn.aimed, drawn.again[:, t], heading)
+            there = np.hypot(*(target - place).T) < NEAR
+            turned = there | (blocked & (~drawn.stubborn | drawn.given_up[:, t]))
+            target = np.where(turned[:, None], _across(place, layout, drawn.aims[:, t], over=there), target)
             pushes.append(push)
-            places.append(moved(places[-1], push, layout))
-            blocked = np.abs(places[-1] - places[-2] - push).max(1) > 1e-9
-            heading = np.where(blocked & ~stubborn, again[:, t], heading)
+            places.append(place)
         seen = np.stack(places[:: self.rooms.stride], 1)
         states = np.concatenate([seen, np.broadcast_to(layout[:, None], seen.shape)], 2)
         return states, np.stack(pushes, 1).reshape(self.size, self.rooms.steps, -1)
 
-    def _drawn(self, rng: np.random.Generator, layout: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The random numbers of a walk: where it begins [2] and in which direction, of each push how long it is, how much it turns, and
-        where to after a wall, [steps x stride] each, and whether it is stubborn. One that is aimed begins so that it would come to the door
-        or beside it."""
+    def _drawn(self, rng: np.random.Generator, layout: np.ndarray) -> "_Drawn":
+        """The random numbers of a walk."""
         steps = self.rooms.steps * self.rooms.stride
-        turn, again = rng.normal(0, TURN, steps), rng.uniform(0, 2 * np.pi, steps)
         pace = rng.uniform(0, FASTEST, self.rooms.steps).repeat(self.rooms.stride)
-        length = (pace * rng.normal(1, UNEVEN, steps)).clip(0, FASTEST)
-        start, heading, aimed = anywhere(rng, layout[None])[0], rng.uniform(0, 2 * np.pi), rng.random() < self.rooms.aimed
-        at, side, beside = int(rng.integers(1 + steps // 2)), rng.choice([0.0, np.pi]), rng.uniform(-BESIDE, BESIDE)
-        if aimed:
-            turned = turn[: at + 1].cumsum()
-            toward = side + rng.uniform(-0.5, 0.5) - turned[-1] + turned
-            pushes = length[: at + 1, None] * np.stack([np.cos(toward), np.sin(toward)], 1)
-            begin = layout + np.array([0.0, beside]) - pushes[:-1].sum(0) - pushes[-1] / 2
-            if free(begin[None], layout[None])[0]:
-                start, heading = begin, toward[0] - turned[0]
-        return start, np.array(heading), length, turn, again, np.array(rng.random() < STUBBORN)
+        return _Drawn(
+            start=anywhere(rng, layout[None])[0],
+            heading=np.array(rng.uniform(0, 2 * np.pi)),
+            length=(pace * rng.normal(1, UNEVEN, steps)).clip(0, FASTEST),
+            turn=rng.normal(0, TURN, steps),
+            again=rng.uniform(0, 2 * np.pi, steps),
+            aims=np.stack([rng.uniform(*FAR, steps), rng.uniform(-BESIDE, BESIDE, steps)], 1),
+            given_up=rng.random(steps) < GIVEN_UP,
+            aimed=np.array(rng.random() < self.rooms.aimed),
+            stubborn=np.array(rng.random() < STUBBORN),
+        )
+
+
+class _Drawn(NamedTuple):
+    """Of a walk, or of each of some: where it begins and in which direction; of each push how long it is, how much it turns, where to after
+    a wall, how far from the wall and from the door's middle it is aimed, if it is aimed anew, and whether it gives up; whether it is aimed
+    at all and whether it is stubborn."""
+
+    start: np.ndarray
+    heading: np.ndarray
+    length: np.ndarray
+    turn: np.ndarray
+    again: np.ndarray
+    aims: np.ndarray
+    given_up: np.ndarray
+    aimed: np.ndarray
+    stubborn: np.ndarray
+
+
+def _across(place: Places, layout: Layout, aims: Float[np.ndarray, "n 2"], *, over: np.ndarray | bool) -> Places:
+    """Where walks are aimed: so far from the wall, on its other side where they are to go `over` and else on this one, and so far from the
+    door's middle."""
+    side = np.where(place[:, 0] < layout[:, 0], -1.0, 1.0) * np.where(over, -1.0, 1.0)
+    target = layout + np.stack([side * aims[:, 0], aims[:, 1]], 1)
+    return target.clip(BORDER + 2 * BELL, SIDE - 1 - BORDER - 2 * BELL)
 
 
 def _tensor(values: np.ndarray) -> Tensor:

@@ -32,8 +32,9 @@ class Latent(nn.Module):
     0: as many as there are), with the weights of what keeps embeddings apart: `normal` of SIGReg along `lines` directions at each step,
     `wide` and `apart` of variance and covariance, `moving` of the deviation from each walk's own mean, which may not be below MOVING (so
     that what stands still in a walk cannot be all that is embedded), `slow` of how far embeddings move in a step, and `inverse` of the
-    error of actions that are told from two embeddings in turn by a small network. `look` is the weight of what is drawn of embeddings, and
-    `reach` that of what was done first between two of them, any number of steps apart: both learn from embeddings and do not change them.
+    error of actions that are told from two embeddings in turn, by a network of `inverse_width`, or where that is 0 by a linear map. `look`
+    is the weight of what is drawn of embeddings, and `reach` that of what was done first between two of them, any number of steps apart:
+    both learn from embeddings and do not change them.
 
     The imagined error is a mean of squares, or with error="distance" of their roots, one of each step, so that the few walks whose future
     hangs on a hair do not outweigh the rest.
@@ -58,15 +59,18 @@ class Latent(nn.Module):
         moving: float = 0.0,
         slow: float = 0.0,
         inverse: float = 0.0,
+        inverse_width: int = 256,
         look: float = 0.0,
         reach: float = 0.0,
     ):
         super().__init__()
         weights = {"next": next, "imagined": imagined, "normal": normal, "wide": wide, "apart": apart, "moving": moving}
         weights |= {"slow": slow, "inverse": inverse, "look": look, "reach": reach}
-        if min(weights.values()) < 0 or min(lines, known) < 1 or ahead < 0:
+        if min(weights.values()) < 0 or min(lines, known) < 1 or min(ahead, inverse_width) < 0:
             told = ", ".join(f"{name}={value:g}" for name, value in weights.items())
-            raise ValueError(f"{told} and ahead={ahead} must be at least 0, known={known} and lines={lines} at least 1")
+            raise ValueError(
+                f"{told}, inverse_width={inverse_width} and ahead={ahead} must be at least 0, known={known} and lines={lines} at least 1"
+            )
         if next == imagined == 0:
             raise ValueError("next=0 and imagined=0: nothing would be predicted")
         self.model: Any = model
@@ -78,7 +82,7 @@ class Latent(nn.Module):
             raise ValueError(f"inverse={inverse:g}: nothing is done in this world; take 0")
         self.target, self.error = checked_word("target", target, Target), checked_word("error", error, Error)
         self.weights, self.known, self.ahead, self.lines = weights, known, ahead, lines
-        self.told = _Told(self.model.dim, self.model.actions) if inverse else None
+        self.told = _Told(self.model.dim, self.model.actions, inverse_width) if inverse else None
         self.watch = Watch() if target == "embeddings" else None  # those that draw pictures may have any size
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -148,11 +152,14 @@ class Latent(nn.Module):
 
 
 class _Told(nn.Module):
-    """The action that leads from one embedding to the next."""
+    """The action that leads from one embedding to the next; without a width by a linear map, so that where actions move something its place
+    is embedded as a place."""
 
-    def __init__(self, dim: int, actions: int, width: int = 256):
+    def __init__(self, dim: int, actions: int, width: int):
         super().__init__()
-        self.up, self.out = Linear(2 * dim, width), Linear(width, actions)
+        self.up = Linear(2 * dim, width) if width else None
+        self.out = Linear(width or 2 * dim, actions)
 
     def forward(self, z: Tensor, after: Tensor) -> Tensor:
-        return self.out(F.silu(self.up(torch.cat([z, after], -1))))
+        both = torch.cat([z, after], -1)
+        return self.out(both if self.up is None else F.silu(self.up(both)))

@@ -164,6 +164,16 @@ def test_actions_are_told_from_two_embeddings_in_turn():
     assert objective(given)["inverse"].item() == pytest.approx(((told - given["actions"]) ** 2).mean().item())
 
 
+@pytest.mark.parametrize(("width", "linear"), [(0, True), (16, False)])
+def test_actions_are_told_linearly_without_a_width(width, linear):
+    objective = Latent(Known(), inverse=1.0, inverse_width=width)
+    given = batch()
+    z = Known().encode(given["observations"])
+    a, b, c = (objective.told(part[:, :-1], part[:, 1:]) for part in (z, -z, torch.zeros_like(z)))
+    assert torch.allclose(a + b, 2 * c, atol=1e-5) == linear
+    assert torch.isfinite(objective(given)["loss"])
+
+
 def learned(**words):
     torch.manual_seed(0)
     model = World(2, (65, 65), 2, dim=8, widths=(4, 8, 8), width=16, depth=1, mixers=({"kind": "gated_delta", "heads": 2},))
