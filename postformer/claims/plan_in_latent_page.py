@@ -115,7 +115,7 @@ def limits(e: Evidence) -> tuple[str, ...]:
     return (
         f"A dot in two rooms, seen from above in pictures of 65 x 65 pixels, after {e['walks']:,} walks: no camera that moves, nothing "
         "hidden, nothing to grasp.",
-        "The walks are made for the task: 60% are aimed at the door or the wall beside it. Of walks that never come near a door no model "
+        "The walks are made for the task: 60% go back and forth at the door. Of walks that never come near a door no model "
         "learns where it is.",
         f"{count} seed{'s' * (count > 1)} of each model; one search with one set of settings, the same for all who search.",
     )

@@ -139,6 +139,7 @@ def _better(best: Plan, drawn: Float[Tensor, "b n h k"], found: Float[Tensor, "b
     return Plan(torch.where(take[:, None, None], actions, best.actions), torch.where(take, least, best.cost))
 
 
+@torch.enable_grad()
 def _descended(cost: Cost, mean: Tensor, best: Plan, search: Search, generator: torch.Generator | None) -> Plan:
     noise = _noise((len(mean), search.samples, *mean.shape[1:]), search.colour, generator)
     noise[:, 0] = 0

@@ -37,8 +37,8 @@ def world_rooms() -> Run:
     return _run("world-rooms", model, words, data, steps=4000, batch=64, muon=True)
 
 
-def _simulated(name: str, data: Spec, *, inverse: float) -> Run:
-    words: Spec = {"normal": 0.05, "inverse": inverse, **DISTANCE}
+def _simulated(name: str, data: Spec, **inverse: float) -> Run:
+    words: Spec = {"normal": 0.05, **inverse, **DISTANCE}
     return _run(name, {"dim": 32, **PREDICTOR}, words, {"kind": "episodes", **data}, steps=3000, batch=64, muon=True)
 
 
@@ -49,7 +49,7 @@ def world_reacher() -> Run:
 
 def world_pushing() -> Run:
     """A finger that pushes a block. Record it first: postformer episodes record pushing --out runs/pushing.h5"""
-    return _simulated("world-pushing", {"path": "runs/pushing.h5", "steps": 8}, inverse=1.0)
+    return _simulated("world-pushing", {"path": "runs/pushing.h5", "steps": 8}, inverse=1.0, inverse_width=0)
 
 
 CLIPS: Spec = {"kind": "physics", "scene": "all", "frames": 20, "size": 32}
