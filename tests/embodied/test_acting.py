@@ -1,5 +1,7 @@
 """A policy that plans in imagination: with a model that is right it gets there, it remembers, and it goes on from the better plan."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from postformer.embodied.acting import Imagined, Reached, as_seen
 from postformer.embodied.environment import Environment
 from postformer.embodied.planning import Search
 from postformer.embodied.trials import problems, tried
+from postformer.models.world import World
 
 
 class Plane(Environment):
@@ -72,6 +75,26 @@ def test_with_a_model_that_is_right_goals_are_reached(lasting, execute):
     found = tried(ENV, policy, problems(ENV, range(20)), 6 * lasting)
     assert found.at_end[:, 0].mean() > 0.8
     assert policy.left.actions.shape == (20, 4, 2)
+
+
+@pytest.mark.parametrize("method", ["cem", "mppi", "gradient"])
+def test_every_method_acts_and_no_model_learns_from_it(method):
+    """A policy is asked where no gradient is kept, and a search along one keeps its own."""
+    torch.manual_seed(0)
+    model = World(2, (1, 1), 2, dim=2, widths=(2,), width=8, depth=1, mixers=({"kind": "mingru"},))
+    torch.nn.init.normal_(model.head.weight)
+    short = Flat(steps=2)
+    policy = Imagined(short, model, dataclasses.replace(SEARCH, method=method, iterations=2), last=3.0, generator=seeded())
+    found = tried(short, policy, problems(short, range(3)), 2)
+    assert np.isfinite(found.end).all()
+    assert all(p.grad is None for p in model.parameters())
+
+
+class Flat(Plane):
+    """The same, with the two numbers of a place as two channels of one pixel."""
+
+    def pictures(self, states):
+        return states[..., None, None].astype(np.float32)
 
 
 def test_what_was_seen_and_done_is_remembered():
