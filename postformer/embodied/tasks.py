@@ -28,8 +28,8 @@ WALKS, WALK_SEED = 256, 1000
 
 class Task(NamedTuple):
     """How a task is posed and planned for: its environment, the recipe and what is changed of its data, the steps of an episode, how long
-    an action of a plan lasts, how many are done before the next look, the weight of a plan's end, the search, and whether its distances
-    are counted in steps."""
+    an action of a plan lasts, how many are done before the next look, the weight of a plan's end, the search, whether its distances are
+    counted in steps, and how many looks a model remembers: where things go on moving, one does not tell how fast."""
 
     env: Callable[[], Any]
     recipe: str
@@ -40,6 +40,7 @@ class Task(NamedTuple):
     last: float
     search: Search
     paced: bool = False
+    memory: int = 1
 
     def searching(self, method: str) -> Search:
         """The search by a method."""
@@ -65,7 +66,7 @@ TASKS = {
     "moving": Task(
         functools.partial(_made, "rooms", "TwoRooms", fixed=False), "world-rooms", {"fixed": False}, 200, 5, 2, 30.0, ROOMS
     ),
-    "reacher": Task(functools.partial(_made, "reacher", "Reacher"), "world-reacher", {}, 30, 2, 1, 1.0, SIMULATED, True),
+    "reacher": Task(functools.partial(_made, "reacher", "Reacher"), "world-reacher", {}, 30, 2, 1, 1.0, SIMULATED, True, 2),
     "pushing": Task(
         functools.partial(_made, "pushing", "Pushing"),
         "world-pushing",
@@ -76,6 +77,7 @@ TASKS = {
         1.0,
         dataclasses.replace(SIMULATED, horizon=6),
         True,
+        2,
     ),
 }
 
@@ -93,7 +95,7 @@ def policy(task: Task, env: Environment, way: str, model: Any = None) -> Policy:
     if way == "reach":
         return Reached(env, model, task.search.limit)
     words: dict[str, Any] = {"lasting": task.lasting, "execute": task.execute, "last": task.last, "paced": task.paced}
-    return Imagined(env, model, task.searching(way), generator=generator, **words)
+    return Imagined(env, model, task.searching(way), memory=task.memory, generator=generator, **words)
 
 
 def _nearness(env: Environment, last: float) -> StateCost:

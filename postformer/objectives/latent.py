@@ -31,10 +31,10 @@ class Latent(nn.Module):
     """Teaches a `World`: the squared error of the `next` embedding and of `ahead` imagined ones after `known` pictures (`imagined`;
     0: as many as there are), with the weights of what keeps embeddings apart: `normal` of SIGReg along `lines` directions at each step,
     `wide` and `apart` of variance and covariance, `moving` of the deviation from each walk's own mean, which may not be below MOVING (so
-    that what stands still in a walk cannot be all that is embedded), `slow` of how far embeddings move in a step, and `inverse` of the
-    error of actions that are told from two embeddings in turn, by a network of `inverse_width`, or where that is 0 by a linear map. `look`
-    is the weight of what is drawn of embeddings, and `reach` that of what was done first between two of them, any number of steps apart:
-    both learn from embeddings and do not change them.
+    that what stands still in a walk cannot be all that is embedded), `slow` of how far embeddings move in a step, `straight` of how much
+    that differs from the step before, as a share of both, and `inverse` of the error of actions that are told from two embeddings in turn,
+    by a network of `inverse_width`, or where that is 0 by a linear map. `look` is the weight of what is drawn of embeddings, and `reach`
+    that of what was done first between two of them, any number of steps apart: both learn from embeddings and do not change them.
 
     The imagined error is a mean of squares, or with error="distance" of their roots, one of each step, so that the few walks whose future
     hangs on a hair do not outweigh the rest.
@@ -58,6 +58,7 @@ class Latent(nn.Module):
         apart: float = 0.0,
         moving: float = 0.0,
         slow: float = 0.0,
+        straight: float = 0.0,
         inverse: float = 0.0,
         inverse_width: int = 256,
         look: float = 0.0,
@@ -65,7 +66,7 @@ class Latent(nn.Module):
     ):
         super().__init__()
         weights = {"next": next, "imagined": imagined, "normal": normal, "wide": wide, "apart": apart, "moving": moving}
-        weights |= {"slow": slow, "inverse": inverse, "look": look, "reach": reach}
+        weights |= {"slow": slow, "straight": straight, "inverse": inverse, "look": look, "reach": reach}
         if min(weights.values()) < 0 or min(lines, known) < 1 or min(ahead, inverse_width) < 0:
             told = ", ".join(f"{name}={value:g}" for name, value in weights.items())
             raise ValueError(
@@ -133,6 +134,7 @@ class Latent(nn.Module):
             "apart": lambda: correlated(flat),
             "moving": lambda: too_narrow((z - z.mean(1, keepdim=True)).flatten(0, 1), MOVING),
             "slow": lambda: (z[:, 1:] - z[:, :-1]).square().mean(),
+            "straight": lambda: _bent(z),
             "inverse": lambda: F.mse_loss(self.told(z[:, :-1], z[:, 1:]), actions),  # type: ignore[misc]
             "look": lambda: F.mse_loss(model.decode(z.detach()), seen),
             "reach": lambda: self._reached(z.detach(), actions),
@@ -149,6 +151,12 @@ class Latent(nn.Module):
     def _normal(self, z: Tensor) -> Tensor:
         along = directions(z.shape[-1], self.lines, z)
         return torch.stack([sigreg(z[:, t], along) for t in range(z.shape[1])]).mean()
+
+
+def _bent(z: Tensor) -> Tensor:
+    """The mean square by which steps differ from those before them, of theirs: 0 at a steady pace straight on."""
+    step = z[:, 1:] - z[:, :-1]
+    return (step[:, 1:] - step[:, :-1]).square().mean() / step.square().mean()
 
 
 class _Told(nn.Module):
