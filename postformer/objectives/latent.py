@@ -22,7 +22,7 @@ from postformer.ops.layers import Linear, checked_word
 Target = Literal["embeddings", "pictures"]
 Error = Literal["square", "distance"]
 LEAST = 1e-4
-"""What is added to a square whose root is taken."""
+"""What is added to a square whose root is taken, and the least square that something is divided by."""
 MOVING = 0.3
 """Of a number's deviation within walks the least."""
 
@@ -91,9 +91,11 @@ class Latent(nn.Module):
         `batch["clips"]` Float [b, c, t + 1, h, w].
 
         Returns the loss, its parts, the effective rank and the mean standard deviation of the embeddings, and the tokens. Raises ValueError
-        where more steps are to be imagined than there are.
+        where more steps are to be imagined than there are, and for walks of one step with `straight`.
         """
         seen, actions = walks(batch)
+        if self.weights["straight"] and actions.shape[1] < 2:
+            raise ValueError("straight: walks of one step are neither straight nor bent; take 0, or longer ones")
         ahead = self.ahead or actions.shape[1] + 1 - self.known
         if ahead < 1 or self.known + ahead > actions.shape[1] + 1:
             raise ValueError(f"known={self.known}, ahead={self.ahead}: walks have {actions.shape[1]} steps")
@@ -156,7 +158,7 @@ class Latent(nn.Module):
 def _bent(z: Tensor) -> Tensor:
     """The mean square by which steps differ from those before them, of theirs: 0 at a steady pace straight on."""
     step = z[:, 1:] - z[:, :-1]
-    return (step[:, 1:] - step[:, :-1]).square().mean() / step.square().mean()
+    return (step[:, 1:] - step[:, :-1]).square().mean() / step.square().mean().clamp(min=LEAST)
 
 
 class _Told(nn.Module):

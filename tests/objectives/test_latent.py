@@ -53,6 +53,20 @@ def test_each_part_by_hand():
     assert out.keys() == {"loss", "next", "imagined", "slow", "rank", "deviation", "tokens"}
 
 
+def test_straight_is_how_much_a_step_differs_from_the_one_before():
+    given = batch()
+    objective = Latent(Known(), normal=0.0, straight=1.0)
+    step = Known().encode(given["observations"]).diff(dim=1)
+    expected = step.diff(dim=1).square().mean() / step.square().mean()
+    assert objective(given)["straight"].item() == pytest.approx(expected.item())
+    steady = torch.arange(5.0)[None, :, None] * torch.randn(3, 1, 2, generator=torch.Generator().manual_seed(0))
+    objective.model.encode = lambda seen: steady
+    assert objective(given)["straight"].item() == pytest.approx(0, abs=1e-10)
+    short = {"observations": given["observations"][:, :2], "actions": given["actions"][:, :1]}
+    with pytest.raises(ValueError, match="walks of one step are neither straight nor bent"):
+        objective(short)
+
+
 def test_an_imagined_error_may_be_a_distance():
     """Of each step of each walk the root of the mean square, so that one that is far off counts less than by its square."""
     given, model = batch(), Known()
