@@ -112,9 +112,9 @@ class Reach(nn.Module):
 class World(nn.Module):
     """`encode` embeds pictures of `channels` and `size` in `dim` numbers, `predict` tells of embeddings and the `actions` numbers of what
     is done the next embeddings; with `look` there is `decode`, which draws what embeddings tell of, and with `reach` a network of that
-    width, `reach`, which tells what leads from an embedding to another; `in_steps` counts distances in what a step changes. The encoder
-    has convolutions of `widths`, the first with the stride `first`; `width` and `depth` are those of the predictor. In a world where
-    nothing is done `actions` is 0."""
+    width, `reach`, which tells what leads from an embedding to another; `in_steps` counts distances in what a step changes. With `carry`
+    what the last step changed is added to what the predictor tells: things go on as they did. The encoder has convolutions of `widths`, the
+    first with the stride `first`; `width` and `depth` are those of the predictor. In a world where nothing is done `actions` is 0."""
 
     tokens: None = None
     compute_dtype: torch.dtype | None = None
@@ -133,6 +133,7 @@ class World(nn.Module):
         depth: int = 1,
         look: bool = False,
         reach: int = 0,
+        carry: bool = False,
         mixers: tuple[Spec, ...] = ({"kind": "gated_delta", "heads": 4},),
         ffns: tuple[Spec, ...] = ({"kind": "mlp"},),
         norm_eps: float = 1e-5,
@@ -155,11 +156,12 @@ class World(nn.Module):
             "depth": depth,
             "look": look,
             "reach": reach,
+            "carry": carry,
             "mixers": complete_pattern(mixers, MIXERS, "model.mixers"),
             "ffns": complete_pattern(ffns, FFNS, "model.ffns"),
             "norm_eps": norm_eps,
         }
-        self.channels, self.size, self.actions, self.dim = channels, size, actions, dim
+        self.channels, self.size, self.actions, self.dim, self.carry = channels, size, actions, dim, carry
         self.stem = Stem(channels, size, widths, dim, first)
         self.look = Look(channels, size, self.stem, dim, first) if look else None
         if reach and not actions:
@@ -203,8 +205,10 @@ class World(nn.Module):
         return ways * (values.clamp(min=0) + STILL * values.mean()).rsqrt()
 
     def init_state(self, batch: int) -> State:
-        """Nothing done yet."""
-        return self.backbone.init_state(batch)
+        """Nothing done yet; with `carry` the last embedding, and whether there was one, stand behind the layers' states."""
+        state = self.backbone.init_state(batch)
+        like = self.head.weight
+        return (*state, (like.new_zeros(batch, self.dim), like.new_zeros(batch, 1))) if self.carry else state
 
     def predict(
         self, z: Float[Tensor, "b t d"], actions: Float[Tensor, "b t k"], state: State | None = None
@@ -220,9 +224,15 @@ class World(nn.Module):
         return None if self.act is None else self.act(actions)
 
     def _next(self, z: Tensor, told: Tensor | None, state: State | None) -> tuple[Tensor, State | None]:
+        layers, last = (state[:-1], state[-1]) if self.carry and state is not None else (state, None)
         x = self.embed(z)
-        x, state = self.backbone(x if told is None else x + told, state)
-        return z + self.head(x), state
+        x, layers = self.backbone(x if told is None else x + told, layers)
+        after = z + self.head(x)
+        if not self.carry:
+            return after, layers
+        before, known = (z[:, 0], z.new_zeros(len(z), 1)) if last is None else last
+        step = torch.cat([known[:, None] * (z[:, :1] - before[:, None]), z[:, 1:] - z[:, :-1]], 1)
+        return after + step, None if layers is None else (*layers, (z[:, -1], torch.ones_like(known)))
 
     def imagine(
         self, z: Float[Tensor, "b d"], actions: Float[Tensor, "b t k"], state: State | None = None
@@ -252,12 +262,12 @@ class World(nn.Module):
 
     def cost(self, length: int) -> Cost:
         """Cost formulas of a row of `length` steps, each of which is seen; a decoded step is an imagined one."""
-        parameters = sum(p.numel() for p in self.parameters())
+        parameters, size = sum(p.numel() for p in self.parameters()), self.head.weight.element_size()
         ends = 2 * sum(m.weight.numel() for m in (self.embed, self.act, self.head) if m is not None)
         return Cost(
             parameters=parameters,
             active_parameters=parameters - self.backbone.idle_parameters(),
             prefill_flops=self.backbone.flops(length) / length + ends + self.stem.flops(),
             decode_flops=float(self.backbone.flops(1, length) + ends),
-            state_bytes=self.backbone.state_bytes(length, self.head.weight.element_size()),
+            state_bytes=self.backbone.state_bytes(length, size) + self.carry * (self.dim + 1) * size,
         )

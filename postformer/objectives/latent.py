@@ -3,7 +3,8 @@ without a teacher.
 
 SIGReg keeps all embeddings near a standard normal cloud (LeJEPA: Balestriero & LeCun 2025, arXiv 2511.08544; LeWorldModel: Maes et al.
 2026, arXiv 2603.19312); variance and covariance, slowness and the action told from two embeddings are PLDM's (Sobal et al. 2025, arXiv
-2502.14819, section 3) and EB-JEPA's (Terver et al. 2026, arXiv 2602.03604).
+2502.14819, section 3) and EB-JEPA's (Terver et al. 2026, arXiv 2602.03604); that embeddings go straight is asked by Wang et al. 2026 (arXiv
+2603.12231, there of their direction alone).
 
 b worlds, t steps, d numbers of an embedding, k of an action.
 """

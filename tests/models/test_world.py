@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from postformer.config import build
 from postformer.models import MODELS
 from postformer.models.world import World
+from postformer.state import nbytes
 
 MIXERS = {
     "attention": {"kind": "attention", "heads": 2},
@@ -26,8 +27,9 @@ def world(mixer="gated_delta", **words):
 
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("pieces", [(5,), (1, 4), (2, 1, 2), (1, 1, 1, 1, 1)])
-def test_a_walk_in_pieces_is_the_walk(mixer, pieces):
-    model = world(mixer)
+@pytest.mark.parametrize("carry", [False, True])
+def test_a_walk_in_pieces_is_the_walk(mixer, pieces, carry):
+    model = world(mixer, carry=carry)
     z, actions = torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 5, 3, dtype=torch.float64)
     whole, none = model.predict(z, actions)
     assert none is None
@@ -41,8 +43,22 @@ def test_a_walk_in_pieces_is_the_walk(mixer, pieces):
     assert torch.equal(model.predict(changed, actions)[0][:, :3], whole[:, :3])
 
 
-def test_imagined_steps_are_predictions_of_predictions():
-    model = world()
+def test_what_is_carried_on_goes_on():
+    """A predictor that tells nothing: no motion after the first embedding, and that of the last step after two; and it counts as state."""
+    model = world(carry=True)
+    for p in (model.head.weight, model.head.bias):
+        torch.nn.init.zeros_(p)
+    z, actions = torch.randn(2, 2, 8, dtype=torch.float64), torch.randn(2, 4, 3, dtype=torch.float64)
+    first, step = z[:, :1], z[:, 1:] - z[:, :1]
+    assert torch.allclose(model.foresee(first, actions)[0], first.expand(2, 4, 8))
+    ahead, state = model.foresee(z, actions)
+    assert torch.allclose(ahead, z[:, 1:] + step * torch.arange(1, 4)[:, None])
+    assert nbytes(state) == 2 * model.cost(8).state_bytes
+
+
+@pytest.mark.parametrize("carry", [False, True])
+def test_imagined_steps_are_predictions_of_predictions(carry):
+    model = world(carry=carry)
     z, actions = torch.randn(2, 8, dtype=torch.float64), torch.randn(2, 4, 3, dtype=torch.float64)
     made, state = model.imagine(z, actions)
     seen = torch.cat([z[:, None], made[:, :-1]], 1)
