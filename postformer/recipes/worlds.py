@@ -37,19 +37,19 @@ def world_rooms() -> Run:
     return _run("world-rooms", model, words, data, steps=4000, batch=64, muon=True)
 
 
-def _simulated(name: str, data: Spec, **inverse: float) -> Run:
+def _simulated(name: str, data: Spec, inverse: Spec) -> Run:
     words: Spec = {"normal": 0.05, **inverse, **DISTANCE}
     return _run(name, {"dim": 32, **PREDICTOR}, words, {"kind": "episodes", **data}, steps=3000, batch=64, muon=True)
 
 
 def world_reacher() -> Run:
     """An arm of two joints. Record it first: postformer episodes record reacher --out runs/reacher.h5"""
-    return _simulated("world-reacher", {"path": "runs/reacher.h5", "steps": 10}, inverse=1.0)
+    return _simulated("world-reacher", {"path": "runs/reacher.h5", "steps": 10}, {"inverse": 1.0})
 
 
 def world_pushing() -> Run:
     """A finger that pushes a block. Record it first: postformer episodes record pushing --out runs/pushing.h5"""
-    return _simulated("world-pushing", {"path": "runs/pushing.h5", "steps": 8}, inverse=1.0, inverse_width=0)
+    return _simulated("world-pushing", {"path": "runs/pushing.h5", "steps": 8}, {"inverse": 1.0, "inverse_width": 0})
 
 
 CLIPS: Spec = {"kind": "physics", "scene": "all", "frames": 20, "size": 32}
