@@ -75,7 +75,7 @@ class Search:
             raise ValueError(f"shrink={self.shrink} must be at least 1, kept={self.kept} from 0 to 1")
 
     def drawn(self, iteration: int) -> int:
-        """Samples of an iteration."""
+        """How many samples an iteration draws; the first is 0."""
         return max(int(self.samples / self.shrink**iteration), min(2 * self.elites, self.samples))
 
 

@@ -95,7 +95,7 @@ def policy(task: Task, env: Environment, way: str, model: Any = None) -> Policy:
     if way == "reach":
         return Reached(env, model, task.search.limit)
     words: dict[str, Any] = {"lasting": task.lasting, "execute": task.execute, "last": task.last, "paced": task.paced}
-    return Imagined(env, model, task.searching(way), memory=task.memory, generator=generator, **words)
+    return Imagined(env, model, task.searching(way), **words, memory=task.memory, generator=generator)
 
 
 def _nearness(env: Environment, last: float) -> StateCost:

@@ -33,7 +33,7 @@ class Latent(nn.Module):
     0: as many as there are), with the weights of what keeps embeddings apart: `normal` of SIGReg along `lines` directions at each step,
     `wide` and `apart` of variance and covariance, `moving` of the deviation from each walk's own mean, which may not be below MOVING (so
     that what stands still in a walk cannot be all that is embedded), `slow` of how far embeddings move in a step, `straight` of how much
-    that differs from the step before, as a share of both, and `inverse` of the error of actions that are told from two embeddings in turn,
+    that differs from the step before, as a share of it, and `inverse` of the error of actions that are told from two embeddings in turn,
     by a network of `inverse_width`, or where that is 0 by a linear map. `look` is the weight of what is drawn of embeddings, and `reach`
     that of what was done first between two of them, any number of steps apart: both learn from embeddings and do not change them.
 
@@ -157,7 +157,8 @@ class Latent(nn.Module):
 
 
 def _bent(z: Tensor) -> Tensor:
-    """The mean square by which steps differ from those before them, of theirs: 0 at a steady pace straight on."""
+    """Of embeddings [b, t + 1, d] the mean square by which steps differ from those before them, as a share of the steps' own mean square
+    (a number): 0 at a steady pace straight on."""
     step = z[:, 1:] - z[:, :-1]
     return (step[:, 1:] - step[:, :-1]).square().mean() / step.square().mean().clamp(min=LEAST)
 

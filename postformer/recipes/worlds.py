@@ -29,8 +29,7 @@ def world_rooms() -> Run:
 
     Where walls move, they alone would be easiest to predict: that numbers must move within a walk, and that actions are told from two
     embeddings in turn, keeps the dot in them; that they are told by a linear map leaves the place in two numbers, and room for wall and
-    door. `reach` tells plans to begin a search with. Whether a dot passes the door hangs on a hair, so
-    imagined errors are distances."""
+    door. `reach` tells plans to begin a search with. Whether a dot passes the door hangs on a hair, so imagined errors are distances."""
     model: Spec = {"dim": 32, "reach": 256, **PREDICTOR}
     words: Spec = {"normal": 0.05, "inverse": 10.0, "inverse_width": 0, "moving": 3.0, "reach": 1.0, **DISTANCE}
     data: Spec = {"kind": "rooms", "steps": 16, "stride": BLOCK}
